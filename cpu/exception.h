@@ -1,0 +1,40 @@
+/*
+ * Exceptions and interrupts: how an instruction reports a fault and how faults and interrupts are
+ * delivered through the IDT. SDM vol. 3, chapter 6.
+ */
+#ifndef RINGSHIFT_CPU_EXCEPTION_H
+#define RINGSHIFT_CPU_EXCEPTION_H
+
+#include "cpu/vcpu.h"
+
+/* Fill v->exc and return CPU_EXCEPTION, so that a rule can `return cpu_raise(v, EXC_UD)`. */
+static inline enum cpu_result cpu_raise(struct vcpu *v, uint8_t vector)
+{
+    v->exc = (struct exception){.vector = vector};
+    return CPU_EXCEPTION;
+}
+
+static inline enum cpu_result cpu_raise_code(struct vcpu *v, uint8_t vector, uint32_t error)
+{
+    v->exc = (struct exception){.vector = vector, .has_error = true, .error = error};
+    return CPU_EXCEPTION;
+}
+
+/* Delivers v->exc as a fault at v->rip (traps: the caller has already advanced rip), with
+ * contributory/double/triple fault rules. CPU_JUMP, or CPU_EXIT with VCPU_EXIT_TRIPLE. */
+enum cpu_result cpu_deliver_exception(struct vcpu *v);
+
+/* Delivers an external interrupt or NMI before the instruction at v->rip. */
+enum cpu_result cpu_deliver_interrupt(struct vcpu *v, uint8_t vector);
+
+/* INT n, INT3, INTO, INT1: checks the gate's DPL, saves next_rip. CPU_JUMP or CPU_EXCEPTION. */
+enum cpu_result cpu_software_interrupt(struct vcpu *v, uint8_t vector, uint64_t next_rip);
+
+/*
+ * Takes pending events at an instruction boundary: NMI, interrupts when RFLAGS.IF = 1 and there
+ * is no interrupt shadow (which it consumes). CPU_NEXT if nothing happened, CPU_JUMP after a
+ * delivery, CPU_EXIT for EV_STOP or a triple fault. Uses v->platform->ops->intr_ack.
+ */
+enum cpu_result cpu_take_events(struct vcpu *v);
+
+#endif

@@ -1,0 +1,119 @@
+/*
+ * Guest-virtual memory as C code sees it: the page walk, the soft TLB that caches it, and loads
+ * and stores on behalf of instructions that are emulated in C.
+ *
+ * Contract shared by everything here: on a guest fault the function fills v->exc (with CR2 and the
+ * architectural error code; not delivered, no other state changed) and returns a negative value;
+ * the caller turns that into CPU_EXCEPTION.
+ */
+#ifndef RINGSHIFT_MMU_MMU_H
+#define RINGSHIFT_MMU_MMU_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cpu/vcpu.h"
+#include "mmu/ram.h"
+
+enum mmu_access {
+    MMU_READ = 0,
+    MMU_WRITE = 1,
+    MMU_EXEC = 2,
+    MMU_KIND = 3,      /* mask of the three above                                            */
+    MMU_SYSTEM = 4,    /* implicit supervisor access (descriptor tables, TSS, IDT): CPL 0
+                          rights whatever the CPL, and SMAP applies despite AC                */
+    MMU_RMW = 8,       /* with MMU_WRITE: also reads; a fault is reported as a write          */
+};
+
+struct mmu_xlat {
+    uint64_t gpa;        /* of the byte asked for                                             */
+    uint8_t page_shift;  /* 12, 21 or 30: size of the guest mapping                           */
+    bool writable;       /* a write by the current CPL would be allowed now (rights and D set) */
+    bool user;           /* U/S = user through all levels                                     */
+    bool global;
+    bool nx;             /* may not be executed (EFER.NXE and XD at some level)               */
+};
+
+/*
+ * Walks the guest's page tables for one byte (4-level long-mode paging; identity when CR0.PG = 0),
+ * checks rights for `access` at the vCPU's CPL, CR0.WP, CR4.SMEP/SMAP, RFLAGS.AC, EFER.NXE and
+ * reserved bits, and sets A (and D for writes) with atomic compare-exchange like a CPU.
+ * A non-canonical address must have been rejected by the caller (mmu_canonical).
+ * Returns 0, or -1 with #PF in v->exc.  Page-table reads outside RAM read as all-ones.
+ * SDM vol. 3, chapter 4.
+ */
+int mmu_walk(struct vcpu *v, uint64_t gva, unsigned access, struct mmu_xlat *out);
+
+/* The same walk without side effects (no A/D, no exception, no rights check): for tracing, `explain`
+ * and debuggers. Returns 0, or -1 if not mapped. */
+int mmu_peek(const struct vcpu *v, uint64_t gva, struct mmu_xlat *out);
+
+static inline bool mmu_canonical(uint64_t gva)
+{
+    return (uint64_t)((int64_t)(gva << 16) >> 16) == gva;
+}
+
+/*
+ * Soft TLB. One table per privilege: stlb[0] for user accesses (CPL 3), stlb[1] for supervisor
+ * ones. Index = (gva >> 12) & (STLB_SIZE - 1). Emitted code tests
+ *     (uint64_t)(gva - tag) <= 4096 - size   (unsigned)
+ * and then uses host + (gva - tag); so an invalid tag must be a page address whose index is a
+ * different one: mmu_stlb_invalid_tag(index).
+ * An entry's wtag is valid only if the page is writable under the current rights, its PTE's D bit
+ * is set, it is RAM, and RAM_PAGE_CODE is clear. rtag only if it is RAM.
+ * Supervisor table and SMAP: user pages may be in stlb[1] only while RFLAGS.AC = 1 or CR4.SMAP = 0;
+ * mmu_stlb_ac_cleared() evicts them (they are remembered in a short list; on overflow the whole
+ * table is flushed).
+ */
+static inline uint64_t mmu_stlb_invalid_tag(unsigned index)
+{
+    return (uint64_t)(index ^ 1) << GUEST_PAGE_SHIFT;
+}
+
+static inline struct soft_tlb_entry *mmu_stlb_slot(struct vcpu *v, uint64_t gva, bool user)
+{
+    return &v->stlb[user ? 0 : 1][(gva >> GUEST_PAGE_SHIFT) & (STLB_SIZE - 1)];
+}
+
+/* What mmu_translate() found. */
+enum mmu_target { MMU_RAM, MMU_RAM_CODE, MMU_MMIO };
+
+/*
+ * Translates for a data access of the current CPL (or MMU_SYSTEM), filling the soft TLB when the
+ * target is RAM. *host is the HVA of the byte (RAM) and *gpa its GPA. Returns an enum mmu_target,
+ * or -1 with v->exc: #PF, or for a non-canonical address #GP(0) (#SS(0) if `stack`).
+ * MMU_RAM_CODE is returned for writes to pages that hold translated code: the caller must call
+ * ram_before_write() with the exact range first.
+ */
+int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, void **host,
+                  uint64_t *gpa);
+
+void mmu_stlb_init(struct vcpu *v);
+void mmu_flush_all(struct vcpu *v);        /* everything, global pages included               */
+void mmu_flush_nonglobal(struct vcpu *v);  /* CR3 write                                       */
+void mmu_flush_page(struct vcpu *v, uint64_t gva); /* INVLPG: also global; any page size      */
+void mmu_stlb_ac_cleared(struct vcpu *v);
+/* Makes all entries that map this GPA page read-only (it now holds code). */
+void mmu_stlb_protect_gpa(struct vcpu *v, uint64_t gpa);
+
+/*
+ * The engine hooks flushes (exec caches, windows). Called after the soft TLB has been flushed.
+ * kind: what was flushed; gva for MMU_FLUSHED_PAGE.
+ */
+enum mmu_flush_kind { MMU_FLUSHED_ALL, MMU_FLUSHED_NONGLOBAL, MMU_FLUSHED_PAGE };
+extern void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva);
+
+/*
+ * Loads and stores for instructions done in C; any size 1..64, may cross a page, may be MMIO
+ * (through v->platform, after vcpu_fp_save). Both pages are checked before anything is written.
+ * `gva` is the linear address; access may add MMU_SYSTEM. 0, or -1 with v->exc.
+ */
+int mmu_load(struct vcpu *v, uint64_t gva, void *buf, unsigned size, unsigned access, bool stack);
+int mmu_store(struct vcpu *v, uint64_t gva, const void *buf, unsigned size, unsigned access,
+              bool stack);
+
+/* Raw MMIO transfer of 1..64 bytes split into naturally aligned pieces of at most 8 bytes. */
+void mmu_mmio_read(struct vcpu *v, uint64_t gpa, void *buf, unsigned size);
+void mmu_mmio_write(struct vcpu *v, uint64_t gpa, const void *buf, unsigned size);
+
+#endif
