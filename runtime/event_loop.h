@@ -1,0 +1,46 @@
+/*
+ * The machine's I/O thread: waits in epoll for timers and file descriptors and calls back with the
+ * machine lock held.  It is the only thread besides the vCPUs.
+ *
+ * All functions but create/destroy/start/stop are called with the machine lock held (callbacks
+ * have it already).
+ */
+#ifndef RINGSHIFT_RUNTIME_EVENT_LOOP_H
+#define RINGSHIFT_RUNTIME_EVENT_LOOP_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+#include "devices/timer.h"
+
+struct event_loop;
+struct event_fd;
+
+/* `lock` outlives the loop.  0 or negative errno. */
+int event_loop_create(struct event_loop **out, pthread_mutex_t *lock);
+/* Stops the thread if it runs; fds still registered are forgotten, not closed. */
+void event_loop_destroy(struct event_loop *l);
+
+/* Starts the thread, with all signals blocked.  0 or negative errno. */
+int event_loop_start(struct event_loop *l);
+/* Ends the thread and joins it.  Not with the machine lock held, not from a callback. */
+void event_loop_stop(struct event_loop *l);
+
+/* The timers the thread runs; clock is CLOCK_MONOTONIC. */
+struct timer_queue *event_loop_timers(struct event_loop *l);
+
+/*
+ * Calls callback(opaque, events) whenever one of `events` (EPOLLIN, EPOLLOUT, ...; level
+ * triggered) is pending on fd; EPOLLHUP and EPOLLERR are always reported.  Returns a handle in
+ * *out; 0 or negative errno.  A regular file is not pollable: -EPERM; such an fd never blocks, so
+ * the caller can read it from a timer.
+ */
+int event_loop_add_fd(struct event_loop *l, int fd, uint32_t events,
+                      void (*callback)(void *opaque, uint32_t events), void *opaque,
+                      struct event_fd **out);
+/* Changes what is waited for; 0 silences even EPOLLHUP. */
+void event_loop_set_events(struct event_loop *l, struct event_fd *f, uint32_t events);
+/* No callback comes after this returns.  Does not close the fd. */
+void event_loop_remove_fd(struct event_loop *l, struct event_fd *f);
+
+#endif
