@@ -131,9 +131,35 @@ struct soft_tlb_entry {
     uint64_t host; /* HVA of the page's first byte in the RAM base mapping                    */
     uint64_t info; /* GPA of the page | STLB_* bits                                           */
 };
-enum { STLB_GLOBAL = 1, STLB_USER = 2 };
+enum { STLB_GLOBAL = 1, STLB_USER = 2, STLB_2M = 4, STLB_1G = 8 };
 #define STLB_BITS 9
 #define STLB_SIZE (1u << STLB_BITS)
+
+/* What mmu/soft_tlb.c remembers of one table, one bit per slot, so that a flush visits only the
+ * slots that need it. */
+struct soft_tlb_map {
+    uint64_t filled[STLB_SIZE / 64];
+    uint64_t global[STLB_SIZE / 64];
+    uint64_t user[STLB_SIZE / 64]; /* U/S = user: what SMAP must hide in stlb[1]              */
+    uint64_t big[STLB_SIZE / 64];  /* part of a 2M or 1G page                                 */
+    uint64_t big_filter[2];        /* Bloom filter of the big pages, by half of the addresses */
+};
+
+/*
+ * Words of the binary translator that emitted code addresses relative to the GS base.  Owned by
+ * translator/ (bt.h says how each is used); here only because there is one GS base.
+ */
+#define JUMP_CACHE_SIZE  65536u
+#define BOUNCE_SIZE      16384u
+struct vcpu_bt {
+    uint64_t hflags;        /* EFLAGS image saved by the exit stubs, loaded by the resume stub     */
+    uint64_t resume_target; /* host address the resume stub jumps to                               */
+    uint64_t r10, r11;      /* scratch registers across a C helper                                 */
+    uint64_t exit_reason, exit_arg;
+    uint64_t xsave_rax, xsave_rdx; /* the guest's own RAX/RDX while an XSAVE runs with a masked one */
+    uint64_t slot_id[16], slot_delta[16];
+    uint64_t stack_delta[2];
+};
 
 struct vcpu {
     /* -- Hot: addressed by emitted code at small offsets from the host's GS base. -------------- */
@@ -147,6 +173,7 @@ struct vcpu {
     _Atomic uint32_t exit_request; /* nonzero: leave translated code at the next boundary      */
     uint32_t fp_saved;   /* guest FP state is in fp_area, not in the host's registers          */
     uint32_t interrupt_shadow; /* STI / MOV SS: no interrupt until after the next instruction  */
+    struct vcpu_bt bt;
 
     struct segment seg[SEG_COUNT];
 
@@ -184,6 +211,12 @@ struct vcpu {
 
     /* -- Soft TLB: one for user mode, one for supervisor mode. ---------------------------------- */
     struct soft_tlb_entry stlb[2][STLB_SIZE] __attribute__((aligned(64)));
+    struct soft_tlb_map stlb_map[2];
+
+    /* Binary translator: host entry points by the low 16 bits of the guest address, one table for
+     * user and one for supervisor code, and the copy that awkward accesses work on. */
+    uint64_t jump_cache[2][JUMP_CACHE_SIZE] __attribute__((aligned(64)));
+    uint8_t bounce[BOUNCE_SIZE] __attribute__((aligned(4096)));
 };
 
 /*

@@ -62,8 +62,9 @@ static inline bool mmu_canonical(uint64_t gva)
  * An entry's wtag is valid only if the page is writable under the current rights, its PTE's D bit
  * is set, it is RAM, and RAM_PAGE_CODE is clear. rtag only if it is RAM.
  * Supervisor table and SMAP: user pages may be in stlb[1] only while RFLAGS.AC = 1 or CR4.SMAP = 0;
- * mmu_stlb_ac_cleared() evicts them (they are remembered in a short list; on overflow the whole
- * table is flushed).
+ * mmu_stlb_ac_cleared() evicts them and must be called whenever AC goes from 1 to 0, at any CPL.
+ * Entries hold the rights of the current CR0.WP, CR4.SMAP/SMEP/PGE and EFER.NXE: a change of one of
+ * these needs mmu_flush_all().  They carry no PCID: every CR3 write flushes them.
  */
 static inline uint64_t mmu_stlb_invalid_tag(unsigned index)
 {

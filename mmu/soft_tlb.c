@@ -1,0 +1,211 @@
+/*
+ * The soft TLB: a direct-mapped cache of translations to RAM, one table per privilege, searched by
+ * emitted code and by mmu_translate().
+ *
+ * A hit costs a compare, so an entry can say no more than "this page, with these rights, now":
+ * whatever changes the rights of a page must flush.  To keep flushes cheap without generation
+ * numbers in the tags, struct soft_tlb_map holds one bit per slot and property, and a flush visits
+ * only the slots concerned.
+ *
+ * Big pages are entered as the 4K pieces that were touched.  INVLPG must drop all pieces of the
+ * page around an address (SDM vol. 3, 4.10.4.1), so slots of big pages are marked with their size,
+ * and a Bloom filter over the big pages keeps the usual INVLPG of a 4K page from looking at them.
+ */
+#include "cpu/exception.h"
+#include "mmu/mmu.h"
+
+#define MAP_WORDS (STLB_SIZE / 64)
+
+static void invalidate(struct vcpu *v, unsigned table, unsigned index)
+{
+    struct soft_tlb_entry *e = &v->stlb[table][index];
+    struct soft_tlb_map *map = &v->stlb_map[table];
+    uint64_t keep = ~(1ull << (index & 63));
+
+    e->rtag = e->wtag = mmu_stlb_invalid_tag(index);
+    e->info = 0;
+    map->filled[index / 64] &= keep;
+    map->global[index / 64] &= keep;
+    map->user[index / 64] &= keep;
+    map->big[index / 64] &= keep;
+}
+
+static uint64_t page_mask(const struct soft_tlb_entry *e)
+{
+    if (e->info & STLB_1G)
+        return ~((1ull << 30) - 1);
+    return ~((1ull << ((e->info & STLB_2M) ? 21 : 12)) - 1);
+}
+
+/* One bit of the Bloom filter for the 2M (1G) page around gva. */
+static uint64_t big_hash(uint64_t gva, unsigned shift)
+{
+    uint64_t n = gva >> shift;
+
+    return 1ull << ((n ^ n >> 6 ^ shift) & 63);
+}
+
+static unsigned half(uint64_t gva)
+{
+    return gva >> 63;
+}
+
+static void fill(struct vcpu *v, unsigned table, uint64_t gva, const struct mmu_xlat *x)
+{
+    uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    uint64_t gpa = x->gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    unsigned index = (gva >> GUEST_PAGE_SHIFT) & (STLB_SIZE - 1);
+    struct soft_tlb_entry *e = &v->stlb[table][index];
+    struct soft_tlb_map *map = &v->stlb_map[table];
+    uint64_t bit = 1ull << (index & 63);
+    bool code = v->ram->page_flags[gpa >> GUEST_PAGE_SHIFT] & RAM_PAGE_CODE;
+
+    invalidate(v, table, index);
+    e->host = (uint64_t)(uintptr_t)(v->ram->base + gpa);
+    e->info = gpa;
+    map->filled[index / 64] |= bit;
+    if (x->global) {
+        e->info |= STLB_GLOBAL;
+        map->global[index / 64] |= bit;
+    }
+    if (x->user) {
+        e->info |= STLB_USER;
+        map->user[index / 64] |= bit;
+    }
+    if (x->page_shift != GUEST_PAGE_SHIFT) {
+        e->info |= x->page_shift == 30 ? STLB_1G : STLB_2M;
+        map->big[index / 64] |= bit;
+        map->big_filter[half(gva)] |= big_hash(gva, x->page_shift);
+    }
+    e->rtag = page;
+    if (x->writable && !code)
+        e->wtag = page;
+}
+
+int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, void **host,
+                  uint64_t *gpa)
+{
+    bool user = v->cpl == 3 && !(access & MMU_SYSTEM);
+    unsigned kind = access & MMU_KIND;
+    struct soft_tlb_entry *e = mmu_stlb_slot(v, gva, user);
+    uint64_t offset = gva & (GUEST_PAGE_SIZE - 1);
+    struct mmu_xlat x;
+
+    /* A supervisor entry for a user page is there by the grace of AC, which implicit accesses do
+     * not have; the right to execute is not what an entry says. */
+    if ((kind == MMU_WRITE ? e->wtag : e->rtag) == gva - offset && kind != MMU_EXEC &&
+        !((access & MMU_SYSTEM) && (e->info & STLB_USER) && (v->cr4 & CR4_SMAP))) {
+        *host = (void *)(uintptr_t)(e->host + offset);
+        *gpa = (e->info & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) + offset;
+        return MMU_RAM;
+    }
+
+    if (!mmu_canonical(gva)) {
+        cpu_raise_code(v, stack ? EXC_SS : EXC_GP, 0);
+        return -1;
+    }
+    if (mmu_walk(v, gva, access, &x))
+        return -1;
+    *gpa = x.gpa;
+    *host = ram_ptr(v->ram, x.gpa, 1); /* RAM begins and ends at page boundaries */
+    if (!*host)
+        return MMU_MMIO;
+    if (kind != MMU_EXEC)
+        fill(v, user ? 0 : 1, gva, &x);
+    if (kind == MMU_WRITE && (v->ram->page_flags[x.gpa >> GUEST_PAGE_SHIFT] & RAM_PAGE_CODE))
+        return MMU_RAM_CODE;
+    return MMU_RAM;
+}
+
+/* Invalidates the slots whose bits are set in `which`, an array of MAP_WORDS words. */
+static void invalidate_set(struct vcpu *v, unsigned table, const uint64_t *which)
+{
+    for (unsigned word = 0; word < MAP_WORDS; word++)
+        for (uint64_t bits = which[word]; bits; bits &= bits - 1)
+            invalidate(v, table, word * 64 + (unsigned)__builtin_ctzll(bits));
+}
+
+void mmu_stlb_init(struct vcpu *v)
+{
+    for (unsigned table = 0; table < 2; table++) {
+        for (unsigned index = 0; index < STLB_SIZE; index++) {
+            invalidate(v, table, index);
+            v->stlb[table][index].host = 0;
+        }
+        v->stlb_map[table].big_filter[0] = v->stlb_map[table].big_filter[1] = 0;
+    }
+}
+
+void mmu_flush_all(struct vcpu *v)
+{
+    for (unsigned table = 0; table < 2; table++) {
+        invalidate_set(v, table, v->stlb_map[table].filled);
+        v->stlb_map[table].big_filter[0] = v->stlb_map[table].big_filter[1] = 0;
+    }
+    engine_on_mmu_flush(v, MMU_FLUSHED_ALL, 0);
+}
+
+void mmu_flush_nonglobal(struct vcpu *v)
+{
+    for (unsigned table = 0; table < 2; table++) {
+        struct soft_tlb_map *map = &v->stlb_map[table];
+        uint64_t which[MAP_WORDS], big = 0;
+
+        for (unsigned word = 0; word < MAP_WORDS; word++) {
+            which[word] = map->filled[word] & ~map->global[word];
+            big |= map->big[word] & map->global[word];
+        }
+        invalidate_set(v, table, which);
+        if (!big)
+            map->big_filter[0] = map->big_filter[1] = 0;
+    }
+    engine_on_mmu_flush(v, MMU_FLUSHED_NONGLOBAL, 0);
+}
+
+/* Drops the pieces of the big pages around gva. */
+static void flush_big(struct vcpu *v, unsigned table, uint64_t gva)
+{
+    struct soft_tlb_map *map = &v->stlb_map[table];
+
+    if (!(map->big_filter[half(gva)] & (big_hash(gva, 21) | big_hash(gva, 30))))
+        return;
+    for (unsigned word = 0; word < MAP_WORDS; word++)
+        for (uint64_t bits = map->big[word]; bits; bits &= bits - 1) {
+            unsigned index = word * 64 + (unsigned)__builtin_ctzll(bits);
+            struct soft_tlb_entry *e = &v->stlb[table][index];
+            if (!((e->rtag ^ gva) & page_mask(e)))
+                invalidate(v, table, index);
+        }
+}
+
+void mmu_flush_page(struct vcpu *v, uint64_t gva)
+{
+    uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    unsigned index = (gva >> GUEST_PAGE_SHIFT) & (STLB_SIZE - 1);
+
+    for (unsigned table = 0; table < 2; table++) {
+        if (v->stlb[table][index].rtag == page)
+            invalidate(v, table, index);
+        flush_big(v, table, gva);
+    }
+    engine_on_mmu_flush(v, MMU_FLUSHED_PAGE, gva);
+}
+
+void mmu_stlb_ac_cleared(struct vcpu *v)
+{
+    if (v->cr4 & CR4_SMAP)
+        invalidate_set(v, 1, v->stlb_map[1].user);
+}
+
+void mmu_stlb_protect_gpa(struct vcpu *v, uint64_t gpa)
+{
+    gpa &= ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    for (unsigned table = 0; table < 2; table++)
+        for (unsigned word = 0; word < MAP_WORDS; word++)
+            for (uint64_t bits = v->stlb_map[table].filled[word]; bits; bits &= bits - 1) {
+                unsigned index = word * 64 + (unsigned)__builtin_ctzll(bits);
+                struct soft_tlb_entry *e = &v->stlb[table][index];
+                if ((e->info & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) == gpa)
+                    e->wtag = mmu_stlb_invalid_tag(index);
+            }
+}

@@ -1,0 +1,197 @@
+/*
+ * The page walk: 4-level paging as in SDM vol. 3, 4.5 to 4.8.
+ *
+ * The guest's other vCPUs and its devices may write the tables while they are walked.  So every
+ * entry is read exactly once, all decisions are made on those values, and the accessed and dirty
+ * flags are set by compare-exchange against the value that was read: if it has changed, the walk
+ * starts again, as on a processor, whose update is a locked read-modify-write of a valid entry.
+ *
+ * Accessed flags are set only when the access goes through. The SDM allows them to be set or not
+ * in the upper levels of a translation that faults.
+ */
+#include "mmu/mmu.h"
+#include "mmu/walk.h"
+
+enum walk_status { WALK_OK, WALK_NOT_PRESENT, WALK_RESERVED };
+
+struct walk {
+    uint64_t *entry[4]; /* HVA of the entry used at level 1 (PTE) to 4 (PML4E)   */
+    uint64_t value[4];  /* what was read there                                   */
+    unsigned leaf;      /* level of the entry that maps the page: 1, 2 or 3      */
+    uint64_t all;       /* AND of the entries: R/W and U/S need all levels       */
+    uint64_t any;       /* OR of the entries: XD needs one                       */
+};
+
+/* Rights-relevant nature of one access. */
+struct access_mode {
+    bool write, exec, user, implicit;
+};
+
+static struct access_mode access_mode(const struct vcpu *v, unsigned access)
+{
+    unsigned kind = access & MMU_KIND;
+
+    return (struct access_mode){
+        .write = kind == MMU_WRITE,
+        .exec = kind == MMU_EXEC,
+        .user = v->cpl == 3 && !(access & MMU_SYSTEM),
+        .implicit = access & MMU_SYSTEM,
+    };
+}
+
+/* Bits that must be 0 in a present entry at `level`. SDM vol. 3, tables 4-15 to 4-20. */
+static uint64_t reserved_bits(const struct vcpu *v, unsigned level, uint64_t value)
+{
+    uint64_t rsvd = ((1ull << 52) - 1) & ~GUEST_PHYS_MASK;
+
+    if (!(v->efer & EFER_NX))
+        rsvd |= PTE_XD;
+    if (level == 4)
+        rsvd |= PTE_PS;
+    else if (level == 3 && (value & PTE_PS))
+        rsvd |= 0x3fffe000ull; /* 29:13; bit 12 is PAT */
+    else if (level == 2 && (value & PTE_PS))
+        rsvd |= 0x001fe000ull; /* 20:13 */
+    return rsvd;
+}
+
+static enum walk_status read_tables(const struct vcpu *v, uint64_t gva, struct walk *w)
+{
+    uint64_t table = v->cr3 & PTE_ADDR; /* PCID, PWT, PCD do not matter */
+
+    w->all = ~0ull;
+    w->any = 0;
+    for (unsigned level = 4;; level--) {
+        unsigned index = gva >> (GUEST_PAGE_SHIFT + 9 * (level - 1)) & 511;
+        uint64_t *entry = ram_ptr(v->ram, table + index * 8, 8);
+        uint64_t value = entry ? __atomic_load_n(entry, __ATOMIC_ACQUIRE) : ~0ull;
+
+        if (!(value & PTE_P))
+            return WALK_NOT_PRESENT;
+        if (value & reserved_bits(v, level, value))
+            return WALK_RESERVED;
+        w->entry[level - 1] = entry;
+        w->value[level - 1] = value;
+        w->all &= value;
+        w->any |= value;
+        if (level == 1 || (level < 4 && (value & PTE_PS))) {
+            w->leaf = level;
+            return WALK_OK;
+        }
+        table = value & PTE_ADDR;
+    }
+}
+
+/* SDM vol. 3, 4.6.1. */
+static bool access_allowed(const struct vcpu *v, const struct walk *w, struct access_mode m)
+{
+    bool user_page = w->all & PTE_US;
+
+    if (m.exec && (w->any & PTE_XD))
+        return false; /* with NXE = 0 a set XD was a reserved bit */
+    if (m.user)
+        return user_page && (!m.write || (w->all & PTE_RW));
+    if (user_page && m.exec && (v->cr4 & CR4_SMEP))
+        return false;
+    if (user_page && !m.exec && (v->cr4 & CR4_SMAP) && (m.implicit || !(v->rflags & FL_AC)))
+        return false;
+    return !m.write || (w->all & PTE_RW) || !(v->cr0 & CR0_WP);
+}
+
+static void describe(const struct vcpu *v, uint64_t gva, const struct walk *w, struct access_mode m,
+                     struct mmu_xlat *out)
+{
+    uint64_t leaf = w->value[w->leaf - 1];
+    unsigned shift = GUEST_PAGE_SHIFT + 9 * (w->leaf - 1);
+    uint64_t mask = (1ull << shift) - 1;
+
+    m.write = true;
+    m.exec = false;
+    out->gpa = (leaf & PTE_ADDR & ~mask) | (gva & mask);
+    out->page_shift = (uint8_t)shift;
+    out->writable = (leaf & PTE_D) && access_allowed(v, w, m);
+    out->user = w->all & PTE_US;
+    out->global = (leaf & PTE_G) && (v->cr4 & CR4_PGE);
+    out->nx = w->any & PTE_XD;
+}
+
+static void describe_identity(uint64_t gva, struct mmu_xlat *out)
+{
+    *out = (struct mmu_xlat){.gpa = gva, .page_shift = GUEST_PAGE_SHIFT, .writable = true};
+}
+
+/* Sets A in every entry used, and D in the leaf for a write. False if an entry changed meanwhile.
+ */
+static bool set_accessed_dirty(struct vcpu *v, struct walk *w, bool write)
+{
+    for (unsigned level = 4; level >= w->leaf; level--) {
+        uint64_t *entry = w->entry[level - 1];
+        uint64_t old = w->value[level - 1];
+        uint64_t set = PTE_A | (write && level == w->leaf ? PTE_D : 0);
+
+        if ((old & set) == set)
+            continue;
+        /* Page tables may share a page with code (they do during early boot). */
+        ram_before_write(v->ram, (uint64_t)((uint8_t *)entry - v->ram->base), 8);
+        if (!__atomic_compare_exchange_n(entry, &old, old | set, false, __ATOMIC_SEQ_CST,
+                                         __ATOMIC_RELAXED))
+            return false;
+        w->value[level - 1] = old | set;
+    }
+    return true;
+}
+
+static int page_fault(struct vcpu *v, uint64_t gva, struct access_mode m, uint32_t cause)
+{
+    uint32_t error = cause;
+
+    if (m.write)
+        error |= PF_W;
+    if (m.user)
+        error |= PF_U;
+    if (m.exec && ((v->efer & EFER_NX) || (v->cr4 & CR4_SMEP)))
+        error |= PF_I;
+    v->exc = (struct exception){.vector = EXC_PF, .has_error = true, .error = error, .cr2 = gva};
+    return -1;
+}
+
+int mmu_walk(struct vcpu *v, uint64_t gva, unsigned access, struct mmu_xlat *out)
+{
+    struct access_mode m = access_mode(v, access);
+    struct walk w;
+
+    if (!(v->cr0 & CR0_PG)) {
+        describe_identity(gva, out);
+        return 0;
+    }
+    do {
+        switch (read_tables(v, gva, &w)) {
+        case WALK_NOT_PRESENT:
+            return page_fault(v, gva, m, 0);
+        case WALK_RESERVED:
+            return page_fault(v, gva, m, PF_P | PF_RSVD);
+        case WALK_OK:
+            break;
+        }
+        if (!access_allowed(v, &w, m))
+            return page_fault(v, gva, m, PF_P);
+    } while (!set_accessed_dirty(v, &w, m.write));
+    describe(v, gva, &w, m, out);
+    return 0;
+}
+
+int mmu_peek(const struct vcpu *v, uint64_t gva, struct mmu_xlat *out)
+{
+    struct walk w;
+
+    if (!mmu_canonical(gva))
+        return -1;
+    if (!(v->cr0 & CR0_PG)) {
+        describe_identity(gva, out);
+        return 0;
+    }
+    if (read_tables(v, gva, &w) != WALK_OK)
+        return -1;
+    describe(v, gva, &w, access_mode(v, MMU_READ), out);
+    return 0;
+}
