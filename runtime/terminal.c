@@ -54,7 +54,7 @@ struct terminal {
 
     int in_fd, out_fd, signal_fd; /* ours to close */
     int in_flags, out_flags;      /* F_SETFL to restore on fds 0 and 1, -1 = untouched */
-    bool in_tty;
+    bool in_tty, out_tty;
     bool in_eof, out_lost;
     bool escaped; /* Ctrl-A was the last key */
     bool raw_wanted;
@@ -71,6 +71,7 @@ struct terminal {
     bool device_waits; /* the device was told "not all taken" */
 
     int end_signal;
+    bool handlers_set;
     sigset_t old_mask;
     struct sigaction old_pipe, old_fatal[5];
 };
@@ -159,7 +160,7 @@ static void lose_output(struct terminal *t, int error)
     t->out_event = NULL;
     if (error == EPIPE) { /* end as any filter does whose reader has gone */
         end_vm(t, SIGPIPE);
-    } else if (error == EIO && isatty(t->out_fd)) {
+    } else if (error == EIO && t->out_tty) {
         end_vm(t, SIGHUP);
     } else {
         fprintf(stderr, "ringshift: cannot write the guest's console to stdout: %s\r\n",
@@ -521,6 +522,7 @@ int terminal_create(struct terminal **out, char *err, size_t errlen)
     t->in_fd = open_again(STDIN_FILENO, O_RDONLY, &t->in_flags);
     t->out_fd = open_again(STDOUT_FILENO, O_WRONLY, &t->out_flags);
     t->in_tty = t->in_fd >= 0 && isatty(t->in_fd);
+    t->out_tty = t->out_fd >= 0 && isatty(t->out_fd);
 
     sigemptyset(&block);
     for (size_t i = 0; i < sizeof(ending_signals) / sizeof(ending_signals[0]); i++) {
@@ -546,6 +548,7 @@ int terminal_create(struct terminal **out, char *err, size_t errlen)
     sigaction(SIGPIPE, &ignore, &t->old_pipe);
     for (size_t i = 0; i < 5; i++)
         sigaction(fatal_signals[i], &fatal, &t->old_fatal[i]);
+    t->handlers_set = true;
     atexit(terminal_emergency_restore);
     *out = t;
     return 0;
@@ -629,13 +632,19 @@ static void drain_output(struct terminal *t)
     }
 }
 
+void terminal_restore(struct terminal *t)
+{
+    if (t->out_fd >= 0)
+        drain_output(t);
+    t->raw_wanted = false;
+    terminal_emergency_restore();
+}
+
 void terminal_destroy(struct terminal *t)
 {
     if (!t)
         return;
-    if (t->out_fd >= 0)
-        drain_output(t);
-    terminal_emergency_restore();
+    terminal_restore(t);
     if (t->in_flags >= 0)
         fcntl(STDIN_FILENO, F_SETFL, t->in_flags);
     if (t->out_flags >= 0)
@@ -644,6 +653,16 @@ void terminal_destroy(struct terminal *t)
     for (size_t i = 0; i < 3; i++)
         if (fds[i] >= 0)
             close(fds[i]);
+    if (t->handlers_set) {
+        sigaction(SIGPIPE, &t->old_pipe, NULL);
+        for (size_t i = 0; i < 5; i++) {
+            struct sigaction now;
+            /* Unless the engine has put its own in place meanwhile. */
+            if (!sigaction(fatal_signals[i], NULL, &now) && now.sa_handler == on_fatal_signal)
+                sigaction(fatal_signals[i], &t->old_fatal[i], NULL);
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &t->old_mask, NULL);
     free(t);
 }
 

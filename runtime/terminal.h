@@ -39,7 +39,11 @@ int terminal_attach(struct terminal *t, struct machine *m);
 /* Takes the terminal off the machine; call after machine_run() and before machine_destroy(). */
 void terminal_detach(struct terminal *t);
 
-/* Writes out what is still buffered (for two seconds at most), restores the tty. */
+/* Writes out what is still buffered (for two seconds at most) and restores the tty, so that stderr
+ * is readable.  After terminal_detach(). */
+void terminal_restore(struct terminal *t);
+
+/* Restores if that is still to do, gives back fds, signal mask and handlers, and frees. */
 void terminal_destroy(struct terminal *t);
 
 /* The signal that asked the VM to end, SIGPIPE when stdout's reader went away, or 0. */

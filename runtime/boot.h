@@ -1,0 +1,31 @@
+/*
+ * Booting a machine from files: joins the loader (files into RAM) with the machine (whose load
+ * callback this is) and the vCPU's boot state.  Keeps the files open, so that a reboot needs no
+ * names.
+ */
+#ifndef RINGSHIFT_RUNTIME_BOOT_H
+#define RINGSHIFT_RUNTIME_BOOT_H
+
+#include "runtime/loader.h"
+#include "runtime/machine.h"
+
+struct guest_boot {
+    struct image_file kernel, initrd; /* initrd.fd = -1: none */
+    const char *cmdline;
+    unsigned boots;          /* how often the guest was loaded */
+    int load_error;          /* what guest_boot_load() failed with last, or 0 */
+    struct boot_entry entry; /* of the last load */
+};
+
+/* Opens the files; initrd may be NULL.  0 or negative errno with one sentence in err. */
+int guest_boot_open(struct guest_boot *b, const char *kernel, const char *initrd,
+                    const char *cmdline, char *err, size_t errlen);
+void guest_boot_close(struct guest_boot *b);
+
+/* For machine_config.load, with the guest_boot as load_opaque. */
+int guest_boot_load(struct machine *m, void *opaque, char *err, unsigned errlen);
+
+/* What the host can give at most: memory and swap, less a cgroup's limit.  Bytes. */
+uint64_t host_memory_limit(void);
+
+#endif

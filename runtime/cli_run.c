@@ -1,0 +1,420 @@
+/*
+ * `ringshift run`: boots a kernel, with this terminal as its serial console.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "runtime/boot.h"
+#include "runtime/cli.h"
+#include "runtime/terminal.h"
+#include "runtime/trace.h"
+
+#define MiB         (1024ull * 1024)
+#define MEMORY_MIN  (16 * MiB)
+#define MEMORY_MAX  (1024ull * 1024 * MiB) /* 1 TiB: more is surely a slip of the pen */
+#define MEMORY_STD  (512 * MiB)
+#define STD_CMDLINE "console=ttyS0"
+
+static const char help_text[] =
+    "Usage: ringshift run [OPTIONS] --kernel FILE\n"
+    "\n"
+    "Boots a 64-bit Linux kernel.  Its first serial port is this terminal; pipes, files and\n"
+    "/dev/null do as well.\n"
+    "\n"
+    "The guest:\n"
+    "  --kernel FILE      a bzImage (vmlinuz) or an ELF64 kernel (vmlinux)\n"
+    "  --initrd FILE      its initial RAM disk\n"
+    "  --append STRING    its command line; '" STD_CMDLINE "' unless given\n"
+    "  --memory SIZE      its memory, with K, M or G; 512M unless given, 16M at least\n"
+    "  --cpus N           its processors; only 1 is supported yet\n"
+    "  --cpu MODEL        what CPUID shows: 'host', all that this processor can and Ringshift\n"
+    "                     passes on, or 'baseline', the same everywhere; 'host' unless given\n"
+    "  --no-reboot        end when the guest reboots, instead of starting it anew\n"
+    "\n"
+    "Seeing what happens:\n"
+    "  --stats            figures on stderr at the end\n"
+    "  --trace KINDS      any of traps, blocks, irq, mmu, io, joined by commas\n"
+    "  --trace-file FILE  where the trace goes; stderr unless given\n"
+    "  --trace-range LO-HI  only what concerns these guest addresses\n"
+    "\n"
+    "Testing Ringshift itself:\n"
+    "  --mem MODE         how guest memory is reached: 'mixed', or 'soft' or 'window' alone\n"
+    "  --verify           check all emitted code with a second, independent analysis\n"
+    "  --chaos            tiny caches and random events: slow, and must change nothing\n"
+    "\n"
+    "Keys, when stdin is a terminal:\n"
+    "  Ctrl-A X  end      Ctrl-A H  help     Ctrl-A P  power button\n"
+    "  Ctrl-A B  break    Ctrl-A S  figures  Ctrl-A Ctrl-A  send Ctrl-A\n"
+    "\n"
+    "Exit codes:\n"
+    "  0  the guest powered off, rebooted under --no-reboot, or Ctrl-A X was pressed\n"
+    "  2  the command line is wrong\n"
+    "  3  a file cannot be read, or holds no kernel that can be booted, or does not fit\n"
+    "  4  the host refuses memory or another resource\n"
+    "  5  the host's processor or kernel lacks a needed feature\n"
+    "  6  the guest stopped by a triple fault\n"
+    "  7  the guest went into a mode that is not supported yet\n"
+    "  8  a failure inside Ringshift\n"
+    "  128+N  signal N ended it (141: the reader of stdout went away)\n"
+    "\n"
+    "Examples:\n"
+    "  ringshift run --kernel build/guests/cloud/vmlinuz --initrd build/initramfs.cpio.gz\n"
+    "  ringshift run --memory 1G --kernel vmlinuz --initrd initrd.gz \\\n"
+    "      --append 'console=ttyS0 quiet'\n"
+    "  ringshift run --kernel vmlinuz --no-reboot --append 'console=ttyS0 panic=-1' \\\n"
+    "      </dev/null >boot.log\n"
+    "  ringshift run --kernel vmlinuz --trace traps,irq --trace-file trace.txt\n";
+
+struct options {
+    const char *kernel, *initrd, *append, *trace_file, *cpu;
+    uint64_t memory;
+    bool no_reboot, stats;
+    struct engine_config engine;
+};
+
+static int parse_memory(const char *text, uint64_t *out)
+{
+    int code = cli_parse_size(text, out);
+
+    if (code == -ERANGE || (!code && *out > MEMORY_MAX)) {
+        cli_say("--memory %s is more than any host has; the most is 1T", text);
+        return CLI_USAGE;
+    }
+    if (code) {
+        cli_say("--memory takes a number with K, M or G, such as 512M, not '%s'", text);
+        return CLI_USAGE;
+    }
+    if (*out < MEMORY_MIN) {
+        cli_say("--memory %s is less than the 16M that a guest needs at least%s", text,
+                text[strlen(text) - 1] <= '9' ? "; did you mean M?" : "");
+        return CLI_USAGE;
+    }
+    return CLI_OK;
+}
+
+static int parse_cpus(const char *text)
+{
+    uint64_t n;
+
+    if (cli_parse_number(text, &n) || n == 0) {
+        cli_say("--cpus takes a number of processors, not '%s'", text);
+        return CLI_USAGE;
+    }
+    if (n != 1) {
+        cli_say("--cpus %s: guests with more than one processor are not supported yet; use 1",
+                text);
+        return CLI_USAGE;
+    }
+    return CLI_OK;
+}
+
+static int parse_trace(const char *text, uint32_t *mask)
+{
+    static const struct {
+        const char *name;
+        uint32_t bit;
+    } kinds[] = {{"traps", TRACE_TRAPS},
+                 {"blocks", TRACE_BLOCKS},
+                 {"irq", TRACE_IRQ},
+                 {"mmu", TRACE_MMU},
+                 {"io", TRACE_IO}};
+
+    for (const char *at = text;;) {
+        size_t len = strcspn(at, ","), i;
+        for (i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+            if (strlen(kinds[i].name) == len && !strncmp(at, kinds[i].name, len))
+                break;
+        if (i == sizeof(kinds) / sizeof(kinds[0])) {
+            cli_say("--trace knows traps, blocks, irq, mmu and io, not '%.*s'", (int)len, at);
+            return CLI_USAGE;
+        }
+        *mask |= kinds[i].bit;
+        if (!at[len])
+            return CLI_OK;
+        at += len + 1;
+    }
+}
+
+static int parse_range(const char *text, struct engine_config *cfg)
+{
+    char lo[40];
+    const char *dash = strchr(text, '-');
+
+    if (dash && (size_t)(dash - text) < sizeof(lo)) {
+        memcpy(lo, text, (size_t)(dash - text));
+        lo[dash - text] = '\0';
+        if (!cli_parse_number(lo, &cfg->trace_lo) && !cli_parse_number(dash + 1, &cfg->trace_hi) &&
+            cfg->trace_lo <= cfg->trace_hi)
+            return CLI_OK;
+    }
+    cli_say("--trace-range takes two addresses, such as 0xffffffff81000000-0xffffffff81ffffff, "
+            "not '%s'",
+            text);
+    return CLI_USAGE;
+}
+
+static int parse_mem_mode(const char *text, enum mem_mode *out)
+{
+    static const char *const names[] = {
+        [MEM_MIXED] = "mixed", [MEM_SOFT] = "soft", [MEM_WINDOW] = "window"};
+
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(text, names[i])) {
+            *out = (enum mem_mode)i;
+            return CLI_OK;
+        }
+    cli_say("--mem knows mixed, soft and window, not '%s'", text);
+    return CLI_USAGE;
+}
+
+static int parse_options(int argc, char **argv, struct options *o)
+{
+    enum {
+        KERNEL = 256,
+        INITRD,
+        APPEND,
+        MEMORY,
+        CPUS,
+        CPU,
+        NO_REBOOT,
+        STATS,
+        TRACE,
+        TRACE_FILE,
+        TRACE_RANGE,
+        MEM,
+        VERIFY,
+        CHAOS,
+    };
+    static const struct option table[] = {
+        {"kernel", required_argument, NULL, KERNEL},
+        {"initrd", required_argument, NULL, INITRD},
+        {"append", required_argument, NULL, APPEND},
+        {"memory", required_argument, NULL, MEMORY},
+        {"cpus", required_argument, NULL, CPUS},
+        {"cpu", required_argument, NULL, CPU},
+        {"no-reboot", no_argument, NULL, NO_REBOOT},
+        {"stats", no_argument, NULL, STATS},
+        {"trace", required_argument, NULL, TRACE},
+        {"trace-file", required_argument, NULL, TRACE_FILE},
+        {"trace-range", required_argument, NULL, TRACE_RANGE},
+        {"mem", required_argument, NULL, MEM},
+        {"verify", no_argument, NULL, VERIFY},
+        {"chaos", no_argument, NULL, CHAOS},
+        {0},
+    };
+    int opt, code = CLI_OK;
+
+    *o = (struct options){.append = STD_CMDLINE, .memory = MEMORY_STD, .cpu = "host"};
+    o->engine.trace_hi = UINT64_MAX;
+    opterr = 0;
+    while (!code && (opt = getopt_long(argc, argv, "+:", table, NULL)) != -1) {
+        switch (opt) {
+        case KERNEL:
+            o->kernel = optarg;
+            break;
+        case INITRD:
+            o->initrd = optarg;
+            break;
+        case APPEND:
+            o->append = optarg;
+            break;
+        case MEMORY:
+            code = parse_memory(optarg, &o->memory);
+            break;
+        case CPUS:
+            code = parse_cpus(optarg);
+            break;
+        case CPU:
+            o->cpu = optarg;
+            break;
+        case NO_REBOOT:
+            o->no_reboot = true;
+            break;
+        case STATS:
+            o->stats = true;
+            break;
+        case TRACE:
+            code = parse_trace(optarg, &o->engine.trace_mask);
+            break;
+        case TRACE_FILE:
+            o->trace_file = optarg;
+            break;
+        case TRACE_RANGE:
+            code = parse_range(optarg, &o->engine);
+            break;
+        case MEM:
+            code = parse_mem_mode(optarg, &o->engine.mem_mode);
+            break;
+        case VERIFY:
+            o->engine.verify = true;
+            break;
+        case CHAOS:
+            o->engine.chaos = true;
+            break;
+        default:
+            code = cli_bad_option("run", opt, argv);
+            break;
+        }
+    }
+    if (code)
+        return code;
+    if (optind < argc) {
+        cli_say("run takes options only, not '%s'; a kernel is named with --kernel", argv[optind]);
+        return CLI_USAGE;
+    }
+    if (!o->kernel) {
+        cli_say("run needs --kernel FILE, a bzImage or an ELF64 kernel (see 'ringshift help run')");
+        return CLI_USAGE;
+    }
+    if (strcmp(o->cpu, "host") && strcmp(o->cpu, "baseline")) {
+        cli_say("--cpu knows host and baseline, not '%s'", o->cpu);
+        return CLI_USAGE;
+    }
+    return CLI_OK;
+}
+
+/* Which exit code a failed machine_create() stands for. */
+static int create_failure(int code)
+{
+    switch (code) {
+    case -ENOMEM:
+    case -ENOSPC:
+    case -EFBIG:
+    case -EAGAIN:
+    case -EMFILE:
+    case -ENFILE:
+    case -EPERM:
+        return CLI_RESOURCE;
+    case -ENODEV:
+    case -ENOSYS:
+    case -ENOTSUP:
+        return CLI_HOST;
+    default:
+        return CLI_INTERNAL;
+    }
+}
+
+static int result_code(enum machine_result result, struct machine *m, const struct guest_boot *b,
+                       const struct terminal *t)
+{
+    switch (result) {
+    case MACHINE_POWEROFF:
+    case MACHINE_REBOOT:
+        return CLI_OK;
+    case MACHINE_QUIT:
+        return terminal_end_signal(t) ? 128 + terminal_end_signal(t) : CLI_OK;
+    case MACHINE_TRIPLE_FAULT:
+        return CLI_TRIPLE;
+    case MACHINE_ERROR:
+        break;
+    }
+    if (b->load_error)
+        return CLI_FILE;
+    return machine_vcpu(m, 0)->exit == VCPU_EXIT_UNSUPPORTED ? CLI_UNSUPPORTED : CLI_INTERNAL;
+}
+
+static int run_machine(const struct options *o, struct guest_boot *b, struct terminal *t)
+{
+    char msg[400] = "";
+    struct machine *m;
+    struct machine_config cfg = {
+        .memory = o->memory,
+        .cpus = 1,
+        .engine = &bt_engine_ops,
+        .engine_cfg = o->engine,
+        .serial0 = terminal_chardev(t),
+        .no_reboot = o->no_reboot,
+        .load = guest_boot_load,
+        .load_opaque = b,
+    };
+    int code = machine_create(&m, &cfg, msg, sizeof(msg));
+
+    if (code) {
+        cli_say("%s", *msg ? msg : strerror(-code));
+        return create_failure(code);
+    }
+    code = terminal_attach(t, m);
+    if (code) {
+        cli_say("cannot connect the console to the machine: %s", strerror(-code));
+        terminal_detach(t);
+        machine_destroy(m);
+        return CLI_INTERNAL;
+    }
+    enum machine_result result = machine_run(m, msg, sizeof(msg));
+    int exit_code = result_code(result, m, b, t);
+    terminal_detach(t);
+    terminal_restore(t);
+    if (result == MACHINE_TRIPLE_FAULT && !*msg)
+        snprintf(msg, sizeof(msg), "the guest stopped by a triple fault");
+    if (exit_code == 128 + 13)
+        snprintf(msg, sizeof(msg), "ended because the reader of the guest's console went away");
+    if (*msg)
+        cli_say("%s", msg);
+    if (o->stats)
+        machine_print_stats(m, stderr);
+    machine_destroy(m);
+    return exit_code;
+}
+
+static int run_with_files(struct options *o, struct guest_boot *b)
+{
+    struct terminal *t;
+    char err[200];
+
+    int code = terminal_create(&t, err, sizeof(err));
+    if (code) {
+        cli_say("%s", err);
+        return CLI_RESOURCE;
+    }
+    if (isatty(STDIN_FILENO) && isatty(STDERR_FILENO))
+        cli_say("Ctrl-A X ends the virtual machine, Ctrl-A H shows more keys");
+    code = run_machine(o, b, t);
+    terminal_destroy(t);
+    return code;
+}
+
+static int run_run(int argc, char **argv)
+{
+    struct options o;
+    struct guest_boot b;
+    char err[400];
+    int code = parse_options(argc, argv, &o);
+
+    if (code)
+        return code;
+    uint64_t limit = host_memory_limit();
+    if (o.memory > limit) {
+        cli_say("the host has %llu MiB of memory and swap for us, less than --memory asks for; "
+                "give the guest less",
+                (unsigned long long)(limit / MiB));
+        return CLI_RESOURCE;
+    }
+    if (guest_boot_open(&b, o.kernel, o.initrd, o.append, err, sizeof(err))) {
+        cli_say("%s", err);
+        return CLI_FILE;
+    }
+    if (o.engine.trace_mask) {
+        o.engine.trace = o.trace_file ? fopen(o.trace_file, "we") : stderr;
+        if (!o.engine.trace) {
+            cli_say("cannot write the trace to %s: %s", o.trace_file, strerror(errno));
+            guest_boot_close(&b);
+            return CLI_FILE;
+        }
+    }
+    code = run_with_files(&o, &b);
+    if (o.engine.trace && o.engine.trace != stderr && fclose(o.engine.trace)) {
+        cli_say("the trace in %s is incomplete: %s", o.trace_file, strerror(errno));
+        code = code ? code : CLI_FILE;
+    }
+    guest_boot_close(&b);
+    return code;
+}
+
+const struct cli_verb cli_run = {
+    .name = "run",
+    .summary = "boot a kernel; this terminal is its serial console",
+    .help = help_text,
+    .run = run_run,
+};
