@@ -23,6 +23,8 @@ void vcpu_fp_restore(struct vcpu *v);
 
 /* Allocates fp_area and puts it in the reset state; 0 or -ENOMEM. */
 int vcpu_fp_init(struct vcpu *v);
+/* Puts an allocated fp_area in the reset state and makes it the current state (fp_saved). */
+void vcpu_fp_reset(struct vcpu *v);
 void vcpu_fp_destroy(struct vcpu *v);
 
 #endif
