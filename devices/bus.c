@@ -1,0 +1,83 @@
+/* Port and MMIO dispatch: see bus.h. */
+#include "devices/bus.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+
+int io_bus_add(struct io_bus *bus, uint64_t base, uint64_t len, const struct io_ops *ops,
+               void *opaque)
+{
+    unsigned at = 0;
+
+    if (len == 0 || base + len - 1 < base)
+        return -EINVAL;
+    if (bus->count == IO_BUS_MAX_REGIONS)
+        return -ENOSPC;
+    while (at < bus->count && bus->regions[at].base < base)
+        at++;
+    if (at > 0 && base - bus->regions[at - 1].base < bus->regions[at - 1].len)
+        return -EEXIST;
+    if (at < bus->count && bus->regions[at].base - base < len)
+        return -EEXIST;
+    memmove(&bus->regions[at + 1], &bus->regions[at], (bus->count - at) * sizeof(bus->regions[0]));
+    bus->regions[at] = (struct io_region){base, len, ops, opaque};
+    bus->count++;
+    return 0;
+}
+
+/* The region that holds addr, or NULL. */
+static const struct io_region *find(const struct io_bus *bus, uint64_t addr)
+{
+    unsigned lo = 0, hi = bus->count;
+
+    while (lo < hi) {
+        unsigned mid = lo + (hi - lo) / 2;
+
+        if (bus->regions[mid].base <= addr)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    if (lo == 0 || addr - bus->regions[lo - 1].base >= bus->regions[lo - 1].len)
+        return NULL;
+    return &bus->regions[lo - 1];
+}
+
+static bool takes_whole(const struct io_region *r, uint64_t addr, unsigned size)
+{
+    return r && size <= r->ops->max_size && size <= r->len - (addr - r->base);
+}
+
+static uint64_t size_mask(unsigned size)
+{
+    return size >= 8 ? UINT64_MAX : (1ull << (8 * size)) - 1;
+}
+
+uint64_t io_bus_read(const struct io_bus *bus, uint64_t addr, unsigned size)
+{
+    const struct io_region *r = find(bus, addr);
+
+    if (takes_whole(r, addr, size))
+        return r->ops->read(r->opaque, addr - r->base, size) & size_mask(size);
+    if (size <= 1)
+        return 0xff;
+
+    uint64_t low = io_bus_read(bus, addr, size / 2);
+
+    return low | io_bus_read(bus, addr + size / 2, size / 2) << (4 * size);
+}
+
+void io_bus_write(const struct io_bus *bus, uint64_t addr, unsigned size, uint64_t value)
+{
+    const struct io_region *r = find(bus, addr);
+
+    if (takes_whole(r, addr, size)) {
+        r->ops->write(r->opaque, addr - r->base, size, value & size_mask(size));
+        return;
+    }
+    if (size <= 1)
+        return;
+    io_bus_write(bus, addr, size / 2, value & size_mask(size / 2));
+    io_bus_write(bus, addr + size / 2, size / 2, value >> (4 * size));
+}

@@ -1,0 +1,42 @@
+/*
+ * Address spaces that devices claim ranges of: I/O ports and memory-mapped I/O.  Lookup is a
+ * binary search over a few sorted, disjoint regions.  Called with the machine lock held.
+ */
+#ifndef RINGSHIFT_DEVICES_BUS_H
+#define RINGSHIFT_DEVICES_BUS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define IO_BUS_MAX_REGIONS 64
+
+/* A device's handlers; `offset` is relative to the region.  Values are little-endian in the low
+ * `size` bytes. */
+struct io_ops {
+    uint64_t (*read)(void *opaque, uint64_t offset, unsigned size);
+    void (*write)(void *opaque, uint64_t offset, unsigned size, uint64_t value);
+    /* Widest access the device knows (1, 2, 4 or 8); a wider one arrives as several. */
+    unsigned max_size;
+};
+
+struct io_region {
+    uint64_t base, len;
+    const struct io_ops *ops;
+    void *opaque;
+};
+
+struct io_bus {
+    struct io_region regions[IO_BUS_MAX_REGIONS]; /* sorted by base */
+    unsigned count;
+};
+
+/* 0, -EINVAL (empty or wrapping range), -EEXIST (overlap) or -ENOSPC. */
+int io_bus_add(struct io_bus *bus, uint64_t base, uint64_t len, const struct io_ops *ops,
+               void *opaque);
+
+/* size is 1, 2, 4 or 8.  What no device claims reads as all-ones and swallows writes; an access
+ * that straddles regions, or is wider than the device, is split. */
+uint64_t io_bus_read(const struct io_bus *bus, uint64_t addr, unsigned size);
+void io_bus_write(const struct io_bus *bus, uint64_t addr, unsigned size, uint64_t value);
+
+#endif
