@@ -152,6 +152,7 @@ struct soft_tlb_map {
 #define JUMP_CACHE_SIZE  65536u
 #define BOUNCE_SIZE      16384u
 struct vcpu_bt {
+    uint64_t self;          /* this vCPU's address                                                 */
     uint64_t hflags;        /* EFLAGS image saved by the exit stubs, loaded by the resume stub     */
     uint64_t resume_target; /* host address the resume stub jumps to                               */
     uint64_t r10, r11;      /* scratch registers across a C helper                                 */

@@ -53,6 +53,7 @@ enum insn_op {
     OP_STAC, OP_CLAC, OP_MOV_FROM_SEG, OP_MOV_TO_SEG, OP_LOAD_FAR_PTR, /* LES/LDS/LSS/LFS/LGS */
     OP_MONITOR, OP_MWAIT, OP_VMCALL, /* VMCALL, VMMCALL and the other VMX/SVM opcodes: #UD */
     OP_BOUND,
+    OP_FAULT_NM, /* never decoded: the translator puts it where CR0 makes an instruction raise #NM */
     OP_COUNT
 };
 
@@ -83,10 +84,10 @@ enum {
 enum insn_fpu { FPU_NONE, FPU_X87, FPU_WAIT, FPU_MMX, FPU_SSE, FPU_AVX, FPU_AVX512, FPU_FXSR,
                 FPU_XSAVE };
 
-enum { REG_NONE = 0xff, REG_RIP = 0xfe };
+enum { REG_NONE = 0xff, BASE_RIP = 0xfe };
 
 struct insn_mem {
-    uint8_t base;      /* enum gpr, REG_NONE or REG_RIP                                       */
+    uint8_t base;      /* enum gpr, REG_NONE or BASE_RIP                                       */
     uint8_t index;     /* enum gpr or REG_NONE; a vector register number with INSN_VSIB       */
     uint8_t scale;     /* 1, 2, 4, 8                                                          */
     uint8_t seg;       /* effective segment, default or override (in 64-bit mode only FS and

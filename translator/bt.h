@@ -1,0 +1,300 @@
+/*
+ * translator/ turns guest code into host code and runs it: decoder (insn.h), block translator
+ * (translate.c, lower.c, reencode.c), code cache (cache.c), the fixed pieces of emitted assembly
+ * (stubs.c), the C side of memory accesses that miss (slow_mem.c), instructions done in C
+ * (callouts.c), signals (signals.c) and the dispatcher (engine.c).  It sees guest memory through
+ * mmu/ and architectural state through cpu/, and may not touch devices.
+ *
+ * This header is private to the folder.  What emitted code may assume:
+ *
+ *   gs:            host GS base = struct vcpu
+ *   rsp            holds the guest's RSP as a plain value; no host stack while in translated code
+ *   r10, r11       scratch; the guest's r10/r11 live in vcpu.gpr[]
+ *   other GPRs     hold the guest's
+ *   EFLAGS         the guest's arithmetic flags and DF (FL_HOST); all else is virtual
+ *   x87/SSE/AVX    the guest's, always
+ *
+ * Code-cache addresses and metadata that emitted code names are below 2 GiB, so that they fit in
+ * 32-bit immediates.
+ *
+ * Locks: bt_engine.lock guards the cache, hash, page lists and links.  It is a spin lock because it
+ * is taken from light code; the machine lock is never taken while it is held.
+ */
+#ifndef RINGSHIFT_TRANSLATOR_BT_H
+#define RINGSHIFT_TRANSLATOR_BT_H
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "cpu/vcpu.h"
+#include "mmu/ram.h"
+#include "runtime/engine.h"
+#include "translator/insn.h"
+
+/* -- Translated blocks --------------------------------------------------------------------------- */
+
+/* What besides the code bytes a translation depends on. */
+enum {
+    KEY_USER = 1u << 0,     /* CPL 3                                                          */
+    KEY_CPL_MASK = 3u << 1, /* CPL, for the rare 1 and 2                                      */
+    KEY_X87_NM = 1u << 3,   /* CR0.EM or CR0.TS: x87/MMX raise #NM                            */
+    KEY_WAIT_NM = 1u << 4,  /* CR0.MP and CR0.TS: WAIT raises #NM                             */
+    KEY_SSE_UD = 1u << 5,   /* CR0.EM or not CR4.OSFXSR: SSE raises #UD                       */
+    KEY_SSE_NM = 1u << 6,   /* CR0.TS                                                         */
+    KEY_AVX_UD = 1u << 7,   /* CR4.OSXSAVE and XCR0 do not enable AVX                         */
+    KEY_AVX512_UD = 1u << 8,
+    KEY_XSAVE_UD = 1u << 9, /* not CR4.OSXSAVE                                                */
+    KEY_ONE_INSN = 1u << 10, /* stop after one instruction (TF, breakpoints, STI shadow)       */
+    KEY_SLOW_MEM = 1u << 11, /* every access through C (data breakpoints, #AC)                 */
+    KEY_TSC_TRAP = 1u << 12, /* RDTSC is not the host's plain TSC for this CPL                 */
+    KEY_MMX_UD = 1u << 13,   /* CR0.EM: MMX raises #UD                                         */
+    KEY_WINDOW = 1u << 14,   /* not part of the lookup key: how the block accesses memory      */
+};
+
+enum side_kind {
+    SIDE_BOUNDARY, /* first byte of an instruction's code: state is exact here                */
+    SIDE_INSIDE,   /* within an instruction: step on to reach a boundary                      */
+    SIDE_SPILL,    /* as INSIDE, and guest register `reg` waits in scratch[SCR_SPILL]         */
+    SIDE_XSAVE,    /* as INSIDE, and guest RAX/RDX wait in bt.xsave_rax/rdx                   */
+};
+
+/* Host address -> guest instruction, sorted by host address. */
+struct side_entry {
+    uint32_t host;
+    uint16_t guest_off; /* from tb.gva */
+    uint8_t kind;       /* enum side_kind */
+    uint8_t reg;
+};
+
+struct tb;
+
+/* A direct jump out of a block that can be patched to go straight to its target. */
+struct link {
+    struct tb *from;
+    struct tb *to;         /* NULL: goes to the exit stub */
+    struct link *next_in;  /* list of tb.in */
+    uint64_t target;       /* GVA */
+    uint8_t *patch;        /* writable alias of the rel32 */
+    uint32_t patch_x;      /* its executable address */
+    uint32_t stub;         /* executable address of the exit stub */
+};
+
+struct tb {
+    uint64_t gva;
+    uint64_t gpa;        /* of the first byte */
+    uint64_t gpa2;       /* page of the tail of an instruction that straddles pages, or ~0 */
+    uint32_t key;
+    uint16_t guest_len;
+    uint16_t n_insns;
+    uint32_t entry_ind;  /* for indirect jumps: checks r10 against gva */
+    uint32_t entry;      /* for direct jumps and the dispatcher */
+    uint32_t host_end;
+    uint32_t n_side;
+    struct side_entry *side;
+    struct tb *hash_next;
+    struct tb *page_next; /* list of the page of gpa */
+    struct tb *page2_next;
+    struct link *in;
+    struct link out[2];
+    bool dead;
+};
+
+/* A memory operand's slow path. Addresses are executable ones. */
+struct mem_site {
+    uint64_t rip;
+    const struct insn *insn;
+    uint32_t resume;        /* R10 = HVA: the native instruction in the main path */
+    uint32_t resume_bounce; /* R10 = HVA or bounce copy: the instruction's twin, then the commit */
+    uint32_t resume_done;   /* after the commit */
+    uint16_t size;
+    uint8_t access;         /* MMU_READ/MMU_WRITE/MMU_RMW */
+    uint8_t flags;          /* SITE_* */
+};
+enum {
+    SITE_STACK = 1,   /* faults are #SS instead of #GP               */
+    SITE_MASKED = 2,  /* faults of masked-off elements are suppressed */
+    SITE_BOUNCE = 4,  /* always work on a copy                        */
+    SITE_XSAVE = 8,   /* XSAVE family: mask EDX:EAX with XCR0         */
+    SITE_FIP = 16,    /* the image written holds x87 FIP/FDP          */
+};
+
+/* An instruction done in C. */
+struct callout {
+    struct insn insn;
+    uint64_t rip;
+    uint32_t resume; /* executable address of the next instruction; 0: the block ends here */
+    struct tb *tb;
+};
+
+enum exit_reason {
+    EXIT_LOOKUP = 1, /* vcpu.rip set: find the block                            */
+    EXIT_LINK,       /* exit_arg = struct link: find its target and patch       */
+    EXIT_CALLOUT,    /* a callout ended the block; exit_arg = enum cpu_result   */
+    EXIT_FAULT,      /* v->exc filled in, rip = the faulting instruction        */
+    EXIT_ASYNC,      /* at an instruction boundary because of exit_request      */
+    EXIT_STEPPED,    /* a KEY_ONE_INSN block has done its instruction           */
+};
+
+/* Use of vcpu.scratch[] by emitted code. */
+enum { SCR_FLAGS_RAX, SCR_TARGET, SCR_SPILL, SCR_RCX, SCR_VALUE, SCR_SPILL2 };
+
+/* -- Code cache ---------------------------------------------------------------------------------- */
+
+/* Evicted whole, oldest first. Code grows up from code; metadata is a separate arena. */
+struct cache_region {
+    uint8_t *code_w;      /* writable alias                                   */
+    uint32_t code_x;      /* executable alias (below 2 GiB)                   */
+    uint32_t code_size, code_used;
+    uint8_t *meta;        /* below 2 GiB                                      */
+    uint32_t meta_size, meta_used;
+    struct tb **tbs;      /* in address order: host address -> block          */
+    uint32_t n_tbs, max_tbs;
+};
+
+#define CACHE_REGIONS 8u
+#define TB_HASH_BITS  16u
+
+struct bt_stats {
+    uint64_t blocks, guest_insns, guest_bytes, host_bytes;
+    uint64_t enters, lookups, links, evictions, invalidations, code_writes;
+    uint64_t mem_slow, tlb_fills, bounces, mmio;
+    uint64_t signals_kick, signals_step, signals_fault, exceptions[32], interrupts;
+    uint64_t flushes[3];
+    uint64_t callouts[OP_COUNT];
+    uint64_t translate_ns;
+};
+
+struct exec_tlb_entry {
+    uint64_t gva_page; /* | 1 for user; ~0 invalid */
+    uint64_t gpa_page; /* | 1 if global */
+};
+#define EXEC_TLB_SIZE 256u
+
+enum { WATCH_DATA = 1, WATCH_ALIGN = 2 };
+
+struct bt_engine {
+    struct engine base;
+    struct engine_config cfg;
+    struct guest_ram *ram;
+    _Atomic uint32_t lock;
+    struct cache_region region[CACHE_REGIONS];
+    unsigned cur_region;
+    int code_fd;
+    uint8_t *code_w;
+    uint32_t code_x;
+    uint64_t code_size, meta_bytes;
+    _Atomic uint64_t code_write_gen; /* counts writes to code pages */
+    uint8_t *meta;
+    struct tb *hash[1u << TB_HASH_BITS];
+    struct tb **page_tbs;    /* by GPA page */
+    uint64_t n_pages;
+    struct vcpu *vcpus[64];
+    unsigned n_vcpus;
+    struct bt_stats stats;
+
+    /* Fixed pieces of emitted code (executable addresses). */
+    uint32_t stub_enter, stub_resume, stub_resume_end, stub_exit_common, stub_exit_link,
+        stub_lookup, stub_callout, stub_prepare, stub_commit, stub_stepped;
+    uint32_t stubs_x, stubs_end;
+};
+
+/* The engine's per-vCPU state. */
+struct engine_vcpu {
+    struct bt_engine *bt;
+    struct exec_tlb_entry exec_tlb[EXEC_TLB_SIZE];
+    /* Jump-cache slots in use since the last flush, so that a flush touches only those. */
+    uint32_t jc_used[2][4096];
+    uint32_t jc_n[2];
+    bool jc_sup_nonglobal; /* some supervisor entry is of a non-global page */
+    /* Pages with jump-cache entries, hashed: INVLPG of any other page need not look. */
+    uint64_t exec_pages[64];
+    uint32_t key_seen; /* key (without per-block bits) that the jump cache was filled under */
+    struct tb *current; /* block entered last by the dispatcher */
+    bool step_pending;
+    uint32_t watch;   /* WATCH_*: what every access must be checked for (KEY_SLOW_MEM)     */
+    uint64_t db_bits; /* DR6 bits of data breakpoints hit by the instruction at hand        */
+    uint64_t shadow_rip;
+    struct { /* what bt_mem_commit() has to write back */
+        uint64_t gva, gpa[2];
+        uint16_t len[2];
+        bool ram[2], skip[2];
+        uint8_t *src;
+        bool active;
+        uint64_t valid_mask;
+    } bounce;
+    stack_t altstack;
+    unsigned long long chaos_seed;
+};
+
+static inline void bt_lock(struct bt_engine *bt)
+{
+    while (atomic_exchange_explicit(&bt->lock, 1, memory_order_acquire))
+        __builtin_ia32_pause();
+}
+static inline void bt_unlock(struct bt_engine *bt)
+{
+    atomic_store_explicit(&bt->lock, 0, memory_order_release);
+}
+
+/* cache.c */
+int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen);
+void cache_destroy(struct bt_engine *bt);
+/* Room for one block of the largest size in the current region, evicting the oldest if needed. */
+struct cache_region *cache_reserve(struct bt_engine *bt);
+void *cache_meta_alloc(struct cache_region *r, uint32_t size);
+/* The block whose code contains host address x, or NULL. */
+struct tb *cache_find_pc(struct bt_engine *bt, uint64_t x);
+static inline bool cache_contains(const struct bt_engine *bt, uint64_t x)
+{
+    return x >= bt->code_x && x < bt->code_x + bt->code_size;
+}
+struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32_t key);
+void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb);
+void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb);
+/* guest_ram.code_write: drops blocks that overlap [gpa, gpa+len). */
+void cache_code_write(void *opaque, uint64_t gpa, uint64_t len);
+void cache_link(struct bt_engine *bt, struct link *l, struct tb *to);
+const struct side_entry *tb_side_lookup(const struct tb *tb, uint64_t x);
+
+/* jump_cache.c */
+void jump_cache_init(struct vcpu *v);
+void jump_cache_insert(struct vcpu *v, struct tb *tb);
+void jump_cache_flush(struct vcpu *v, bool user_only);
+void jump_cache_flush_page(struct vcpu *v, uint64_t gva);
+void jump_cache_forget(struct vcpu *v, struct tb *tb);
+
+/* stubs.c */
+void stubs_emit(struct bt_engine *bt, struct cache_region *r);
+
+/* translate.c: translates the block at gva. NULL with v->exc if fetching its first instruction
+ * faults. Takes and releases the lock. */
+struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, uint64_t gpa,
+                           uint32_t key);
+
+/* slow_mem.c: called from stubs. Both return the host address to resume at, or 0 to leave with
+ * EXIT_FAULT. */
+uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s);
+uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s);
+/* Host instruction pointers in an x87 image become guest ones (invariant 2: no leaks). */
+void bt_fix_fip(struct vcpu *v, uint8_t *image, bool fxsave_format);
+
+/* gather.c */
+enum cpu_result gather_execute(struct vcpu *v, const struct insn *in);
+
+/* engine.c: called from the callout stub; 0 = resume in the block. */
+uint64_t bt_callout(struct vcpu *v, struct callout *c);
+/* Translates an instruction address to a GPA through the exec TLB. 0 or -1 with v->exc. */
+int exec_translate(struct vcpu *v, uint64_t gva, uint64_t *gpa);
+uint32_t bt_current_key(const struct vcpu *v);
+
+/* signals.c */
+int signals_init_process(char *err, unsigned errlen);
+int signals_init_thread(struct vcpu *v);
+void signals_destroy_thread(struct vcpu *v);
+#define BT_KICK_SIGNAL SIGUSR1
+
+#endif

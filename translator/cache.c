@@ -1,0 +1,314 @@
+/*
+ * The code cache: where translated blocks live and how they are found, linked and dropped.
+ *
+ * One memfd is mapped twice: writable anywhere, executable below 2 GiB (never both, W^X).  It is
+ * cut into regions that fill in turn; when the last is full the oldest is evicted whole.  Within a
+ * region blocks are laid out in allocation order, so "which block is this host address in" is a
+ * binary search.  A dropped block's code and side table stay readable until its region is evicted,
+ * because a vCPU may still be inside it; eviction is only done by a vCPU that is in C code.
+ */
+#include "translator/bt.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "translator/emit.h"
+
+#define LOW_MIN       0x10000000ull
+#define LOW_MAX       0x78000000ull
+#define MAX_TB_CODE   (48u << 10) /* upper bound of one block's code, slow paths included */
+#define MAX_TB_META   (64u << 10)
+#define MIN_CACHE     (2u << 20)
+#define DEFAULT_CACHE (64ull << 20)
+
+static unsigned hash_of(uint64_t gva, uint64_t gpa, uint32_t key)
+{
+    uint64_t h = gva ^ (gpa * 0x9e3779b97f4a7c15ull) ^ ((uint64_t)key << 40);
+    h *= 0xff51afd7ed558ccdull;
+    return (unsigned)(h >> (64 - TB_HASH_BITS));
+}
+
+/* Maps `size` bytes below 2 GiB at a random place. */
+static void *map_low(uint64_t size, int prot, int flags, int fd)
+{
+    uint64_t slots = (LOW_MAX - LOW_MIN - size) >> 12, rnd = 0;
+    for (int tries = 0; tries < 256; tries++) {
+        if (getrandom(&rnd, sizeof rnd, 0) != sizeof rnd)
+            rnd = rnd * 6364136223846793005ull + 1442695040888963407ull;
+        uint64_t at = LOW_MIN + ((rnd % slots) << 12);
+        void *p = mmap((void *)at, size, prot, flags | MAP_FIXED_NOREPLACE, fd, 0);
+        if (p == (void *)at)
+            return p;
+        if (p != MAP_FAILED)
+            munmap(p, size);
+    }
+    return MAP_FAILED;
+}
+
+int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
+{
+    if (!size)
+        size = DEFAULT_CACHE;
+    if (size < MIN_CACHE)
+        size = MIN_CACHE;
+    size = (size + (CACHE_REGIONS << 12) - 1) & ~(uint64_t)((CACHE_REGIONS << 12) - 1);
+    bt->code_size = size;
+    bt->meta_bytes = size * 2;
+    bt->code_fd = memfd_create("ringshift-code", MFD_CLOEXEC);
+    if (bt->code_fd < 0 || ftruncate(bt->code_fd, (off_t)size) < 0) {
+        snprintf(err, errlen, "cannot create the code cache (memfd of %llu bytes): %s",
+                 (unsigned long long)size, strerror(errno));
+        return -errno;
+    }
+    bt->code_w = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, bt->code_fd, 0);
+    void *x = map_low(size, PROT_READ | PROT_EXEC, MAP_SHARED, bt->code_fd);
+    void *meta = map_low(bt->meta_bytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+    bt->n_pages = bt->ram->span >> GUEST_PAGE_SHIFT;
+    bt->page_tbs = mmap(NULL, bt->n_pages * sizeof *bt->page_tbs, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (bt->code_w == MAP_FAILED || x == MAP_FAILED || meta == MAP_FAILED ||
+        bt->page_tbs == MAP_FAILED) {
+        snprintf(err, errlen,
+                 "cannot map the code cache executable below 2 GiB: %s (a policy against "
+                 "executable shared memory, such as SELinux or noexec shmem, stops this)",
+                 strerror(errno));
+        return -ENOMEM;
+    }
+    bt->code_x = (uint32_t)(uintptr_t)x;
+    bt->meta = meta;
+    uint32_t rc = (uint32_t)(size / CACHE_REGIONS), rm = (uint32_t)(bt->meta_bytes / CACHE_REGIONS);
+    for (unsigned i = 0; i < CACHE_REGIONS; i++) {
+        struct cache_region *r = &bt->region[i];
+        r->code_w = bt->code_w + (size_t)i * rc;
+        r->code_x = bt->code_x + i * rc;
+        r->code_size = rc;
+        /* The index of blocks by address sits at the end of the metadata arena. */
+        r->max_tbs = rm / 512;
+        r->meta = bt->meta + (size_t)i * rm;
+        r->meta_size = (rm - r->max_tbs * (uint32_t)sizeof(struct tb *)) & ~63u;
+        r->tbs = (struct tb **)(r->meta + r->meta_size);
+    }
+    return 0;
+}
+
+void cache_destroy(struct bt_engine *bt)
+{
+    if (bt->code_w && bt->code_w != MAP_FAILED)
+        munmap(bt->code_w, bt->code_size);
+    if (bt->code_x)
+        munmap((void *)(uintptr_t)bt->code_x, bt->code_size);
+    if (bt->meta && bt->meta != MAP_FAILED)
+        munmap(bt->meta, bt->meta_bytes);
+    if (bt->page_tbs && bt->page_tbs != MAP_FAILED)
+        munmap(bt->page_tbs, bt->n_pages * sizeof *bt->page_tbs);
+    if (bt->code_fd >= 0)
+        close(bt->code_fd);
+}
+
+void *cache_meta_alloc(struct cache_region *r, uint32_t size)
+{
+    size = (size + 15) & ~15u;
+    if (size > r->meta_size - r->meta_used)
+        return NULL;
+    void *p = r->meta + r->meta_used;
+    r->meta_used += size;
+    return p;
+}
+
+static bool region_has_room(const struct cache_region *r)
+{
+    return r->code_size - r->code_used >= MAX_TB_CODE &&
+           r->meta_size - r->meta_used >= MAX_TB_META && r->n_tbs < r->max_tbs;
+}
+
+struct cache_region *cache_reserve(struct bt_engine *bt)
+{
+    struct cache_region *r = &bt->region[bt->cur_region];
+    if (region_has_room(r))
+        return r;
+    bt->cur_region = (bt->cur_region + 1) % CACHE_REGIONS;
+    r = &bt->region[bt->cur_region];
+    if (r->n_tbs) {
+        for (uint32_t i = 0; i < r->n_tbs; i++)
+            if (!r->tbs[i]->dead)
+                cache_invalidate_tb(bt, r->tbs[i]);
+        bt->stats.evictions++;
+    }
+    r->code_used = r->meta_used = r->n_tbs = 0;
+    if (bt->cur_region == 0) { /* the stubs stay */
+        r->code_used = bt->stubs_end - bt->stubs_x;
+        r->code_used = (r->code_used + 63) & ~63u;
+    }
+    return r;
+}
+
+struct tb *cache_find_pc(struct bt_engine *bt, uint64_t x)
+{
+    if (!cache_contains(bt, x))
+        return NULL;
+    uint32_t rc = (uint32_t)(bt->code_size / CACHE_REGIONS);
+    struct cache_region *r = &bt->region[(x - bt->code_x) / rc];
+    uint32_t lo = 0, hi = r->n_tbs;
+    while (lo < hi) {
+        uint32_t mid = (lo + hi) / 2;
+        if (r->tbs[mid]->host_end <= x)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    if (lo == r->n_tbs || r->tbs[lo]->entry_ind > x)
+        return NULL;
+    return r->tbs[lo];
+}
+
+const struct side_entry *tb_side_lookup(const struct tb *tb, uint64_t x)
+{
+    uint32_t lo = 0, hi = tb->n_side; /* last entry with host <= x */
+    while (lo < hi) {
+        uint32_t mid = (lo + hi) / 2;
+        if (tb->side[mid].host <= x)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo ? &tb->side[lo - 1] : NULL;
+}
+
+struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32_t key)
+{
+    for (struct tb *t = bt->hash[hash_of(gva, gpa, key)]; t; t = t->hash_next)
+        if (t->gva == gva && t->gpa == gpa && t->key == key)
+            return t;
+    return NULL;
+}
+
+/* Two virtual pages may be one guest-physical page; a block is on a page's list once. */
+static bool two_pages(const struct tb *tb)
+{
+    return tb->gpa2 != ~0ull && tb->gpa2 >> GUEST_PAGE_SHIFT != tb->gpa >> GUEST_PAGE_SHIFT;
+}
+
+void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb)
+{
+    r->tbs[r->n_tbs++] = tb;
+    struct tb **h = &bt->hash[hash_of(tb->gva, tb->gpa, tb->key)];
+    tb->hash_next = *h;
+    *h = tb;
+    struct tb **pg = &bt->page_tbs[tb->gpa >> GUEST_PAGE_SHIFT];
+    tb->page_next = *pg;
+    *pg = tb;
+    if (two_pages(tb)) {
+        pg = &bt->page_tbs[tb->gpa2 >> GUEST_PAGE_SHIFT];
+        tb->page2_next = *pg;
+        *pg = tb;
+    }
+}
+
+static void patch_rel32(struct link *l, uint32_t target)
+{
+    uint32_t rel = target - (l->patch_x + 4);
+    __atomic_store_n((uint32_t *)l->patch, rel, __ATOMIC_RELEASE);
+}
+
+void cache_link(struct bt_engine *bt, struct link *l, struct tb *to)
+{
+    if (l->to || l->from->dead || to->dead)
+        return;
+    l->to = to;
+    l->next_in = to->in;
+    to->in = l;
+    patch_rel32(l, to->entry);
+    bt->stats.links++;
+}
+
+/* Page lists hold a block once for each of its pages; which `next` applies depends on the list. */
+static struct tb **page_next(struct tb *t, uint64_t page)
+{
+    return t->gpa >> GUEST_PAGE_SHIFT == page ? &t->page_next : &t->page2_next;
+}
+
+static void page_list_remove(struct bt_engine *bt, struct tb *tb, uint64_t page)
+{
+    struct tb **pp = &bt->page_tbs[page];
+    while (*pp && *pp != tb)
+        pp = page_next(*pp, page);
+    if (*pp)
+        *pp = *page_next(tb, page);
+    if (!bt->page_tbs[page])
+        bt->ram->page_flags[page] &= (uint8_t)~RAM_PAGE_CODE;
+}
+
+void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
+{
+    if (tb->dead)
+        return;
+    tb->dead = true;
+    bt->stats.invalidations++;
+    struct tb **h = &bt->hash[hash_of(tb->gva, tb->gpa, tb->key)];
+    while (*h && *h != tb)
+        h = &(*h)->hash_next;
+    if (*h)
+        *h = tb->hash_next;
+    page_list_remove(bt, tb, tb->gpa >> GUEST_PAGE_SHIFT);
+    if (two_pages(tb))
+        page_list_remove(bt, tb, tb->gpa2 >> GUEST_PAGE_SHIFT);
+    while (tb->in) {
+        struct link *l = tb->in;
+        tb->in = l->next_in;
+        l->to = NULL;
+        patch_rel32(l, l->stub);
+    }
+    for (int i = 0; i < 2; i++) {
+        struct link *l = &tb->out[i];
+        if (!l->to)
+            continue;
+        struct link **pp = &l->to->in;
+        while (*pp && *pp != l)
+            pp = &(*pp)->next_in;
+        if (*pp)
+            *pp = l->next_in;
+        patch_rel32(l, l->stub);
+        l->to = NULL;
+    }
+    for (unsigned i = 0; i < bt->n_vcpus; i++)
+        jump_cache_forget(bt->vcpus[i], tb);
+}
+
+static bool tb_overlaps(const struct tb *t, uint64_t gpa, uint64_t end)
+{
+    uint64_t first = GUEST_PAGE_SIZE - (t->gpa & (GUEST_PAGE_SIZE - 1));
+    uint64_t len = t->guest_len < first ? t->guest_len : first;
+    if (t->gpa < end && gpa < t->gpa + len)
+        return true;
+    return t->gpa2 != ~0ull && t->gpa2 < end && gpa < t->gpa2 + (t->guest_len - len);
+}
+
+void cache_code_write(void *opaque, uint64_t gpa, uint64_t len)
+{
+    struct bt_engine *bt = opaque;
+    uint64_t end = gpa + len;
+    bool hit = false;
+    bt_lock(bt);
+    atomic_fetch_add(&bt->code_write_gen, 1);
+    bt->stats.code_writes++;
+    for (uint64_t page = gpa >> GUEST_PAGE_SHIFT; page <= (end - 1) >> GUEST_PAGE_SHIFT; page++) {
+        struct tb *next;
+        for (struct tb *t = bt->page_tbs[page]; t; t = next) {
+            next = *page_next(t, page);
+            if (tb_overlaps(t, gpa, end)) {
+                cache_invalidate_tb(bt, t);
+                hit = true;
+            }
+        }
+    }
+    /* A vCPU may be inside a block that has just been dropped: make it leave at its next
+     * instruction boundary. */
+    if (hit)
+        for (unsigned i = 0; i < bt->n_vcpus; i++)
+            bt->vcpus[i]->exit_request = 1;
+    bt_unlock(bt);
+}

@@ -1,0 +1,584 @@
+/*
+ * The dispatcher: the loop that finds the block for the current guest state, runs it, and deals
+ * with why it came back.  It is entered rarely once blocks are chained: for interrupts, faults,
+ * first-time jumps and instructions that change what translation depends on.
+ */
+#include "translator/bt.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "cpu/exception.h"
+#include "cpu/fpu.h"
+#include "cpu/platform.h"
+#include "cpu/system.h"
+#include "mmu/mmu.h"
+#include "runtime/trace.h"
+#include "translator/callouts.h"
+#include "translator/trace.h"
+#include "translator/xstate.h"
+
+/* -- Keys ----------------------------------------------------------------------------------------- */
+
+uint32_t bt_current_key(const struct vcpu *v)
+{
+    uint32_t k = (uint32_t)v->cpl << 1;
+    bool ts = v->cr0 & CR0_TS, em = v->cr0 & CR0_EM;
+    if (v->cpl == 3)
+        k |= KEY_USER;
+    if (ts || em)
+        k |= KEY_X87_NM;
+    if (ts)
+        k |= KEY_SSE_NM;
+    if (ts && (v->cr0 & CR0_MP))
+        k |= KEY_WAIT_NM;
+    if (em)
+        k |= KEY_MMX_UD;
+    if (em || !(v->cr4 & CR4_OSFXSR))
+        k |= KEY_SSE_UD;
+    if (!(v->cr4 & CR4_OSXSAVE)) {
+        k |= KEY_XSAVE_UD | KEY_AVX_UD | KEY_AVX512_UD;
+    } else {
+        if ((v->xcr0 & 6) != 6)
+            k |= KEY_AVX_UD;
+        if ((v->xcr0 & 0xe6) != 0xe6)
+            k |= KEY_AVX512_UD;
+    }
+    if (v->tsc_offset || ((v->cr4 & CR4_TSD) && v->cpl))
+        k |= KEY_TSC_TRAP;
+    if (v->engine->watch)
+        k |= KEY_SLOW_MEM;
+    return k;
+}
+
+/* The part of the key that both jump-cache tables share: they are split by user and supervisor. */
+static uint32_t shared_key(uint32_t key)
+{
+    uint32_t cpl = key & KEY_CPL_MASK;
+    if (cpl == 0 || cpl == KEY_CPL_MASK)
+        key &= ~(uint32_t)KEY_CPL_MASK;
+    return key & ~(uint32_t)(KEY_USER | KEY_ONE_INSN);
+}
+
+/* Data breakpoints and alignment checks make every access go through C. */
+static void update_watch(struct vcpu *v)
+{
+    uint32_t w = 0;
+    if (v->dr[7] & DR7_ENABLES)
+        for (unsigned i = 0; i < 4; i++)
+            if ((v->dr[7] >> (2 * i) & 3) && (v->dr[7] >> (16 + 4 * i) & 1))
+                w |= WATCH_DATA; /* R/W = 1 or 3 */
+    if (v->cpl == 3 && (v->cr0 & CR0_AM) && (v->rflags & FL_AC))
+        w |= WATCH_ALIGN;
+    v->engine->watch = w;
+}
+
+static bool exec_breakpoints(const struct vcpu *v)
+{
+    if (!(v->dr[7] & DR7_ENABLES))
+        return false;
+    for (unsigned i = 0; i < 4; i++)
+        if ((v->dr[7] >> (2 * i) & 3) && !(v->dr[7] >> (16 + 4 * i) & 3))
+            return true;
+    return false;
+}
+
+static void use_key(struct vcpu *v, uint32_t key)
+{
+    uint32_t k = shared_key(key);
+    if (k != v->engine->key_seen) {
+        jump_cache_flush(v, false);
+        v->engine->key_seen = k;
+    }
+}
+
+/* -- Finding code --------------------------------------------------------------------------------- */
+
+int exec_translate(struct vcpu *v, uint64_t gva, uint64_t *gpa)
+{
+    struct engine_vcpu *ev = v->engine;
+    uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1), tag = page | (v->cpl == 3);
+    struct exec_tlb_entry *e = &ev->exec_tlb[(gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
+    if (e->gva_page == tag) {
+        *gpa = (e->gpa_page & ~1ull) | (gva & (GUEST_PAGE_SIZE - 1));
+        return 0;
+    }
+    if (!mmu_canonical(gva)) {
+        cpu_raise_code(v, EXC_GP, 0);
+        return -1;
+    }
+    struct mmu_xlat x;
+    if (mmu_walk(v, gva, MMU_EXEC, &x) < 0)
+        return -1;
+    e->gva_page = tag;
+    e->gpa_page = (x.gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) | x.global;
+    *gpa = x.gpa;
+    return 0;
+}
+
+static void note_exec_page(struct vcpu *v, uint64_t gva)
+{
+    unsigned h = (unsigned)(gva >> GUEST_PAGE_SHIFT) & 4095;
+    v->engine->exec_pages[h >> 6] |= 1ull << (h & 63);
+}
+
+static bool maybe_exec_page(const struct vcpu *v, uint64_t gva)
+{
+    unsigned h = (unsigned)(gva >> GUEST_PAGE_SHIFT) & 4095;
+    return v->engine->exec_pages[h >> 6] >> (h & 63) & 1;
+}
+
+void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
+{
+    struct engine_vcpu *ev = v->engine;
+    if (!ev)
+        return;
+    ev->bt->stats.flushes[kind]++;
+    if (kind == MMU_FLUSHED_PAGE) {
+        uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+        struct exec_tlb_entry *e = &ev->exec_tlb[(gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
+        if ((e->gva_page & ~1ull) == page)
+            e->gva_page = ~0ull;
+        if (maybe_exec_page(v, page) || maybe_exec_page(v, page - 1))
+            jump_cache_flush_page(v, page);
+        return;
+    }
+    bool all = kind == MMU_FLUSHED_ALL;
+    for (unsigned i = 0; i < EXEC_TLB_SIZE; i++)
+        if (all || !(ev->exec_tlb[i].gpa_page & 1))
+            ev->exec_tlb[i].gva_page = ~0ull;
+    bool user_only = !all && !ev->jc_sup_nonglobal;
+    jump_cache_flush(v, user_only);
+    if (!user_only) {
+        ev->jc_sup_nonglobal = false;
+        for (unsigned i = 0; i < 64; i++)
+            ev->exec_pages[i] = 0;
+    }
+}
+
+/* The block at gva for this key, translated if need be; NULL with v->exc. */
+static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
+{
+    struct bt_engine *bt = v->engine->bt;
+    uint64_t gpa;
+    for (;;) {
+        if (exec_translate(v, gva, &gpa) < 0)
+            return NULL;
+        if (!ram_contains(v->ram, gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1), GUEST_PAGE_SIZE)) {
+            cpu_raise_code(v, EXC_GP, 0); /* code in a device's memory */
+            return NULL;
+        }
+        bt_lock(bt);
+        struct tb *tb = cache_lookup(bt, gva, gpa, key);
+        bt_unlock(bt);
+        if (tb && tb->gpa2 != ~0ull) { /* is the tail still on the same page? */
+            uint64_t tail;
+            if (exec_translate(v, (gva | (GUEST_PAGE_SIZE - 1)) + 1, &tail) < 0)
+                return NULL;
+            if (tail != tb->gpa2) {
+                bt_lock(bt);
+                cache_invalidate_tb(bt, tb);
+                bt_unlock(bt);
+                tb = NULL;
+            }
+        }
+        if (tb)
+            return tb;
+        vcpu_fp_save(v);
+        tb = translate_block(bt, v, gva, gpa, key);
+        if (!tb)
+            return NULL;
+        if (bt->cfg.verify && !bt_verify_block(bt, tb)) {
+            __builtin_snprintf(v->exit_reason, sizeof v->exit_reason,
+                               "the verifier rejected the translation of the block at %#llx",
+                               (unsigned long long)gva);
+            v->exit = VCPU_EXIT_ERROR;
+            v->exc.vector = 255;
+            return NULL;
+        }
+        if (bt->cfg.trace_mask & TRACE_BLOCKS)
+            trace_block(bt, tb);
+        return tb;
+    }
+}
+
+/* -- Callouts ------------------------------------------------------------------------------------- */
+
+static void merge_flags(struct vcpu *v)
+{
+    v->rflags = (v->rflags & ~(uint64_t)FL_HOST) | (v->bt.hflags & FL_HOST);
+}
+
+static void split_flags(struct vcpu *v)
+{
+    v->bt.hflags = (v->rflags & FL_HOST) | FL_FIXED1 | FL_IF;
+}
+
+uint64_t bt_callout(struct vcpu *v, struct callout *c)
+{
+    struct engine_vcpu *ev = v->engine;
+    merge_flags(v);
+    v->rip = c->rip;
+    ev->bt->stats.callouts[c->insn.op]++;
+    enum cpu_result r;
+    uint64_t old_tf = v->rflags & FL_TF;
+    if (c->insn.op == OP_GATHER || c->insn.op == OP_SCATTER)
+        r = gather_execute(v, &c->insn);
+    else
+        r = callout_execute(v, &c->insn);
+    if (r == CPU_NEXT || r == CPU_JUMP) {
+        if (r == CPU_NEXT)
+            v->rip = c->rip + c->insn.len;
+        if (v->interrupt_shadow)
+            ev->shadow_rip = v->rip;
+        if (!v->events && !((v->rflags | old_tf) & FL_TF) && !(v->dr[7] & DR7_ENABLES) &&
+            !ev->watch && !ev->bt->cfg.trace_mask && !ev->bt->cfg.chaos) {
+            if (r == CPU_NEXT && c->resume && !c->tb->dead) {
+                v->bt.resume_target = c->resume;
+                split_flags(v);
+                if (v->fp_saved)
+                    vcpu_fp_restore(v);
+                return 0;
+            }
+            uint32_t key = bt_current_key(v);
+            if (shared_key(key) == ev->key_seen && !(v->cpl == 3 && (v->rflags & FL_AC))) {
+                /* The jump cache knows, or its miss stub brings us back. */
+                v->bt.r10 = v->rip;
+                v->bt.resume_target =
+                    v->jump_cache[v->cpl == 3 ? 0 : 1][v->rip & (JUMP_CACHE_SIZE - 1)];
+                split_flags(v);
+                if (v->fp_saved)
+                    vcpu_fp_restore(v);
+                return 0;
+            }
+        }
+    }
+    /* Single step: #DB after the instruction, except where delivery or return set TF anew. */
+    if (old_tf && (r == CPU_NEXT || r == CPU_JUMP)) {
+        switch (c->insn.op) {
+        case OP_SYSCALL: case OP_SYSENTER: case OP_SYSRET: case OP_SYSEXIT: case OP_IRET:
+        case OP_INT: case OP_INT3: case OP_INT1:
+            break;
+        default:
+            ev->step_pending = true;
+        }
+    }
+    v->bt.exit_reason = EXIT_CALLOUT;
+    v->bt.exit_arg = r;
+    return 1;
+}
+
+/* -- The loop ------------------------------------------------------------------------------------- */
+
+static void enter(struct vcpu *v, uint64_t host)
+{
+    v->bt.resume_target = host;
+    split_flags(v);
+    if (v->fp_saved)
+        vcpu_fp_restore(v);
+    v->engine->bt->stats.enters++;
+    void (*door)(void) = (void (*)(void))(uintptr_t)v->engine->bt->stub_enter;
+    /* The door follows the C ABI but for FP state, which is the guest's from here on. */
+    door();
+    merge_flags(v);
+}
+
+/* Delivers v->exc; false if the run loop must end. */
+static bool deliver(struct vcpu *v)
+{
+    struct bt_engine *bt = v->engine->bt;
+    if (v->exc.vector == 255) /* an engine failure, not a guest exception */
+        return false;
+    bt->stats.exceptions[v->exc.vector & 31]++;
+    if (bt->cfg.trace_mask & TRACE_TRAPS)
+        trace_exception(bt, v);
+    return cpu_deliver_exception(v) != CPU_EXIT;
+}
+
+static bool take_events(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->engine;
+    uint64_t before = v->rip;
+    enum cpu_result r = cpu_take_events(v);
+    if (r == CPU_JUMP) {
+        ev->bt->stats.interrupts++;
+        if (ev->bt->cfg.trace_mask & TRACE_IRQ)
+            trace_interrupt(ev->bt, v, before);
+    }
+    return r != CPU_EXIT;
+}
+
+/* Traps due after the instruction that has just completed. */
+static bool take_traps(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->engine;
+    uint64_t bits = ev->db_bits | (ev->step_pending ? DR6_BS : 0);
+    ev->step_pending = false;
+    ev->db_bits = 0;
+    if (!bits)
+        return true;
+    ev->bt->stats.exceptions[EXC_DB]++;
+    return cpu_debug_trap(v, bits) != CPU_EXIT;
+}
+
+static void bt_run(struct engine *e, struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->engine;
+    struct bt_engine *bt = ev->bt;
+    uint64_t resume_flag_rip = ~0ull;
+
+    v->exit = VCPU_EXIT_NONE;
+    atomic_store(&v->host_tid, (int)syscall(SYS_gettid));
+    for (;;) {
+        atomic_store(&v->exit_request, 0);
+        if ((ev->step_pending || ev->db_bits) && !take_traps(v))
+            break;
+        bool shadow = v->interrupt_shadow && v->rip == ev->shadow_rip;
+        if (v->interrupt_shadow && !shadow)
+            v->interrupt_shadow = 0;
+        if (v->halted || (atomic_load(&v->events) && !shadow) ||
+            (atomic_load(&v->events) & EV_STOP)) {
+            if (!take_events(v))
+                break;
+        }
+        if (!vcpu_long64(v)) {
+            vcpu_fp_save(v);
+            __builtin_snprintf(v->exit_reason, sizeof v->exit_reason,
+                               "the guest left 64-bit mode (CS.L = 0) at %#llx, which this version "
+                               "cannot run yet",
+                               (unsigned long long)v->rip);
+            v->exit = VCPU_EXIT_UNSUPPORTED;
+            break;
+        }
+        update_watch(v);
+        uint32_t key = bt_current_key(v);
+        use_key(v, key);
+        bool one = (v->rflags & FL_TF) || (shadow && atomic_load(&v->events));
+        if (exec_breakpoints(v)) {
+            one = true;
+            uint64_t hit = cpu_debug_match(v, DEBUG_EXEC, v->rip, 1);
+            if (hit && !(v->rflags & FL_RF) && resume_flag_rip != v->rip) {
+                if (cpu_debug_trap(v, hit) == CPU_EXIT)
+                    break;
+                continue;
+            }
+            v->rflags &= ~(uint64_t)FL_RF;
+        }
+        if (one)
+            key |= KEY_ONE_INSN;
+        bt->stats.lookups++;
+        struct tb *tb = find_block(v, v->rip, key);
+        if (!tb) {
+            if (!deliver(v))
+                break;
+            continue;
+        }
+        if (!one && !bt->cfg.trace_mask) {
+            jump_cache_insert(v, tb);
+            note_exec_page(v, tb->gva);
+            if (!(tb->key & KEY_USER)) {
+                struct exec_tlb_entry *x =
+                    &ev->exec_tlb[(tb->gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
+                if (!(x->gpa_page & 1))
+                    ev->jc_sup_nonglobal = true;
+            }
+        }
+        bool tf = v->rflags & FL_TF;
+        if (bt->cfg.trace_mask & TRACE_BLOCKS)
+            trace_enter(bt, v, tb);
+        v->exit = VCPU_EXIT_NONE;
+        ev->current = tb;
+        enter(v, tb->entry);
+
+    handle_exit:
+        switch (v->bt.exit_reason) {
+        case EXIT_LOOKUP:
+            break;
+        case EXIT_LINK: {
+            struct link *l = (struct link *)(uintptr_t)v->bt.exit_arg;
+            struct tb *from = l->from;
+            v->rip = l->target;
+            if (atomic_load(&v->events) || from->dead)
+                break;
+            bt->stats.lookups++;
+            tb = find_block(v, l->target, from->key);
+            if (!tb) {
+                if (!deliver(v))
+                    goto out;
+                break;
+            }
+            /* Evicting to make room may have dropped the jumping block. */
+            bt_lock(bt);
+            if (!from->dead && tb->gpa2 == ~0ull &&
+                (tb->gpa ^ from->gpa) < GUEST_PAGE_SIZE)
+                cache_link(bt, l, tb);
+            bt_unlock(bt);
+            enter(v, tb->entry);
+            goto handle_exit;
+        }
+        case EXIT_CALLOUT:
+            if (one)
+                v->interrupt_shadow = v->interrupt_shadow && ev->shadow_rip == v->rip;
+            if (v->bt.exit_arg == CPU_EXIT)
+                goto out;
+            if (v->bt.exit_arg == CPU_EXCEPTION) {
+                ev->step_pending = false;
+                if (!deliver(v))
+                    goto out;
+            }
+            break;
+        case EXIT_STEPPED:
+            if (tf)
+                ev->step_pending = true;
+            break;
+        case EXIT_FAULT:
+            if (!deliver(v))
+                goto out;
+            break;
+        case EXIT_ASYNC:
+            break;
+        }
+    }
+out:
+    vcpu_fp_save(v);
+    atomic_store(&v->host_tid, 0);
+}
+
+/* -- Life cycle ----------------------------------------------------------------------------------- */
+
+static int bt_create(const struct engine_config *cfg, struct guest_ram *ram, struct engine **out,
+                     char *err, unsigned errlen)
+{
+    struct bt_engine *bt = calloc(1, sizeof *bt);
+    if (!bt) {
+        snprintf(err, errlen, "out of memory for the translator");
+        return -ENOMEM;
+    }
+    bt->base.ops = &bt_engine_ops;
+    bt->cfg = *cfg;
+    bt->ram = ram;
+    bt->code_fd = -1;
+    int r = cache_init(bt, cfg->chaos && !cfg->cache_size ? 2u << 20 : cfg->cache_size, err, errlen);
+    if (!r)
+        r = signals_init_process(err, errlen);
+    if (r) {
+        cache_destroy(bt);
+        free(bt);
+        return r;
+    }
+    xstate_init();
+    stubs_emit(bt, &bt->region[0]);
+    ram->code_write = cache_code_write;
+    ram->code_write_opaque = bt;
+    *out = &bt->base;
+    return 0;
+}
+
+static void bt_destroy(struct engine *e)
+{
+    struct bt_engine *bt = (struct bt_engine *)e;
+    bt->ram->code_write = NULL;
+    cache_destroy(bt);
+    free(bt);
+}
+
+static int bt_vcpu_init(struct engine *e, struct vcpu *v)
+{
+    struct bt_engine *bt = (struct bt_engine *)e;
+    struct engine_vcpu *ev = calloc(1, sizeof *ev);
+    if (!ev)
+        return -ENOMEM;
+    ev->bt = bt;
+    v->engine = ev;
+    v->bt.self = (uint64_t)(uintptr_t)v;
+    for (unsigned i = 0; i < EXEC_TLB_SIZE; i++)
+        ev->exec_tlb[i].gva_page = ~0ull;
+    ev->key_seen = ~0u;
+    jump_cache_init(v);
+    int r = signals_init_thread(v);
+    if (r) {
+        free(ev);
+        v->engine = NULL;
+        return r;
+    }
+    bt->vcpus[bt->n_vcpus++] = v;
+    return 0;
+}
+
+static void bt_vcpu_destroy(struct engine *e, struct vcpu *v)
+{
+    struct bt_engine *bt = (struct bt_engine *)e;
+    if (!v->engine)
+        return;
+    for (unsigned i = 0; i < bt->n_vcpus; i++)
+        if (bt->vcpus[i] == v)
+            bt->vcpus[i] = bt->vcpus[--bt->n_vcpus];
+    signals_destroy_thread(v);
+    free(v->engine);
+    v->engine = NULL;
+}
+
+static void bt_kick(struct engine *e, struct vcpu *v)
+{
+    atomic_store(&v->exit_request, 1);
+    int tid = atomic_load(&v->host_tid);
+    if (tid && tid != (int)syscall(SYS_gettid))
+        syscall(SYS_tgkill, getpid(), tid, BT_KICK_SIGNAL);
+}
+
+static void bt_print_stats(struct engine *e, FILE *out)
+{
+    const struct bt_engine *bt = (const struct bt_engine *)e;
+    const struct bt_stats *s = &bt->stats;
+    fprintf(out,
+            "translation:  %llu blocks, %llu instructions, %llu -> %llu bytes (x%llu.%02llu), "
+            "%llu us, %llu instructions/ms\n",
+            (unsigned long long)s->blocks, (unsigned long long)s->guest_insns,
+            (unsigned long long)s->guest_bytes, (unsigned long long)s->host_bytes,
+            (unsigned long long)(s->guest_bytes ? s->host_bytes / s->guest_bytes : 0),
+            (unsigned long long)(s->guest_bytes ? s->host_bytes * 100 / s->guest_bytes % 100 : 0),
+            (unsigned long long)(s->translate_ns / 1000),
+            (unsigned long long)(s->translate_ns ? s->guest_insns * 1000000 / s->translate_ns : 0));
+    fprintf(out,
+            "cache:        %llu links, %llu blocks dropped, %llu regions evicted, %llu writes to "
+            "code pages\n",
+            (unsigned long long)s->links, (unsigned long long)s->invalidations,
+            (unsigned long long)s->evictions, (unsigned long long)s->code_writes);
+    fprintf(out, "dispatcher:   %llu entries, %llu lookups\n", (unsigned long long)s->enters,
+            (unsigned long long)s->lookups);
+    fprintf(out, "memory:       %llu slow accesses, %llu soft-TLB fills, %llu bounces, %llu MMIO\n",
+            (unsigned long long)s->mem_slow, (unsigned long long)s->tlb_fills,
+            (unsigned long long)s->bounces, (unsigned long long)s->mmio);
+    fprintf(out, "flushes:      %llu all, %llu non-global, %llu page\n",
+            (unsigned long long)s->flushes[0], (unsigned long long)s->flushes[1],
+            (unsigned long long)s->flushes[2]);
+    fprintf(out, "signals:      %llu kicks, %llu steps, %llu faults\n",
+            (unsigned long long)s->signals_kick, (unsigned long long)s->signals_step,
+            (unsigned long long)s->signals_fault);
+    fprintf(out, "interrupts:   %llu\n", (unsigned long long)s->interrupts);
+    fprintf(out, "exceptions:  ");
+    for (unsigned i = 0; i < 32; i++)
+        if (s->exceptions[i])
+            fprintf(out, " #%u: %llu", i, (unsigned long long)s->exceptions[i]);
+    fprintf(out, "\ncallouts:\n");
+    for (unsigned i = 0; i < OP_COUNT; i++)
+        if (s->callouts[i])
+            fprintf(out, "  %-16s %llu\n", insn_op_name((enum insn_op)i),
+                    (unsigned long long)s->callouts[i]);
+}
+
+const struct engine_ops bt_engine_ops = {
+    .name = "binary translation",
+    .create = bt_create,
+    .destroy = bt_destroy,
+    .vcpu_init = bt_vcpu_init,
+    .vcpu_destroy = bt_vcpu_destroy,
+    .run = bt_run,
+    .kick = bt_kick,
+    .print_stats = bt_print_stats,
+};

@@ -1,0 +1,80 @@
+/*
+ * Lowering: the state of one block's translation and the rules for memory operands.  translate.c
+ * decides what an instruction becomes; lower.c knows how an access reaches guest memory.
+ */
+#ifndef RINGSHIFT_TRANSLATOR_LOWER_H
+#define RINGSHIFT_TRANSLATOR_LOWER_H
+
+#include "translator/bt.h"
+#include "translator/emit.h"
+
+#define TB_MAX_INSNS 64u
+#define TB_MAX_SIDE  1024u
+#define TB_MAX_SLOW  160u
+
+struct xlate;
+struct access;
+
+/* Emits the instruction proper, with R10 = HVA of its operand. Called twice for writes: in the main
+ * path and in the twin that works on a bounce copy. May use R11. */
+typedef void (*body_fn)(struct xlate *x, const struct insn *in, const struct access *a);
+
+/* One memory access of an instruction. */
+struct access {
+    uint16_t size;
+    uint8_t kind;     /* MMU_READ, MMU_WRITE, MMU_RMW|MMU_WRITE */
+    uint8_t flags;    /* SITE_* */
+    bool flags_live;  /* arithmetic flags must survive the check */
+    uint64_t imm;     /* for the body */
+    unsigned reg;     /* for the body */
+};
+
+struct slow_path {
+    struct access a;
+    const struct insn *in;
+    body_fn body;
+    struct mem_site *site;
+    uint8_t *jcc;         /* rel32 to fix, NULL if the main path jumps to prepare itself */
+    uint16_t guest_off;
+    uint32_t done;
+};
+
+struct xlate {
+    struct emitter e;
+    struct bt_engine *bt;
+    struct vcpu *v;
+    struct cache_region *r;
+    struct tb *tb;
+    uint32_t key;
+    bool failed;          /* ran out of metadata or scratch space */
+    unsigned n;           /* instructions */
+    struct insn insn[TB_MAX_INSNS];
+    uint64_t rip[TB_MAX_INSNS];
+    uint32_t live[TB_MAX_INSNS + 1]; /* arithmetic flags live before instruction i */
+    uint16_t guest_off;   /* of the instruction being emitted */
+    uint64_t cur_rip;
+    unsigned n_side, n_slow, n_links;
+    struct side_entry side[TB_MAX_SIDE];
+    struct slow_path slow[TB_MAX_SLOW];
+};
+
+void side_mark(struct xlate *x, enum side_kind kind, unsigned reg);
+
+/* R10 = linear address of the operand. Flag-free; uses R11. */
+void lower_ea(struct xlate *x, const struct insn *in, const struct insn_mem *m, unsigned addr_size,
+              int32_t extra, bool with_segment);
+
+/* R10 holds the linear address: check it, turn it into an HVA, run the body. */
+void lower_access(struct xlate *x, const struct insn *in, struct access a, body_fn body);
+
+/* Emits what lower_access() put off to the end of the block. */
+void lower_slow_paths(struct xlate *x);
+
+/* Flags to RAX (saved in scratch) and back. */
+void lower_save_flags(struct emitter *e);
+void lower_restore_flags(struct emitter *e);
+
+/* A register field of an instruction that runs with its memory operand at [r10]. */
+void body_copy(struct xlate *x, const struct insn *in, const struct access *a);
+
+#endif

@@ -1,0 +1,228 @@
+/*
+ * Host signals in translated code.
+ *
+ * A vCPU thread's stack pointer is the guest's while it runs translated code, so every signal it
+ * takes runs on an alternate stack; SS_AUTODISARM keeps the kernel from believing a guest RSP that
+ * points into that stack.
+ *
+ * Faults (SIGSEGV, SIGBUS, SIGFPE, SIGILL) whose PC is in the code cache are the guest's: the side
+ * table gives the instruction, the trap number and error code give the exception, and the thread
+ * continues at the exit stub. Anything else is a bug of ours and ends the process with a message.
+ *
+ * A kick (BT_KICK_SIGNAL: vcpu->exit_request is set) must leave translated code at the next
+ * instruction boundary, where the whole guest state is exact. Between boundaries, in the middle of
+ * an instruction's sequence, the handler sets TF and lets the CPU step on: at most a few
+ * instructions, no polling anywhere. If the step leads into a helper, TF is dropped, and the resume
+ * stub sets it again on the way back because exit_request is still set.
+ */
+#include "translator/bt.h"
+
+#include <errno.h>
+#include <string.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+#include <asm/prctl.h>
+
+#include "cpu/exception.h"
+#include "runtime/terminal.h"
+
+#define ALTSTACK_SIZE (256u << 10)
+
+/* The vCPU this thread runs, for its signal handlers only; all other code is passed it. */
+static __thread struct vcpu *thread_vcpu;
+
+static struct vcpu *this_vcpu(void)
+{
+    return thread_vcpu;
+}
+
+static void write_str(const char *s)
+{
+    size_t n = 0;
+    while (s[n])
+        n++;
+    ssize_t r = write(STDERR_FILENO, s, n);
+    (void)r;
+}
+
+static void write_hex(uint64_t x)
+{
+    char b[19] = "0x";
+    for (int i = 0; i < 16; i++)
+        b[2 + i] = "0123456789abcdef"[x >> (60 - 4 * i) & 15];
+    b[18] = 0;
+    write_str(b);
+}
+
+static _Noreturn void fatal_signal(int sig, const siginfo_t *si, const ucontext_t *uc)
+{
+    terminal_emergency_restore();
+    write_str("\nringshift: internal error: signal ");
+    char n[3] = {(char)('0' + sig / 10), (char)('0' + sig % 10), 0};
+    write_str(n);
+    write_str(" at host address ");
+    write_hex((uint64_t)uc->uc_mcontext.gregs[REG_RIP]);
+    write_str(", fault address ");
+    write_hex((uint64_t)(uintptr_t)si->si_addr);
+    write_str("; please report this with the guest image\n");
+    signal(sig, SIG_DFL);
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, sig);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+    raise(sig);
+    _exit(8);
+}
+
+static void leave(struct vcpu *v, ucontext_t *uc, enum exit_reason reason)
+{
+    v->bt.exit_reason = reason;
+    uc->uc_mcontext.gregs[REG_RIP] = v->engine->bt->stub_exit_common;
+    uc->uc_mcontext.gregs[REG_EFL] &= ~(greg_t)FL_TF;
+}
+
+static bool in_stubs(const struct bt_engine *bt, uint64_t pc)
+{
+    return pc >= bt->stubs_x && pc < bt->stubs_end;
+}
+
+/* Exit if the PC is an instruction boundary, else step on. */
+static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc)
+{
+    struct bt_engine *bt = v->engine->bt;
+    greg_t *efl = &uc->uc_mcontext.gregs[REG_EFL];
+    if (in_stubs(bt, pc)) {
+        if (pc >= bt->stub_resume && pc < bt->stub_resume_end && !(*efl & FL_TF))
+            uc->uc_mcontext.gregs[REG_RIP] = bt->stub_resume;
+        else if (!(pc >= bt->stub_resume && pc < bt->stub_resume_end))
+            *efl &= ~(greg_t)FL_TF; /* the C side looks at exit_request */
+        return;
+    }
+    struct tb *tb = cache_find_pc(bt, pc);
+    const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;
+    if (se && se->host == pc && se->kind == SIDE_BOUNDARY) {
+        v->rip = tb->gva + se->guest_off;
+        leave(v, uc, EXIT_ASYNC);
+        return;
+    }
+    *efl |= FL_TF;
+}
+
+static void on_kick(int sig, siginfo_t *si, void *ctx)
+{
+    ucontext_t *uc = ctx;
+    struct vcpu *v = this_vcpu();
+    uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
+    if (!v || !v->engine)
+        return;
+    v->engine->bt->stats.signals_kick++;
+    if (!atomic_load(&v->exit_request))
+        return; /* already dealt with */
+    if (cache_contains(v->engine->bt, pc))
+        leave_or_step(v, uc, pc);
+    else
+        uc->uc_mcontext.gregs[REG_EFL] &= ~(greg_t)FL_TF;
+}
+
+static void on_trap(int sig, siginfo_t *si, void *ctx)
+{
+    ucontext_t *uc = ctx;
+    struct vcpu *v = this_vcpu();
+    uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
+    if (!v || !v->engine || uc->uc_mcontext.gregs[REG_TRAPNO] != EXC_DB)
+        fatal_signal(sig, si, uc);
+    v->engine->bt->stats.signals_step++;
+    if (!cache_contains(v->engine->bt, pc)) {
+        uc->uc_mcontext.gregs[REG_EFL] &= ~(greg_t)FL_TF;
+        return;
+    }
+    leave_or_step(v, uc, pc);
+}
+
+static void on_fault(int sig, siginfo_t *si, void *ctx)
+{
+    ucontext_t *uc = ctx;
+    greg_t *g = uc->uc_mcontext.gregs;
+    uint64_t pc = (uint64_t)g[REG_RIP];
+    struct vcpu *v = this_vcpu();
+    struct bt_engine *bt = v && v->engine ? v->engine->bt : NULL;
+    struct tb *tb = bt && !in_stubs(bt, pc) ? cache_find_pc(bt, pc) : NULL;
+    const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;
+    if (!se)
+        fatal_signal(sig, si, uc);
+    bt->stats.signals_fault++;
+    static const uint8_t greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
+                                        REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
+                                        REG_R12, REG_R13, REG_R14, REG_R15};
+    if (se->kind == SIDE_SPILL)
+        g[greg_of[se->reg & 15]] = (greg_t)v->scratch[SCR_SPILL];
+    if (se->kind == SIDE_XSAVE) {
+        g[REG_RAX] = (greg_t)v->bt.xsave_rax;
+        g[REG_RDX] = (greg_t)v->bt.xsave_rdx;
+    }
+    v->rip = tb->gva + se->guest_off;
+    switch (g[REG_TRAPNO]) {
+    case EXC_DE: case EXC_UD: case EXC_MF: case EXC_XM: case EXC_OF: case EXC_BR:
+        cpu_raise(v, (uint8_t)g[REG_TRAPNO]);
+        break;
+    case EXC_GP: case EXC_SS: case EXC_AC:
+        cpu_raise_code(v, (uint8_t)g[REG_TRAPNO], 0);
+        break;
+    default:
+        fatal_signal(sig, si, uc);
+    }
+    leave(v, uc, EXIT_FAULT);
+}
+
+int signals_init_process(char *err, unsigned errlen)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    struct sigaction sa = {.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
+    /* Nothing may interrupt a handler: the alternate stack is disarmed while one runs. */
+    sigfillset(&sa.sa_mask);
+    for (unsigned i = 0; i < 4; i++)
+        sigdelset(&sa.sa_mask, faults[i]);
+    int r = 0;
+    sa.sa_sigaction = on_fault;
+    for (unsigned i = 0; i < 4; i++)
+        r |= sigaction(faults[i], &sa, NULL);
+    sa.sa_sigaction = on_trap;
+    r |= sigaction(SIGTRAP, &sa, NULL);
+    sa.sa_sigaction = on_kick;
+    r |= sigaction(BT_KICK_SIGNAL, &sa, NULL);
+    if (r) {
+        snprintf(err, errlen, "cannot install signal handlers: %s", strerror(errno));
+        return -errno;
+    }
+    return 0;
+}
+
+int signals_init_thread(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->engine;
+    void *stack = mmap(NULL, ALTSTACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                       -1, 0);
+    if (stack == MAP_FAILED)
+        return -ENOMEM;
+    /* The kernel's value: glibc's SS_AUTODISARM may be absent. */
+    ev->altstack = (stack_t){.ss_sp = stack, .ss_size = ALTSTACK_SIZE, .ss_flags = (int)(1u << 31)};
+    if (sigaltstack(&ev->altstack, NULL) < 0 ||
+        syscall(SYS_arch_prctl, ARCH_SET_GS, (unsigned long)v) < 0) {
+        munmap(stack, ALTSTACK_SIZE);
+        return -errno;
+    }
+    thread_vcpu = v;
+    return 0;
+}
+
+void signals_destroy_thread(struct vcpu *v)
+{
+    thread_vcpu = NULL;
+    stack_t off = {.ss_flags = SS_DISABLE};
+    sigaltstack(&off, NULL);
+    syscall(SYS_arch_prctl, ARCH_SET_GS, 0ul);
+    munmap(v->engine->altstack.ss_sp, ALTSTACK_SIZE);
+}

@@ -1,0 +1,152 @@
+/*
+ * The fixed pieces of emitted code: the doors between C and translated code.
+ *
+ *   enter     C -> translated code. Saves the C context at vcpu.host_rsp, falls into resume.
+ *   resume    loads the guest's registers and jumps to bt.resume_target.
+ *   exit_*    translated code -> C: stores the guest's registers, returns from enter.
+ *   callout, prepare, commit   call a C function on the host stack, then resume or leave.
+ *
+ * resume is a restartable sequence: all it needs is in vcpu memory, so a kick signal that lands
+ * inside it sets exit_request and moves the instruction pointer back to its start.  With
+ * exit_request set it loads EFLAGS with TF, so that the first instruction of translated code traps
+ * (signals.c): that is how "leave at the next instruction boundary" costs nothing when unused.
+ *
+ * Fixed pieces are emitted, not written as assembly, because vcpu field offsets are then known to
+ * the compiler and cannot drift.
+ */
+#include "translator/bt.h"
+#include "translator/emit.h"
+
+#define BT_OFF(f) VCPU_OFF(bt.f)
+
+static void e_store_imm32_gs(struct emitter *e, uint32_t off, uint32_t imm) /* mov qword */
+{
+    e8(e, 0x65);
+    e8(e, 0x48);
+    e8(e, 0xc7);
+    e8(e, 0x04);
+    e8(e, 0x25);
+    e32(e, off);
+    e32(e, imm);
+}
+
+/* Guest state to vcpu, host stack, DF clear. Keeps R10 and R11. */
+static void save_all(struct emitter *e)
+{
+    for (unsigned r = 0; r < 16; r++)
+        if (r != R10 && r != R11)
+            e_store_gs(e, GPR_OFF(r), r);
+    e_load_gs(e, RSP, VCPU_OFF(host_rsp));
+    e8(e, 0x9c); /* pushfq */
+    e8(e, 0x65); /* pop qword gs:[hflags] */
+    e8(e, 0x8f);
+    e8(e, 0x04);
+    e8(e, 0x25);
+    e32(e, BT_OFF(hflags));
+    e8(e, 0xfc); /* cld */
+}
+
+static void call_c(struct emitter *e, uintptr_t fn)
+{
+    e_mov_imm(e, RAX, fn);
+    e8(e, 0xff);
+    e8(e, 0xd0);
+}
+
+void stubs_emit(struct bt_engine *bt, struct cache_region *r)
+{
+    static const uint8_t saved[] = {RBX, RBP, R12, R13, R14, R15};
+    struct emitter em = {
+        .p = r->code_w,
+        .end = r->code_w + r->code_size,
+        .rx_bias = (int64_t)r->code_x - (int64_t)(uintptr_t)r->code_w,
+    };
+    struct emitter *e = &em;
+    bt->stubs_x = (uint32_t)emit_here(e);
+
+    bt->stub_enter = (uint32_t)emit_here(e);
+    for (unsigned i = 0; i < 6; i++) {
+        if (saved[i] >= 8)
+            e8(e, 0x41);
+        e8(e, (uint8_t)(0x50 | (saved[i] & 7)));
+    }
+    e_bytes(e, (const uint8_t[]){0x48, 0x83, 0xec, 0x08}, 4); /* sub rsp, 8: 16-byte aligned */
+    e_store_gs(e, VCPU_OFF(host_rsp), RSP);
+
+    bt->stub_resume = (uint32_t)emit_here(e);
+    e_load_gs(e, RSP, VCPU_OFF(host_rsp));
+    e_bytes(e, (const uint8_t[]){0x65, 0x83, 0x3c, 0x25}, 4); /* cmp dword gs:[exit_request], 0 */
+    e32(e, VCPU_OFF(exit_request));
+    e8(e, 0);
+    uint8_t *no_request = e_jcc_fwd(e, CC_E);
+    e_bytes(e, (const uint8_t[]){0x65, 0x48, 0x81, 0x0c, 0x25}, 5); /* or qword gs:[hflags], TF */
+    e32(e, BT_OFF(hflags));
+    e32(e, FL_TF);
+    e_fix_here(e, no_request);
+    for (unsigned g = 0; g < 16; g++)
+        if (g != RSP && g != R10 && g != R11)
+            e_load_gs(e, g, GPR_OFF(g));
+    e_load_gs(e, R10, BT_OFF(r10));
+    e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x34, 0x25}, 4); /* push qword gs:[hflags] */
+    e32(e, BT_OFF(hflags));
+    e8(e, 0x9d); /* popfq */
+    e_load_gs(e, RSP, GPR_OFF(RSP));
+    e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[resume_target] */
+    e32(e, BT_OFF(resume_target));
+    bt->stub_resume_end = (uint32_t)emit_here(e);
+
+    bt->stub_exit_common = (uint32_t)emit_here(e);
+    save_all(e);
+    uint64_t leave = emit_here(e);
+    e_bytes(e, (const uint8_t[]){0x48, 0x83, 0xc4, 0x08}, 4); /* add rsp, 8 */
+    for (int i = 5; i >= 0; i--) {
+        if (saved[i] >= 8)
+            e8(e, 0x41);
+        e8(e, (uint8_t)(0x58 | (saved[i] & 7)));
+    }
+    e8(e, 0xc3);
+
+    bt->stub_lookup = (uint32_t)emit_here(e);
+    e_store_gs(e, VCPU_OFF(rip), R10);
+    e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_LOOKUP);
+    e_jmp(e, bt->stub_exit_common);
+
+    bt->stub_stepped = (uint32_t)emit_here(e);
+    e_store_gs(e, VCPU_OFF(rip), R10);
+    e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_STEPPED);
+    e_jmp(e, bt->stub_exit_common);
+
+    bt->stub_exit_link = (uint32_t)emit_here(e);
+    e_store_gs(e, BT_OFF(exit_arg), R10);
+    e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_LINK);
+    e_jmp(e, bt->stub_exit_common);
+
+    bt->stub_callout = (uint32_t)emit_here(e);
+    save_all(e);
+    e_load_gs(e, RDI, BT_OFF(self));
+    e_mov_rr(e, RSI, R10);
+    call_c(e, (uintptr_t)bt_callout);
+    e_bytes(e, (const uint8_t[]){0x85, 0xc0}, 2); /* test eax, eax */
+    e_jcc(e, CC_E, bt->stub_resume);
+    e_jmp(e, leave);
+
+    uint32_t *mem_stub[2] = {&bt->stub_prepare, &bt->stub_commit};
+    uintptr_t mem_fn[2] = {(uintptr_t)bt_mem_prepare, (uintptr_t)bt_mem_commit};
+    for (int i = 0; i < 2; i++) {
+        *mem_stub[i] = (uint32_t)emit_here(e);
+        save_all(e);
+        e_store_gs(e, BT_OFF(r10), R10);
+        e_load_gs(e, RDI, BT_OFF(self));
+        e_mov_rr(e, RSI, R11);
+        call_c(e, mem_fn[i]);
+        e_store_gs(e, BT_OFF(resume_target), RAX);
+        e_bytes(e, (const uint8_t[]){0x48, 0x85, 0xc0}, 3); /* test rax, rax */
+        e_jcc(e, CC_NE, bt->stub_resume);
+        e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_FAULT);
+        e_jmp(e, leave);
+    }
+    while ((e->p - r->code_w) & 63)
+        e8(e, 0xcc);
+    bt->stubs_end = (uint32_t)emit_here(e);
+    r->code_used = bt->stubs_end - bt->stubs_x;
+}

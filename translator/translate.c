@@ -1,0 +1,990 @@
+/*
+ * The block translator: one rule per kind of instruction.
+ *
+ * A block is a run of instructions on one guest page up to a control transfer, an instruction that
+ * may change what translation depends on, the page's end, or TB_MAX_INSNS.  An instruction that
+ * straddles two pages is a block of its own.
+ *
+ *     decode     until the block ends
+ *     liveness   which arithmetic flags are live before each instruction (backward)
+ *     emit       one rule each (emit_insn); slow paths and exit stubs after the main path
+ *
+ * Leaving a block: a direct jump within the page is a patchable link (valid as long as both blocks
+ * live, because whoever runs the first has the page mapped); everything else goes through the jump
+ * cache with R10 = target, whose entries follow TLB flushes.
+ */
+#include "translator/lower.h"
+
+#include <string.h>
+#include <time.h>
+
+#include "cpu/exception.h"
+#include "cpu/fpu.h"
+#include "mmu/mmu.h"
+#include "translator/reencode.h"
+
+#define BT_OFF(f) VCPU_OFF(bt.f)
+
+/* -- What ends a block ---------------------------------------------------------------------------- */
+
+enum insn_rule { RULE_NATIVE, RULE_CALLOUT, RULE_CALLOUT_END, RULE_BRANCH };
+
+static enum insn_rule rule_of(const struct insn *in, uint32_t key)
+{
+    switch (in->op) {
+    case OP_COPY: case OP_NOP: case OP_LEA: case OP_MOV_MOFFS: case OP_PUSH: case OP_POP:
+    case OP_LEAVE: case OP_BT_MEM_REG: case OP_XLAT: case OP_MASKMOV:
+    case OP_FXSAVE: case OP_FXRSTOR: case OP_XSAVE: case OP_XSAVEC: case OP_XSAVEOPT:
+    case OP_XRSTOR: case OP_FNSAVE: case OP_FRSTOR: case OP_FNSTENV: case OP_FLDENV:
+    case OP_RDPID:
+        return RULE_NATIVE;
+    case OP_RDTSC: case OP_RDTSCP:
+        return key & KEY_TSC_TRAP ? RULE_CALLOUT : RULE_NATIVE;
+    case OP_JMP: case OP_JCC: case OP_CALL: case OP_LOOP: case OP_LOOPE: case OP_LOOPNE:
+    case OP_JRCXZ: case OP_JMP_IND: case OP_CALL_IND: case OP_RET:
+        return RULE_BRANCH;
+    case OP_MOVS: case OP_CMPS: case OP_STOS: case OP_LODS: case OP_SCAS: case OP_INS: case OP_OUTS:
+    case OP_GATHER: case OP_SCATTER: case OP_PUSHF: case OP_ENTER:
+    case OP_IN: case OP_OUT: case OP_CLI: case OP_CPUID: case OP_RDMSR: case OP_RDPMC:
+    case OP_MOV_FROM_CR: case OP_MOV_FROM_DR: case OP_SMSW: case OP_SGDT: case OP_SIDT:
+    case OP_LGDT: case OP_LIDT: case OP_SLDT: case OP_STR: case OP_LAR: case OP_LSL: case OP_VERR:
+    case OP_VERW: case OP_SWAPGS: case OP_RDFSBASE: case OP_RDGSBASE: case OP_WRFSBASE:
+    case OP_WRGSBASE: case OP_XGETBV: case OP_STAC: case OP_CLAC: case OP_MOV_FROM_SEG:
+    case OP_PUSH_SEG: case OP_INVD: case OP_WBINVD:
+        return RULE_CALLOUT;
+    default:
+        return RULE_CALLOUT_END;
+    }
+}
+
+/* -- FPU enables ---------------------------------------------------------------------------------- */
+
+/* The exception an instruction of this FPU class raises under the key's control bits, or -1. */
+static int fpu_fault(const struct insn *in, uint32_t key)
+{
+    bool nm = key & KEY_SSE_NM;
+    switch (in->fpu) {
+    case FPU_X87:
+        return key & KEY_X87_NM ? EXC_NM : -1;
+    case FPU_FXSR:
+        return key & KEY_X87_NM ? EXC_NM : -1;
+    case FPU_WAIT:
+        return key & KEY_WAIT_NM ? EXC_NM : -1;
+    case FPU_MMX:
+        return key & KEY_MMX_UD ? EXC_UD : nm ? EXC_NM : -1;
+    case FPU_SSE:
+        return key & KEY_SSE_UD ? EXC_UD : nm ? EXC_NM : -1;
+    case FPU_AVX:
+        return key & KEY_AVX_UD ? EXC_UD : nm ? EXC_NM : -1;
+    case FPU_AVX512:
+        return key & KEY_AVX512_UD ? EXC_UD : nm ? EXC_NM : -1;
+    case FPU_XSAVE:
+        return key & KEY_XSAVE_UD ? EXC_UD : nm ? EXC_NM : -1;
+    default:
+        return -1;
+    }
+}
+
+/* -- Decoding ------------------------------------------------------------------------------------- */
+
+/* Copies guest code: at most 15 bytes from `gpa`, continuing at gpa2 (page) past the page's end. */
+static unsigned fetch(const struct bt_engine *bt, uint64_t gpa, uint64_t gpa2, uint8_t *buf)
+{
+    unsigned left = GUEST_PAGE_SIZE - (unsigned)(gpa & (GUEST_PAGE_SIZE - 1));
+    unsigned n = left < 15 ? left : 15;
+    const volatile uint8_t *p = bt->ram->base + gpa;
+    for (unsigned i = 0; i < n; i++)
+        buf[i] = p[i];
+    if (gpa2 != ~0ull) {
+        p = bt->ram->base + gpa2;
+        for (unsigned i = n; i < 15; i++)
+            buf[i] = p[i - n];
+        n = 15;
+    }
+    return n;
+}
+
+static bool ends_block(const struct insn *in, uint32_t key)
+{
+    enum insn_rule r = rule_of(in, key);
+    return r == RULE_BRANCH || r == RULE_CALLOUT_END || fpu_fault(in, key) >= 0;
+}
+
+/*
+ * Flags possibly read at `gva` before they are overwritten, looking a few instructions ahead on
+ * the same page. Unknown counts as live.
+ */
+static uint32_t peek_live(struct xlate *x, uint64_t gva)
+{
+    uint64_t page = x->tb->gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    uint32_t open = FL_ARITH, live = 0;
+    if ((gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) != page || x->tb->gpa2 != ~0ull)
+        return FL_ARITH;
+    uint64_t gpa = (x->tb->gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) + (gva - page);
+    for (int i = 0; i < 8 && open; i++) {
+        struct insn in;
+        uint8_t buf[15];
+        if (gpa >> GUEST_PAGE_SHIFT != x->tb->gpa >> GUEST_PAGE_SHIFT)
+            break;
+        int len = insn_decode(&in, buf, fetch(x->bt, gpa, ~0ull, buf), MODE_64);
+        if (len <= 0 || in.op == OP_INVALID)
+            break;
+        live |= open & in.flags_read;
+        if (!(in.flags & INSN_FLAGS_COND))
+            open &= ~(uint32_t)in.flags_written;
+        if (in.op == OP_JMP) {
+            uint64_t next = gpa + (unsigned)len + (uint64_t)in.imm;
+            if (next >> GUEST_PAGE_SHIFT != gpa >> GUEST_PAGE_SHIFT)
+                break;
+            gpa = next;
+            continue;
+        }
+        if (ends_block(&in, x->key))
+            break;
+        gpa += (unsigned)len;
+    }
+    return live | open;
+}
+
+static uint32_t live_out(struct xlate *x)
+{
+    const struct insn *in = &x->insn[x->n - 1];
+    uint64_t next = x->rip[x->n - 1] + in->len;
+    if (fpu_fault(in, x->key) >= 0)
+        return FL_ARITH;
+    switch (in->op) {
+    case OP_JMP: case OP_CALL:
+        return peek_live(x, next + (uint64_t)in->imm);
+    case OP_JCC: case OP_LOOP: case OP_LOOPE: case OP_LOOPNE: case OP_JRCXZ: {
+        uint32_t l = peek_live(x, next);
+        return l == FL_ARITH ? l : l | peek_live(x, next + (uint64_t)in->imm);
+    }
+    default:
+        return rule_of(in, x->key) == RULE_NATIVE ? peek_live(x, next) : FL_ARITH;
+    }
+}
+
+static void compute_liveness(struct xlate *x)
+{
+    uint32_t live = live_out(x);
+    x->live[x->n] = live;
+    for (unsigned i = x->n; i-- > 0;) {
+        const struct insn *in = &x->insn[i];
+        enum insn_rule r = rule_of(in, x->key);
+        if (r == RULE_CALLOUT || r == RULE_CALLOUT_END || in->op == OP_INVALID)
+            live = FL_ARITH;
+        else if (!(in->flags & INSN_FLAGS_COND))
+            live &= ~(uint32_t)in->flags_written;
+        live |= in->flags_read & FL_ARITH;
+        x->live[i] = live;
+    }
+}
+
+/* -- Leaving the block ---------------------------------------------------------------------------- */
+
+static uint32_t jump_cache_off(const struct xlate *x)
+{
+    unsigned sup = x->key & KEY_USER ? 0 : 1;
+    return (uint32_t)(offsetof(struct vcpu, jump_cache) + sup * JUMP_CACHE_SIZE * 8);
+}
+
+/* R10 = target: through the jump cache. */
+static void jump_indirect(struct xlate *x)
+{
+    struct emitter *e = &x->e;
+    if (x->key & KEY_ONE_INSN) {
+        e_jmp(e, x->bt->stub_stepped);
+        return;
+    }
+    if (x->bt->cfg.trace_mask) { /* tracing wants to see every block */
+        e_jmp(e, x->bt->stub_lookup);
+        return;
+    }
+    e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xda}, 4); /* movzx r11d, r10w */
+    e_bytes(e, (const uint8_t[]){0x65, 0x42, 0xff, 0x24, 0xdd}, 5); /* jmp gs:[r11*8 + off] */
+    e32(e, jump_cache_off(x));
+}
+
+static bool same_page(const struct xlate *x, uint64_t target)
+{
+    return (target ^ x->tb->gva) < GUEST_PAGE_SIZE && x->tb->gpa2 == ~0ull &&
+           !(x->key & KEY_ONE_INSN) && !x->bt->cfg.trace_mask;
+}
+
+static void jump_far_page(struct xlate *x, uint64_t target)
+{
+    struct emitter *e = &x->e;
+    e_mov_imm(e, R10, target);
+    if (x->key & KEY_ONE_INSN) {
+        e_jmp(e, x->bt->stub_stepped);
+    } else if (x->bt->cfg.trace_mask) {
+        e_jmp(e, x->bt->stub_lookup);
+    } else {
+        e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[off] */
+        e32(e, jump_cache_off(x) + (uint32_t)(target & (JUMP_CACHE_SIZE - 1)) * 8);
+    }
+}
+
+/* A patchable `jmp rel32` or `jcc rel32` (cc < 16) whose rel32 is aligned, so that patching it is
+ * one atomic store. The exit stub is emitted by finish_links(). */
+static void jump_link(struct xlate *x, int cc, uint64_t target)
+{
+    struct emitter *e = &x->e;
+    struct link *l = &x->tb->out[x->n_links++];
+    unsigned opc = cc < 0 ? 1 : 2;
+    e_nops(e, (unsigned)(-(emit_here(e) + opc) & 3));
+    if (cc < 0) {
+        e8(e, 0xe9);
+    } else {
+        e8(e, 0x0f);
+        e8(e, (uint8_t)(0x80 | cc));
+    }
+    *l = (struct link){.from = x->tb, .target = target, .patch = e->p,
+                       .patch_x = (uint32_t)emit_here(e)};
+    e32(e, 0);
+}
+
+static void finish_links(struct xlate *x)
+{
+    struct emitter *e = &x->e;
+    for (unsigned i = 0; i < x->n_links && !e->overflow; i++) {
+        struct link *l = &x->tb->out[i];
+        l->stub = (uint32_t)emit_here(e);
+        uint32_t rel = l->stub - (l->patch_x + 4);
+        memcpy(l->patch, &rel, 4);
+        e_mov_imm(e, R10, (uintptr_t)l);
+        e_jmp(e, x->bt->stub_exit_link);
+    }
+}
+
+static void jump_to(struct xlate *x, uint64_t target)
+{
+    if (same_page(x, target))
+        jump_link(x, -1, target);
+    else
+        jump_far_page(x, target);
+}
+
+static void jump_cond(struct xlate *x, unsigned cc, uint64_t taken, uint64_t fall)
+{
+    struct emitter *e = &x->e;
+    if (same_page(x, taken)) {
+        jump_link(x, (int)cc, taken);
+        jump_to(x, fall);
+    } else {
+        uint8_t *f = e_jcc_fwd(e, cc);
+        jump_to(x, fall);
+        e_fix_here(e, f);
+        jump_far_page(x, taken);
+    }
+}
+
+/* -- Callouts ------------------------------------------------------------------------------------- */
+
+static void emit_callout(struct xlate *x, const struct insn *in, bool resume)
+{
+    struct emitter *e = &x->e;
+    struct callout *c = cache_meta_alloc(x->r, sizeof *c);
+    if (!c) {
+        x->failed = true;
+        return;
+    }
+    c->insn = *in;
+    c->rip = x->cur_rip;
+    c->tb = x->tb;
+    e_mov_imm(e, R10, (uintptr_t)c);
+    e_jmp(e, x->bt->stub_callout);
+    c->resume = resume ? (uint32_t)emit_here(e) : 0;
+}
+
+/* An instruction that only raises an exception. */
+static void emit_raise(struct xlate *x, const struct insn *in, unsigned vector)
+{
+    struct insn fault = *in;
+    fault.op = vector == EXC_NM ? OP_FAULT_NM : OP_INVALID;
+    if (vector == EXC_UD)
+        fault.imm = 0;
+    emit_callout(x, &fault, false);
+}
+
+/* -- Memory rules --------------------------------------------------------------------------------- */
+
+static bool live_at(const struct xlate *x, unsigned i)
+{
+    return x->live[i] != 0;
+}
+
+static uint8_t stack_flag(const struct insn_mem *m)
+{
+    return m->seg == SEG_SS ? SITE_STACK : 0;
+}
+
+static struct access copy_access(const struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct access a = {.size = in->mem.size, .flags = stack_flag(&in->mem),
+                       .flags_live = live_at(x, i)};
+    if (in->flags & INSN_MEM_WRITE)
+        a.kind = in->flags & INSN_MEM_READ ? MMU_WRITE | MMU_RMW : MMU_WRITE;
+    if (in->flags & INSN_MASKED) {
+        a.flags |= SITE_MASKED;
+        if (a.kind)
+            a.kind = MMU_WRITE | MMU_RMW; /* the copy keeps the bytes that are not stored */
+    }
+    return a;
+}
+
+static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    if (in->flags & INSN_MEM) {
+        lower_ea(x, in, &in->mem, in->addr_size, 0, true);
+        lower_access(x, in, copy_access(x, in, i), body_copy);
+        return;
+    }
+    /* Registers only: verbatim, around the two registers that live in memory. */
+    uint16_t scratch = (1u << R10) | (1u << R11);
+    for (unsigned r = R10; r <= R11; r++)
+        if (in->gpr_read & scratch & (1u << r))
+            e_load_gs(e, r, GPR_OFF(r));
+    e_bytes(e, in->raw, in->len);
+    for (unsigned r = R10; r <= R11; r++)
+        if (in->gpr_written & scratch & (1u << r))
+            e_store_gs(e, GPR_OFF(r), r);
+}
+
+/* mov reg, src with the instruction's operand size; reg may live in memory. src is scratch. */
+static void write_gpr(struct xlate *x, unsigned reg, unsigned src, unsigned size)
+{
+    struct emitter *e = &x->e;
+    bool mem = reg == R10 || reg == R11;
+    if (mem) {
+        if (size == 2) {
+            e8(e, 0x66);
+            e_gs_abs(e, false, 0x89, src, GPR_OFF(reg));
+        } else {
+            if (size == 4)
+                e_mov32_rr(e, src, src);
+            e_store_gs(e, GPR_OFF(reg), src);
+        }
+    } else if (size == 8) {
+        e_mov_rr(e, reg, src);
+    } else {
+        if (size == 2)
+            e8(e, 0x66);
+        unsigned rex = 0x40 | (src >= 8 ? 4 : 0) | (reg >= 8 ? 1 : 0);
+        e8(e, (uint8_t)rex);
+        e8(e, 0x89);
+        e8(e, (uint8_t)(0xc0 | ((src & 7) << 3) | (reg & 7)));
+    }
+}
+
+static void rule_lea(struct xlate *x, const struct insn *in)
+{
+    if (in->mem.base == BASE_RIP || in->mem.base == R10 || in->mem.base == R11 ||
+        in->mem.index == R10 || in->mem.index == R11 || in->reg == R10 || in->reg == R11) {
+        lower_ea(x, in, &in->mem, in->addr_size, 0, false);
+        write_gpr(x, in->reg, R10, in->op_size);
+    } else {
+        e_bytes(&x->e, in->raw, in->len);
+    }
+}
+
+/* mov al/ax/eax/rax <-> [r10] */
+static void body_moffs(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    static const uint8_t opc[4] = {0x8a, 0x8b, 0x88, 0x89};
+    if (in->op_size == 2)
+        e8(&x->e, 0x66);
+    e_op_mem(&x->e, in->op_size == 8, opc[in->opcode & 3], RAX, R10, 0xff, 1, 0);
+}
+
+static void load_value(struct xlate *x, unsigned size) /* R11 = zero-extended [r10] */
+{
+    struct emitter *e = &x->e;
+    if (size == 2)
+        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0x1a}, 4); /* movzx r11d, word [r10] */
+    else
+        e_op_mem(e, size == 8, 0x8b, R11, R10, 0xff, 1, 0);
+}
+
+static void store_reg(struct xlate *x, unsigned reg, unsigned size)
+{
+    if (size == 2)
+        e8(&x->e, 0x66);
+    e_op_mem(&x->e, size == 8, 0x89, reg, R10, 0xff, 1, 0);
+}
+
+static void body_push_reg(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    unsigned reg = a->reg;
+    if (reg == R10 || reg == R11) {
+        e_load_gs(&x->e, R11, GPR_OFF(reg));
+        reg = R11;
+    }
+    store_reg(x, reg, a->size);
+}
+
+static void body_push_imm(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    struct emitter *e = &x->e;
+    if (a->size == 8 && (int64_t)a->imm == (int32_t)a->imm) {
+        e_bytes(e, (const uint8_t[]){0x49, 0xc7, 0x02}, 3); /* mov qword [r10], imm32 */
+        e32(e, (uint32_t)a->imm);
+        return;
+    }
+    e_mov_imm(e, R11, a->imm);
+    store_reg(x, R11, a->size);
+}
+
+static void body_load_value(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    load_value(x, a->size);
+    e_store_gs(&x->e, VCPU_OFF(scratch[SCR_VALUE]), R11);
+}
+
+/* The value stays in R11 only: nothing else needs the scratch registers. */
+static void body_load_r11(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    load_value(x, a->size);
+}
+
+static void body_load_target(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    load_value(x, a->size);
+    e_store_gs(&x->e, VCPU_OFF(scratch[SCR_TARGET]), R11);
+}
+
+static void body_store_value(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    e_load_gs(&x->e, R11, VCPU_OFF(scratch[SCR_VALUE]));
+    store_reg(x, R11, a->size);
+}
+
+static void body_load_r10(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    e_load(&x->e, R10, R10, 0);
+}
+
+static const struct insn_mem stack_top = {.base = RSP, .index = REG_NONE, .scale = 1, .seg = SEG_SS};
+
+static void stack_access(struct xlate *x, const struct insn *in, unsigned i, uint8_t kind,
+                         unsigned size, int32_t disp, struct access a, body_fn body)
+{
+    a.kind = kind;
+    a.size = (uint16_t)size;
+    a.flags = SITE_STACK;
+    a.flags_live = live_at(x, i);
+    lower_ea(x, in, &stack_top, 8, disp, false);
+    lower_access(x, in, a, body);
+}
+
+static void add_rsp(struct xlate *x, int32_t n)
+{
+    e_lea(&x->e, RSP, RSP, 0xff, 1, n);
+}
+
+static void rule_push(struct xlate *x, const struct insn *in, unsigned i)
+{
+    unsigned size = in->op_size;
+    int32_t disp = -(int32_t)size;
+    switch (in->stack_operand) {
+    case STK_REG:
+        stack_access(x, in, i, MMU_WRITE, size, disp, (struct access){.reg = in->rm},
+                     body_push_reg);
+        break;
+    case STK_IMM:
+        stack_access(x, in, i, MMU_WRITE, size, disp, (struct access){.imm = (uint64_t)in->imm},
+                     body_push_imm);
+        break;
+    default: {
+        struct access a = {.size = in->mem.size, .flags = stack_flag(&in->mem),
+                           .flags_live = live_at(x, i)};
+        lower_ea(x, in, &in->mem, in->addr_size, 0, true);
+        lower_access(x, in, a, body_load_value);
+        stack_access(x, in, i, MMU_WRITE, size, disp, (struct access){0}, body_store_value);
+    }
+    }
+    add_rsp(x, disp);
+}
+
+static void rule_pop(struct xlate *x, const struct insn *in, unsigned i)
+{
+    unsigned size = in->op_size;
+    bool mem = in->stack_operand == STK_MEM;
+    stack_access(x, in, i, MMU_READ, size, 0, (struct access){0},
+                 mem ? body_load_value : body_load_r11);
+    if (mem) {
+        /* An address with base RSP is computed after the increment (SDM vol. 2, POP). */
+        struct access a = {.size = (uint16_t)size, .kind = MMU_WRITE,
+                           .flags = stack_flag(&in->mem), .flags_live = live_at(x, i)};
+        lower_ea(x, in, &in->mem, in->addr_size, in->mem.base == RSP ? (int32_t)size : 0, true);
+        lower_access(x, in, a, body_store_value);
+        add_rsp(x, (int32_t)size);
+        return;
+    }
+    if (in->rm == RSP) {
+        if (size == 2)
+            add_rsp(x, 2);
+        write_gpr(x, RSP, R11, size);
+        return;
+    }
+    write_gpr(x, in->rm, R11, size);
+    add_rsp(x, (int32_t)size);
+}
+
+static void rule_leave(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct insn_mem m = {.base = RBP, .index = REG_NONE, .scale = 1, .seg = SEG_SS};
+    struct access a = {.size = in->op_size, .flags = SITE_STACK, .flags_live = live_at(x, i)};
+    lower_ea(x, in, &m, 8, 0, false);
+    lower_access(x, in, a, body_load_r11);
+    e_lea(&x->e, RSP, RBP, 0xff, 1, in->op_size);
+    write_gpr(x, RBP, R11, in->op_size);
+}
+
+static void body_bt(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    e_load_gs(&x->e, R11, VCPU_OFF(scratch[SCR_VALUE]));
+    reencode_mem(&x->e, in, R10, KEEP, 0, R11, KEEP);
+}
+
+/*
+ * BT/BTS/BTR/BTC m, r: the bit offset is signed and moves the address (SDM vol. 2, 3.1.1.9), so
+ * compute the word's address and leave the native instruction an offset within it.
+ */
+static void rule_bt(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    unsigned bytes = in->op_size;
+    lower_ea(x, in, &in->mem, in->addr_size, 0, false);
+    unsigned reg = in->reg;
+    if (reg == R10 || reg == R11) {
+        e_load_gs(e, R11, GPR_OFF(reg));
+        reg = R11;
+    }
+    /* r11 = sign-extended offset */
+    if (bytes == 8) {
+        if (reg != R11)
+            e_mov_rr(e, R11, reg);
+    } else {
+        e8(e, (uint8_t)(0x4c | (reg >= 8 ? 1 : 0)));
+        if (bytes == 4) {
+            e8(e, 0x63); /* movsxd r11, r32 */
+        } else {
+            e8(e, 0x0f);
+            e8(e, 0xbf); /* movsx r11, r16 */
+        }
+        e8(e, (uint8_t)(0xc0 | (3 << 3) | (reg & 7)));
+    }
+    e_store_gs(e, VCPU_OFF(scratch[SCR_VALUE]), R11);
+    lower_save_flags(e);
+    e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xfb, 0x03}, 4);                     /* sar r11, 3 */
+    e_bytes(e, (const uint8_t[]){0x49, 0x83, 0xe3, (uint8_t)-(int)bytes}, 4); /* and r11, -bytes */
+    e_lea(e, R10, R10, R11, 1, 0);
+    if (in->addr_size == 4)
+        e_mov32_rr(e, R10, R10);
+    e_load_gs(e, R11, VCPU_OFF(scratch[SCR_VALUE]));
+    e_bytes(e, (const uint8_t[]){0x41, 0x83, 0xe3, (uint8_t)(bytes * 8 - 1)}, 4); /* and r11d */
+    e_store_gs(e, VCPU_OFF(scratch[SCR_VALUE]), R11);
+    lower_restore_flags(e);
+    if (in->mem.seg == SEG_FS || in->mem.seg == SEG_GS) {
+        e_load_gs(e, R11, (uint32_t)(offsetof(struct vcpu, seg[in->mem.seg]) +
+                                     offsetof(struct segment, base)));
+        e_lea(e, R10, R10, R11, 1, 0);
+    }
+    struct access a = copy_access(x, in, i);
+    a.size = (uint16_t)bytes;
+    a.flags_live = true; /* ZF survives */
+    lower_access(x, in, a, body_bt);
+}
+
+static void body_xlat(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    e_bytes(&x->e, (const uint8_t[]){0x41, 0x8a, 0x02}, 3); /* mov al, [r10] */
+}
+
+static void rule_xlat(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    struct insn_mem m = {.base = R10, .index = REG_NONE, .scale = 1, .seg = in->mem.seg};
+    struct access a = {.size = 1, .flags_live = live_at(x, i)};
+    e_bytes(e, (const uint8_t[]){0x44, 0x0f, 0xb6, 0xd8}, 4); /* movzx r11d, al */
+    if (in->addr_size == 4)
+        e_lea32(e, R10, RBX, R11, 1, 0);
+    else
+        e_lea(e, R10, RBX, R11, 1, 0);
+    if (m.seg == SEG_FS || m.seg == SEG_GS) {
+        e_load_gs(e, R11, (uint32_t)(offsetof(struct vcpu, seg[m.seg]) +
+                                     offsetof(struct segment, base)));
+        e_lea(e, R10, R10, R11, 1, 0);
+    }
+    lower_access(x, in, a, body_xlat);
+}
+
+/* MASKMOVQ/MASKMOVDQU/VMASKMOVDQU: [rdi] is implicit, so RDI is borrowed for the HVA. */
+static void body_maskmov(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    struct emitter *e = &x->e;
+    e_store_gs(e, VCPU_OFF(scratch[SCR_SPILL]), RDI);
+    side_mark(x, SIDE_SPILL, RDI);
+    e_mov_rr(e, RDI, R10);
+    reencode_plain(e, in);
+    e_load_gs(e, RDI, VCPU_OFF(scratch[SCR_SPILL]));
+    side_mark(x, SIDE_INSIDE, 0);
+}
+
+static void rule_maskmov(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct insn_mem m = {.base = RDI, .index = REG_NONE, .scale = 1, .seg = in->mem.seg};
+    struct access a = {.size = in->enc == ENC_LEGACY && in->fpu == FPU_MMX ? 8 : 16,
+                       .kind = MMU_WRITE | MMU_RMW, .flags_live = live_at(x, i)};
+    lower_ea(x, in, &m, in->addr_size, 0, true);
+    lower_access(x, in, a, body_maskmov);
+}
+
+/* The XSAVE family works on a copy: EDX:EAX must be masked with the guest's XCR0, and the image
+ * must not hold host addresses. XSAVEOPT becomes XSAVE: its "modified" optimisation tracks host
+ * addresses that mean nothing here (SDM vol. 1, 13.9). */
+static void body_state(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    if (in->op == OP_XSAVEOPT) {
+        struct insn xs = *in; /* 0F AE /6 -> /4 */
+        xs.modrm = (uint8_t)((xs.modrm & ~0x38) | (4 << 3));
+        reencode_mem(&x->e, &xs, R10, KEEP, 0, KEEP, KEEP);
+    } else {
+        reencode_mem(&x->e, in, R10, KEEP, 0, KEEP, KEEP);
+    }
+}
+
+static void rule_state(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct access a = {.size = in->mem.size, .flags = stack_flag(&in->mem) | SITE_BOUNCE,
+                       .flags_live = live_at(x, i)};
+    switch (in->op) {
+    case OP_XSAVE: case OP_XSAVEC: case OP_XSAVEOPT:
+        a.kind = MMU_WRITE | MMU_RMW;
+        a.flags |= SITE_XSAVE | SITE_FIP;
+        break;
+    case OP_XRSTOR:
+        a.flags |= SITE_XSAVE;
+        break;
+    default: /* FXSAVE, FNSAVE, FNSTENV; FXSAVE leaves reserved bytes alone */
+        a.kind = MMU_WRITE | MMU_RMW;
+        a.flags |= SITE_FIP;
+    }
+    lower_ea(x, in, &in->mem, in->addr_size, 0, true);
+    lower_access(x, in, a, body_state);
+}
+
+/* -- Branch rules --------------------------------------------------------------------------------- */
+
+static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    uint64_t next = x->cur_rip + in->len;
+    uint64_t target = next + (uint64_t)in->imm;
+    switch (in->op) {
+    case OP_JMP:
+        jump_to(x, target);
+        break;
+    case OP_JCC:
+        jump_cond(x, in->cond, target, next);
+        break;
+    case OP_LOOP: case OP_LOOPE: case OP_LOOPNE: case OP_JRCXZ: {
+        if (in->addr_size == 4)
+            e8(e, 0x67);
+        e8(e, in->opcode);
+        uint8_t *rel8 = e->p;
+        e8(e, 0);
+        jump_to(x, next);
+        if (!e->overflow)
+            *rel8 = (uint8_t)(e->p - rel8 - 1);
+        jump_to(x, target);
+        break;
+    }
+    case OP_CALL:
+        stack_access(x, in, i, MMU_WRITE, 8, -8, (struct access){.imm = next}, body_push_imm);
+        add_rsp(x, -8);
+        jump_to(x, target);
+        break;
+    case OP_JMP_IND: case OP_CALL_IND: {
+        unsigned reg = in->rm;
+        bool mem = in->flags & INSN_MEM, call = in->op == OP_CALL_IND;
+        if (mem) {
+            struct access a = {.size = 8, .flags = stack_flag(&in->mem),
+                               .flags_live = live_at(x, i)};
+            lower_ea(x, in, &in->mem, in->addr_size, 0, true);
+            lower_access(x, in, a, body_load_target);
+        } else if (reg == RSP) {
+            e_store_gs(e, VCPU_OFF(scratch[SCR_TARGET]), RSP);
+        }
+        if (call) {
+            stack_access(x, in, i, MMU_WRITE, 8, -8, (struct access){.imm = next}, body_push_imm);
+            add_rsp(x, -8);
+        }
+        if (mem || reg == RSP)
+            e_load_gs(e, R10, VCPU_OFF(scratch[SCR_TARGET]));
+        else if (reg == R10 || reg == R11)
+            e_load_gs(e, R10, GPR_OFF(reg));
+        else
+            e_mov_rr(e, R10, reg);
+        jump_indirect(x);
+        break;
+    }
+    case OP_RET:
+        stack_access(x, in, i, MMU_READ, 8, 0, (struct access){0}, body_load_r10);
+        add_rsp(x, (int32_t)(8 + (uint16_t)in->imm));
+        jump_indirect(x);
+        break;
+    }
+}
+
+/* -- One instruction ------------------------------------------------------------------------------ */
+
+static void emit_insn(struct xlate *x, unsigned i)
+{
+    struct emitter *e = &x->e;
+    const struct insn *in = &x->insn[i];
+    int fault = fpu_fault(in, x->key);
+    if (fault >= 0) {
+        emit_raise(x, in, (unsigned)fault);
+        return;
+    }
+    switch (rule_of(in, x->key)) {
+    case RULE_BRANCH:
+        emit_branch(x, in, i);
+        return;
+    case RULE_CALLOUT:
+        emit_callout(x, in, true);
+        return;
+    case RULE_CALLOUT_END:
+        emit_callout(x, in, false);
+        return;
+    case RULE_NATIVE:
+        break;
+    }
+    switch (in->op) {
+    case OP_NOP:
+        break;
+    case OP_LEA:
+        rule_lea(x, in);
+        break;
+    case OP_MOV_MOFFS: {
+        struct access a = copy_access(x, in, i);
+        lower_ea(x, in, &in->mem, in->addr_size, 0, true);
+        lower_access(x, in, a, body_moffs);
+        break;
+    }
+    case OP_PUSH:
+        rule_push(x, in, i);
+        break;
+    case OP_POP:
+        rule_pop(x, in, i);
+        break;
+    case OP_LEAVE:
+        rule_leave(x, in, i);
+        break;
+    case OP_BT_MEM_REG:
+        rule_bt(x, in, i);
+        break;
+    case OP_XLAT:
+        rule_xlat(x, in, i);
+        break;
+    case OP_MASKMOV:
+        rule_maskmov(x, in, i);
+        break;
+    case OP_XSAVE: case OP_XSAVEC: case OP_XSAVEOPT: case OP_XRSTOR:
+    case OP_FXSAVE: case OP_FNSAVE: case OP_FNSTENV:
+        rule_state(x, in, i);
+        break;
+    case OP_RDTSC:
+        e_bytes(e, in->raw, in->len);
+        break;
+    case OP_RDTSCP:
+        e_bytes(e, (const uint8_t[]){0x0f, 0x01, 0xf9}, 3);
+        e_load32_gs(e, RCX, VCPU_OFF(tsc_aux));
+        break;
+    case OP_RDPID:
+        e_load32_gs(e, R10, VCPU_OFF(tsc_aux));
+        write_gpr(x, in->rm, R10, 8);
+        break;
+    default: /* OP_COPY, FXRSTOR, FRSTOR, FLDENV */
+        rule_copy(x, in, i);
+    }
+}
+
+/* The door for indirect jumps: R10 must be this block's address. */
+static void emit_entry_check(struct xlate *x)
+{
+    struct emitter *e = &x->e;
+    uint64_t gva = x->tb->gva;
+    if (!live_at(x, 0)) {
+        if ((int64_t)gva == (int32_t)gva) {
+            e_bytes(e, (const uint8_t[]){0x49, 0x81, 0xfa}, 3); /* cmp r10, imm32 */
+            e32(e, (uint32_t)gva);
+        } else {
+            e_mov_imm(e, R11, gva);
+            e_bytes(e, (const uint8_t[]){0x4d, 0x39, 0xda}, 3); /* cmp r10, r11 */
+        }
+        e_jcc(e, CC_NE, x->bt->stub_lookup);
+        return;
+    }
+    /* Flags are live: r10 - gva through LEA, tested by JRCXZ. */
+    e_mov_imm(e, R11, -gva);
+    e_store_gs(e, VCPU_OFF(scratch[SCR_RCX]), RCX);
+    e_lea(e, RCX, R10, R11, 1, 0);
+    e8(e, 0xe3);
+    e8(e, 9 + 5); /* jrcxz over the next two */
+    e_load_gs(e, RCX, VCPU_OFF(scratch[SCR_RCX]));
+    e_jmp(e, x->bt->stub_lookup);
+    e_load_gs(e, RCX, VCPU_OFF(scratch[SCR_RCX]));
+}
+
+/* -- The block ------------------------------------------------------------------------------------ */
+
+/* Marks a page as holding code. Writers see the flag, or their stores come before our reads. */
+static void claim_page(struct bt_engine *bt, uint64_t gpa)
+{
+    _Atomic uint8_t *flags = &bt->ram->page_flags[gpa >> GUEST_PAGE_SHIFT];
+    if (atomic_fetch_or(flags, RAM_PAGE_CODE) & RAM_PAGE_CODE)
+        return;
+    for (unsigned i = 0; i < bt->n_vcpus; i++)
+        mmu_stlb_protect_gpa(bt->vcpus[i], gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1));
+}
+
+/* Decodes up to the block's end; false with v->exc if the straddling tail cannot be fetched. */
+static bool decode_block(struct xlate *x)
+{
+    struct tb *tb = x->tb;
+    uint64_t rip = tb->gva, gpa = tb->gpa;
+    unsigned max = x->key & KEY_ONE_INSN ? 1 : TB_MAX_INSNS;
+    while (x->n < max) {
+        struct insn *in = &x->insn[x->n];
+        uint8_t buf[15];
+        unsigned avail = fetch(x->bt, gpa, ~0ull, buf);
+        int len = insn_decode(in, buf, avail, MODE_64);
+        if (len == 0) { /* straddles the page's end */
+            if (x->n)
+                break;
+            uint64_t tail = (rip | (GUEST_PAGE_SIZE - 1)) + 1, gpa2;
+            if (exec_translate(x->v, tail, &gpa2) < 0)
+                return false;
+            if (!ram_contains(x->bt->ram, gpa2, GUEST_PAGE_SIZE)) {
+                cpu_raise_code(x->v, EXC_GP, 0);
+                return false;
+            }
+            tb->gpa2 = gpa2;
+            claim_page(x->bt, gpa2);
+            fetch(x->bt, gpa, gpa2, buf);
+            len = insn_decode(in, buf, 15, MODE_64);
+        }
+        x->rip[x->n++] = rip;
+        rip += (unsigned)len;
+        gpa += (unsigned)len;
+        if (ends_block(in, x->key) || tb->gpa2 != ~0ull ||
+            (rip & (GUEST_PAGE_SIZE - 1)) == 0)
+            break;
+    }
+    tb->n_insns = (uint16_t)x->n;
+    tb->guest_len = (uint16_t)(rip - tb->gva);
+    return true;
+}
+
+static bool block_open_ended(const struct xlate *x)
+{
+    const struct insn *in = &x->insn[x->n - 1];
+    enum insn_rule r = rule_of(in, x->key);
+    return (r == RULE_NATIVE || r == RULE_CALLOUT) && fpu_fault(in, x->key) < 0;
+}
+
+struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, uint64_t gpa,
+                           uint32_t key)
+{
+    struct xlate xs, *x = &xs; /* 30 KiB: the vCPU thread's stack is sized for it */
+    struct timespec t0, t1;
+    struct tb block;
+    uint64_t gen;
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+
+    /* Decode without the lock (a page walk for a straddling tail may write A bits to a page that
+     * holds code); if code was written meanwhile, decode again. */
+    do {
+        gen = atomic_load(&bt->code_write_gen);
+        block = (struct tb){.gva = gva, .gpa = gpa, .gpa2 = ~0ull, .key = key};
+        x->bt = bt;
+        x->v = v;
+        x->tb = &block;
+        x->key = key;
+        x->n = 0;
+        claim_page(bt, gpa);
+        if (!decode_block(x))
+            return NULL;
+        bt_lock(bt);
+        if (gen == atomic_load(&bt->code_write_gen))
+            break;
+        bt_unlock(bt);
+    } while (true);
+
+    struct cache_region *r = cache_reserve(bt);
+    struct tb *tb = cache_meta_alloc(r, sizeof *tb);
+    *tb = block;
+    x->tb = tb;
+    x->r = r;
+    /* Eviction may have emptied the page's list and dropped the flag. */
+    claim_page(bt, gpa);
+    if (tb->gpa2 != ~0ull)
+        claim_page(bt, tb->gpa2);
+    uint32_t meta_mark = r->meta_used;
+    uint8_t *code = r->code_w + r->code_used;
+    for (;;) {
+        x->e = (struct emitter){.p = code, .end = r->code_w + r->code_size,
+                                .rx_bias = (int64_t)r->code_x - (int64_t)(uintptr_t)r->code_w};
+        r->meta_used = meta_mark;
+        x->n_side = x->n_slow = x->n_links = 0;
+        x->failed = false;
+        compute_liveness(x);
+        tb->entry_ind = (uint32_t)emit_here(&x->e);
+        emit_entry_check(x);
+        tb->entry = (uint32_t)emit_here(&x->e);
+        for (unsigned i = 0; i < x->n; i++) {
+            x->cur_rip = x->rip[i];
+            x->guest_off = (uint16_t)(x->cur_rip - gva);
+            side_mark(x, SIDE_BOUNDARY, 0);
+            emit_insn(x, i);
+        }
+        if (block_open_ended(x)) {
+            /* Between the last instruction and the jump the state is that of the next one. */
+            x->guest_off = tb->guest_len;
+            side_mark(x, SIDE_BOUNDARY, 0);
+            side_mark(x, SIDE_INSIDE, 0);
+            x->side[x->n_side - 1].host++;
+            jump_to(x, gva + tb->guest_len);
+        }
+        lower_slow_paths(x);
+        x->guest_off = 0;
+        side_mark(x, SIDE_INSIDE, 0);
+        finish_links(x);
+        if (!x->failed && !x->e.overflow)
+            break;
+        if (x->n <= 1)
+            __builtin_trap(); /* one instruction always fits: MAX_TB_CODE, MAX_TB_META */
+        x->n /= 2; /* too long for its tables: a shorter block always fits */
+        tb->n_insns = (uint16_t)x->n;
+        tb->guest_len = (uint16_t)(x->rip[x->n - 1] + x->insn[x->n - 1].len - gva);
+    }
+    tb->host_end = (uint32_t)emit_here(&x->e);
+    tb->n_side = x->n_side;
+    tb->side = cache_meta_alloc(r, x->n_side * (uint32_t)sizeof *tb->side);
+    memcpy(tb->side, x->side, x->n_side * sizeof *tb->side);
+    r->code_used = ((uint32_t)(x->e.p - r->code_w) + 15) & ~15u;
+    cache_insert(bt, r, tb);
+    bt->stats.blocks++;
+    bt->stats.guest_insns += x->n;
+    bt->stats.guest_bytes += tb->guest_len;
+    bt->stats.host_bytes += tb->host_end - tb->entry_ind;
+    bt_unlock(bt);
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    bt->stats.translate_ns += (uint64_t)((t1.tv_sec - t0.tv_sec) * 1000000000ll) +
+                              (uint64_t)(t1.tv_nsec - t0.tv_nsec);
+    return tb;
+}
