@@ -92,6 +92,13 @@ enum cpu_debug_kind { DEBUG_EXEC = 0, DEBUG_WRITE = 1, DEBUG_IO = 2, DEBUG_READ 
 uint32_t cpu_debug_match(const struct vcpu *v, enum cpu_debug_kind kind, uint64_t addr,
                          unsigned size);
 
+/* The same for a data access. */
+static inline uint32_t cpu_debug_data_match(const struct vcpu *v, uint64_t addr, unsigned size,
+                                            bool write)
+{
+    return cpu_debug_match(v, write ? DEBUG_WRITE : DEBUG_READ, addr, size);
+}
+
 /* Delivers #DB with these DR6 bits at v->rip (a trap: rip is already behind the instruction; a
  * fault for instruction breakpoints: rip is at it). */
 enum cpu_result cpu_debug_trap(struct vcpu *v, uint64_t dr6_bits);

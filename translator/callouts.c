@@ -1,0 +1,667 @@
+/*
+ * Operand decoding for the instructions that are done in C; their meaning is in cpu/.
+ *
+ * Where an instruction has both a privilege check and a memory operand, the privilege (or #UD)
+ * check comes first and the operand is read after it, as the CPU does.
+ */
+#include "translator/callouts.h"
+
+#include "cpu/cpuid.h"
+#include "cpu/exception.h"
+#include "cpu/fpu.h"
+#include "cpu/msr.h"
+#include "cpu/platform.h"
+#include "cpu/segment.h"
+#include "cpu/system.h"
+#include "mmu/mmu.h"
+
+/* -- Operands. --------------------------------------------------------------------------------- */
+
+uint64_t callout_ea(const struct vcpu *v, const struct insn *in)
+{
+    const struct insn_mem *m = &in->mem;
+    uint64_t a = m->disp;
+
+    if (m->base == BASE_RIP)
+        a += v->rip + in->len;
+    else if (m->base != REG_NONE)
+        a += v->gpr[m->base & 15];
+    if (m->index != REG_NONE)
+        a += v->gpr[m->index & 15] * m->scale;
+    a = callout_truncate(a, in->addr_size) + callout_seg_base(v, m->seg);
+    return vcpu_long64(v) ? a : (uint32_t)a;
+}
+
+static bool is_mem(const struct insn *in)
+{
+    return (in->flags & INSN_MODRM) && in->mod != 3;
+}
+
+static void write_gpr(struct vcpu *v, unsigned reg, unsigned size, uint64_t value)
+{
+    uint64_t *r = &v->gpr[reg & 15];
+
+    if (size == 8)
+        *r = value;
+    else if (size == 4)
+        *r = (uint32_t)value;
+    else if (size == 2)
+        *r = (*r & ~0xffffull) | (value & 0xffff);
+    else
+        *r = (*r & ~0xffull) | (value & 0xff);
+}
+
+static uint64_t read_gpr(const struct vcpu *v, unsigned reg, unsigned size)
+{
+    return callout_truncate(v->gpr[reg & 15], size);
+}
+
+static int load(struct vcpu *v, const struct insn *in, void *buf, unsigned size)
+{
+    return mmu_load(v, callout_ea(v, in), buf, size, MMU_READ, in->mem.seg == SEG_SS);
+}
+
+static int store(struct vcpu *v, const struct insn *in, const void *buf, unsigned size)
+{
+    return mmu_store(v, callout_ea(v, in), buf, size, MMU_WRITE, in->mem.seg == SEG_SS);
+}
+
+/* A selector or machine status word: 16 bits of register or memory. */
+static int read_rm16(struct vcpu *v, const struct insn *in, uint16_t *out)
+{
+    if (is_mem(in))
+        return load(v, in, out, 2);
+    *out = v->gpr[in->rm & 15];
+    return 0;
+}
+
+/* SLDT, STR, SMSW, MOV r/m, Sreg: memory takes 16 bits, a register the operand size. */
+static enum cpu_result write_rm16(struct vcpu *v, const struct insn *in, uint64_t value)
+{
+    uint16_t word = value;
+
+    if (!is_mem(in)) {
+        write_gpr(v, in->rm, in->op_size, value);
+        return CPU_NEXT;
+    }
+    return store(v, in, &word, 2) ? CPU_EXCEPTION : CPU_NEXT;
+}
+
+/* Turns CPU_NEXT of a serialising instruction into a jump behind it. */
+static enum cpu_result serialise(struct vcpu *v, const struct insn *in, enum cpu_result r)
+{
+    if (r != CPU_NEXT)
+        return r;
+    v->rip += in->len;
+    return CPU_JUMP;
+}
+
+/* Operand size of stack instructions: in 64-bit mode 8 unless a 66h prefix makes it 2. */
+static unsigned stack_size(const struct vcpu *v, const struct insn *in)
+{
+    return vcpu_long64(v) ? (in->op_size == 2 ? 2 : 8) : in->op_size;
+}
+
+static int push(struct vcpu *v, uint64_t value, unsigned size)
+{
+    uint64_t rsp = v->gpr[RSP] - size;
+
+    if (mmu_store(v, rsp, &value, size, MMU_WRITE, true))
+        return -1;
+    v->gpr[RSP] = rsp;
+    return 0;
+}
+
+static int peek_stack(struct vcpu *v, uint64_t *value, unsigned size)
+{
+    *value = 0;
+    return mmu_load(v, v->gpr[RSP], value, size, MMU_READ, true);
+}
+
+static void set_zf(struct vcpu *v, bool zf)
+{
+    v->rflags = zf ? v->rflags | FL_ZF : v->rflags & ~(uint64_t)FL_ZF;
+}
+
+static uint64_t edx_eax(const struct vcpu *v)
+{
+    return v->gpr[RDX] << 32 | (uint32_t)v->gpr[RAX];
+}
+
+static void set_edx_eax(struct vcpu *v, uint64_t value)
+{
+    v->gpr[RAX] = (uint32_t)value;
+    v->gpr[RDX] = value >> 32;
+}
+
+/* -- Groups of instructions. ------------------------------------------------------------------- */
+
+static enum cpu_result do_in_out(struct vcpu *v, const struct insn *in)
+{
+    /* E4-E7 take the port from an immediate, EC-EF from DX; odd opcodes are the wide forms. */
+    uint16_t port = in->opcode & 8 ? v->gpr[RDX] : (uint8_t)in->imm;
+    unsigned size = !(in->opcode & 1) ? 1 : in->op_size == 2 ? 2 : 4;
+
+    enum cpu_result r = cpu_io_check(v, port, size);
+    if (r != CPU_NEXT)
+        return r;
+    vcpu_fp_save(v);
+    const struct platform_ops *ops = v->platform->ops;
+    if (in->op == OP_IN)
+        write_gpr(v, RAX, size, ops->pio_read(v->platform, port, size));
+    else
+        ops->pio_write(v->platform, port, size,
+                       size == 1   ? (uint8_t)v->gpr[RAX]
+                       : size == 2 ? (uint16_t)v->gpr[RAX]
+                                   : (uint32_t)v->gpr[RAX]);
+    return CPU_NEXT;
+}
+
+static enum cpu_result do_far(struct vcpu *v, const struct insn *in)
+{
+    uint16_t sel = in->imm2;
+    uint64_t offset = callout_truncate(in->imm, in->op_size);
+
+    if (is_mem(in)) {
+        uint8_t ptr[10];
+        if (load(v, in, ptr, in->op_size + 2))
+            return CPU_EXCEPTION;
+        offset = 0;
+        for (unsigned i = 0; i < in->op_size; i++)
+            offset |= (uint64_t)ptr[i] << (8 * i);
+        sel = ptr[in->op_size] | ptr[in->op_size + 1] << 8;
+    }
+    if (in->op == OP_JMP_FAR)
+        return cpu_far_jump(v, sel, offset);
+    return cpu_far_call(v, sel, offset, in->op_size, v->rip + in->len);
+}
+
+/* LES, LDS, LSS, LFS, LGS: the selector is loaded (and can fault) before the register changes. */
+static enum cpu_result do_load_far_ptr(struct vcpu *v, const struct insn *in)
+{
+    uint8_t ptr[10];
+    uint64_t offset = 0;
+    enum seg seg;
+
+    if (load(v, in, ptr, in->op_size + 2))
+        return CPU_EXCEPTION;
+    for (unsigned i = 0; i < in->op_size; i++)
+        offset |= (uint64_t)ptr[i] << (8 * i);
+    if (in->map == MAP_ONE)
+        seg = in->opcode == 0xc4 ? SEG_ES : SEG_DS;
+    else
+        seg = in->opcode == 0xb2 ? SEG_SS : in->opcode == 0xb4 ? SEG_FS : SEG_GS;
+    enum cpu_result r = cpu_load_segment(v, seg, ptr[in->op_size] | ptr[in->op_size + 1] << 8);
+    if (r != CPU_NEXT)
+        return r;
+    write_gpr(v, in->reg, in->op_size, offset);
+    return serialise(v, in, r);
+}
+
+static enum cpu_result do_load_sreg(struct vcpu *v, const struct insn *in, unsigned seg,
+                                    uint16_t sel)
+{
+    enum cpu_result r = cpu_load_segment(v, seg, sel);
+
+    /* MOV SS and POP SS hold interrupts off for one instruction (SDM vol. 3, 6.8.3). */
+    if (r == CPU_NEXT && seg == SEG_SS)
+        v->interrupt_shadow = 1;
+    return r;
+}
+
+static enum cpu_result do_pop_seg(struct vcpu *v, const struct insn *in)
+{
+    unsigned size = stack_size(v, in), seg = in->opcode >> 3 & 7;
+    uint64_t sel;
+
+    if (peek_stack(v, &sel, size))
+        return CPU_EXCEPTION;
+    enum cpu_result r = do_load_sreg(v, in, seg, sel);
+    if (r == CPU_NEXT)
+        v->gpr[RSP] += size;
+    return serialise(v, in, r);
+}
+
+static enum cpu_result do_popf(struct vcpu *v, const struct insn *in)
+{
+    unsigned size = stack_size(v, in);
+    uint64_t value;
+
+    if (peek_stack(v, &value, size))
+        return CPU_EXCEPTION;
+    v->gpr[RSP] += size;
+    return serialise(v, in, cpu_popf(v, value, size));
+}
+
+/* SDM vol. 2, ENTER.  RBP and RSP change only when every access has succeeded. */
+static enum cpu_result do_enter(struct vcpu *v, const struct insn *in)
+{
+    unsigned size = stack_size(v, in), level = in->imm2 & 31;
+    uint64_t rsp = v->gpr[RSP] - size, rbp = v->gpr[RBP], frame = rsp, gpa;
+    void *host;
+
+    if (mmu_store(v, rsp, &rbp, size, MMU_WRITE, true))
+        return CPU_EXCEPTION;
+    for (unsigned i = 1; i < level; i++) {
+        uint64_t outer = 0;
+        rbp -= size;
+        rsp -= size;
+        if (mmu_load(v, rbp, &outer, size, MMU_READ, true) ||
+            mmu_store(v, rsp, &outer, size, MMU_WRITE, true))
+            return CPU_EXCEPTION;
+    }
+    if (level) {
+        rsp -= size;
+        if (mmu_store(v, rsp, &frame, size, MMU_WRITE, true))
+            return CPU_EXCEPTION;
+    }
+    rsp -= (uint16_t)in->imm;
+    /* A write at the final stack pointer must be possible. */
+    if (mmu_translate(v, rsp, MMU_WRITE, true, &host, &gpa) < 0)
+        return CPU_EXCEPTION;
+    write_gpr(v, RBP, size, frame);
+    v->gpr[RSP] = rsp;
+    return CPU_NEXT;
+}
+
+static enum cpu_result do_store_table(struct vcpu *v, const struct insn *in, const struct dtable *t)
+{
+    uint8_t image[10];
+    unsigned bytes = vcpu_long64(v) ? 8 : 4;
+
+    enum cpu_result r = cpu_umip_check(v);
+    if (r != CPU_NEXT)
+        return r;
+    image[0] = t->limit;
+    image[1] = t->limit >> 8;
+    for (unsigned i = 0; i < bytes; i++)
+        image[2 + i] = t->base >> (8 * i);
+    return store(v, in, image, 2 + bytes) ? CPU_EXCEPTION : CPU_NEXT;
+}
+
+static enum cpu_result do_load_table(struct vcpu *v, const struct insn *in)
+{
+    uint8_t image[10];
+    uint64_t base = 0;
+    unsigned bytes = vcpu_long64(v) ? 8 : 4;
+
+    enum cpu_result r = cpu_require_cpl0(v);
+    if (r != CPU_NEXT)
+        return r;
+    if (load(v, in, image, 2 + bytes))
+        return CPU_EXCEPTION;
+    for (unsigned i = 0; i < bytes; i++)
+        base |= (uint64_t)image[2 + i] << (8 * i);
+    uint16_t limit = image[0] | image[1] << 8;
+    return in->op == OP_LGDT ? cpu_lgdt(v, base, limit) : cpu_lidt(v, base, limit);
+}
+
+static enum cpu_result do_selector(struct vcpu *v, const struct insn *in)
+{
+    uint16_t sel;
+    uint32_t value = 0;
+    int ok;
+
+    if (read_rm16(v, in, &sel))
+        return CPU_EXCEPTION;
+    switch (in->op) {
+    case OP_LAR:
+        ok = cpu_lar(v, sel, &value);
+        break;
+    case OP_LSL:
+        ok = cpu_lsl(v, sel, &value);
+        break;
+    default:
+        ok = cpu_verify(v, sel, in->op == OP_VERW);
+    }
+    if (ok < 0)
+        return CPU_EXCEPTION;
+    set_zf(v, ok);
+    if (ok && (in->op == OP_LAR || in->op == OP_LSL))
+        write_gpr(v, in->reg, in->op_size, value);
+    return CPU_NEXT;
+}
+
+/* LLDT and LTR check CPL before they read the selector. */
+static enum cpu_result do_load_system_seg(struct vcpu *v, const struct insn *in)
+{
+    uint16_t sel;
+
+    enum cpu_result r = cpu_require_cpl0(v);
+    if (r != CPU_NEXT)
+        return r;
+    if (read_rm16(v, in, &sel))
+        return CPU_EXCEPTION;
+    return in->op == OP_LLDT ? cpu_lldt(v, sel) : cpu_ltr(v, sel);
+}
+
+static enum cpu_result do_lmsw(struct vcpu *v, const struct insn *in)
+{
+    uint16_t value;
+
+    enum cpu_result r = cpu_require_cpl0(v);
+    if (r != CPU_NEXT)
+        return r;
+    if (read_rm16(v, in, &value))
+        return CPU_EXCEPTION;
+    return serialise(v, in, cpu_lmsw(v, value));
+}
+
+static enum cpu_result do_invpcid(struct vcpu *v, const struct insn *in)
+{
+    uint64_t desc[2];
+
+    enum cpu_result r = cpu_require_cpl0(v);
+    if (r != CPU_NEXT)
+        return r;
+    if (load(v, in, desc, 16))
+        return CPU_EXCEPTION;
+    return serialise(v, in, cpu_invpcid(v, read_gpr(v, in->reg, vcpu_long64(v) ? 8 : 4), desc));
+}
+
+static enum cpu_result do_rdmsr(struct vcpu *v)
+{
+    uint64_t value;
+
+    enum cpu_result r = cpu_require_cpl0(v);
+    if (r == CPU_NEXT)
+        r = cpu_rdmsr(v, v->gpr[RCX], &value);
+    if (r == CPU_NEXT)
+        set_edx_eax(v, value);
+    return r;
+}
+
+static enum cpu_result do_wrmsr(struct vcpu *v, const struct insn *in)
+{
+    uint32_t msr = v->gpr[RCX];
+
+    enum cpu_result r = cpu_require_cpl0(v);
+    if (r == CPU_NEXT)
+        r = cpu_wrmsr(v, msr, edx_eax(v));
+    return msr == MSR_EFER ? serialise(v, in, r) : r;
+}
+
+static enum cpu_result do_rdtsc(struct vcpu *v, const struct insn *in)
+{
+    uint64_t value;
+
+    enum cpu_result r = cpu_rdtsc(v, &value);
+    if (r != CPU_NEXT)
+        return r;
+    set_edx_eax(v, value);
+    if (in->op == OP_RDTSCP)
+        v->gpr[RCX] = (uint32_t)v->tsc_aux;
+    return CPU_NEXT;
+}
+
+static enum cpu_result do_cpuid(struct vcpu *v)
+{
+    uint32_t r[4];
+
+    cpu_cpuid(v, v->gpr[RAX], v->gpr[RCX], r);
+    v->gpr[RAX] = r[0];
+    v->gpr[RBX] = r[1];
+    v->gpr[RCX] = r[2];
+    v->gpr[RDX] = r[3];
+    return CPU_NEXT;
+}
+
+static enum cpu_result do_cr_dr(struct vcpu *v, const struct insn *in)
+{
+    unsigned size = vcpu_long64(v) ? 8 : 4;
+    uint64_t value = read_gpr(v, in->rm, size);
+    enum cpu_result r;
+
+    switch (in->op) {
+    case OP_MOV_TO_CR:
+        return serialise(v, in, cpu_mov_to_cr(v, in->reg, value));
+    case OP_MOV_TO_DR:
+        return serialise(v, in, cpu_mov_to_dr(v, in->reg, value));
+    case OP_MOV_FROM_CR:
+        r = cpu_mov_from_cr(v, in->reg, &value);
+        break;
+    default:
+        r = cpu_mov_from_dr(v, in->reg, &value);
+    }
+    if (r == CPU_NEXT)
+        write_gpr(v, in->rm, size, value);
+    return r;
+}
+
+static enum cpu_result do_base(struct vcpu *v, const struct insn *in)
+{
+    enum seg seg = in->op == OP_RDFSBASE || in->op == OP_WRFSBASE ? SEG_FS : SEG_GS;
+    uint64_t value;
+
+    if (in->op == OP_WRFSBASE || in->op == OP_WRGSBASE)
+        return cpu_wrbase(v, seg, read_gpr(v, in->rm, in->op_size));
+    enum cpu_result r = cpu_rdbase(v, seg, &value);
+    if (r == CPU_NEXT)
+        write_gpr(v, in->rm, in->op_size, value);
+    return r;
+}
+
+static enum cpu_result do_xcr(struct vcpu *v, const struct insn *in)
+{
+    uint64_t value;
+
+    if (in->op == OP_XSETBV)
+        return serialise(v, in, cpu_xsetbv(v, v->gpr[RCX], edx_eax(v)));
+    enum cpu_result r = cpu_xgetbv(v, v->gpr[RCX], &value);
+    if (r == CPU_NEXT)
+        set_edx_eax(v, value);
+    return r;
+}
+
+/* INT1 is delivered as a trap like a hardware #DB, without a check of the gate's DPL; DR6 is left
+ * alone (SDM vol. 2, INT n). */
+static enum cpu_result do_int1(struct vcpu *v, const struct insn *in)
+{
+    v->rip += in->len;
+    return cpu_debug_trap(v, 0);
+}
+
+static enum cpu_result do_bound(struct vcpu *v, const struct insn *in)
+{
+    uint8_t b[8] = {0};
+    int32_t index, low, high;
+
+    if (load(v, in, b, 2 * in->op_size))
+        return CPU_EXCEPTION;
+    if (in->op_size == 2) {
+        index = (int16_t)v->gpr[in->reg];
+        low = (int16_t)(b[0] | b[1] << 8);
+        high = (int16_t)(b[2] | b[3] << 8);
+    } else {
+        index = v->gpr[in->reg];
+        __builtin_memcpy(&low, b, 4);
+        __builtin_memcpy(&high, b + 4, 4);
+    }
+    return index < low || index > high ? cpu_raise(v, EXC_BR) : CPU_NEXT;
+}
+
+static enum cpu_result do_arpl(struct vcpu *v, const struct insn *in)
+{
+    uint16_t dst, src = v->gpr[in->reg];
+
+    if (read_rm16(v, in, &dst))
+        return CPU_EXCEPTION;
+    bool adjust = (dst & 3) < (src & 3);
+    if (adjust) {
+        dst = (dst & ~3) | (src & 3);
+        if (!is_mem(in))
+            write_gpr(v, in->rm, 2, dst);
+        else if (store(v, in, &dst, 2))
+            return CPU_EXCEPTION;
+    }
+    set_zf(v, adjust);
+    return CPU_NEXT;
+}
+
+/* -- The switch. ------------------------------------------------------------------------------- */
+
+enum cpu_result callout_execute(struct vcpu *v, const struct insn *in)
+{
+    uint64_t next = v->rip + in->len;
+    enum cpu_result r;
+    uint16_t sel;
+
+    switch (in->op) {
+    case OP_MOVS:
+    case OP_CMPS:
+    case OP_STOS:
+    case OP_LODS:
+    case OP_SCAS:
+    case OP_INS:
+    case OP_OUTS:
+        return callout_string(v, in);
+
+    /* Control transfers. */
+    case OP_JMP_FAR:
+    case OP_CALL_FAR:
+        return do_far(v, in);
+    case OP_RETF:
+        return cpu_far_return(v, in->op_size, in->imm);
+    case OP_IRET:
+        return cpu_iret(v, in->op_size);
+    case OP_INT:
+        return cpu_software_interrupt(v, in->imm, next);
+    case OP_INT3:
+        return cpu_software_interrupt(v, EXC_BP, next);
+    case OP_INTO:
+        return v->rflags & FL_OF ? cpu_software_interrupt(v, EXC_OF, next) : CPU_NEXT;
+    case OP_INT1:
+        return do_int1(v, in);
+    case OP_SYSCALL:
+        return cpu_syscall(v, next);
+    case OP_SYSRET:
+        return cpu_sysret(v, in->op_size);
+    case OP_SYSENTER:
+        return cpu_sysenter(v);
+    case OP_SYSEXIT:
+        /* The operand size of SYSEXIT is 4 unless REX.W is there. */
+        return cpu_sysexit(v, in->rex & 8 ? 8 : 4);
+
+    /* Flags and the stack. */
+    case OP_PUSHF:
+        return push(v, cpu_flags_for_push(v), stack_size(v, in)) ? CPU_EXCEPTION : CPU_NEXT;
+    case OP_POPF:
+        return do_popf(v, in);
+    case OP_ENTER:
+        return do_enter(v, in);
+    case OP_CLI:
+        return cpu_cli(v);
+    case OP_STI:
+        return serialise(v, in, cpu_sti(v));
+    case OP_STAC:
+        return cpu_stac(v);
+    case OP_CLAC:
+        return cpu_clac(v);
+    case OP_HLT:
+        return cpu_hlt(v, next);
+
+    /* Segments. */
+    case OP_PUSH_SEG:
+        return push(v, v->seg[in->opcode >> 3 & 7].sel, stack_size(v, in)) ? CPU_EXCEPTION
+                                                                           : CPU_NEXT;
+    case OP_POP_SEG:
+        return do_pop_seg(v, in);
+    case OP_MOV_FROM_SEG:
+        if (in->reg >= SEG_COUNT)
+            return cpu_raise(v, EXC_UD);
+        return write_rm16(v, in, v->seg[in->reg].sel);
+    case OP_MOV_TO_SEG:
+        if (in->reg >= SEG_COUNT || in->reg == SEG_CS)
+            return cpu_raise(v, EXC_UD);
+        if (read_rm16(v, in, &sel))
+            return CPU_EXCEPTION;
+        return serialise(v, in, do_load_sreg(v, in, in->reg, sel));
+    case OP_LOAD_FAR_PTR:
+        return do_load_far_ptr(v, in);
+    case OP_SWAPGS:
+        return cpu_swapgs(v);
+    case OP_RDFSBASE:
+    case OP_RDGSBASE:
+    case OP_WRFSBASE:
+    case OP_WRGSBASE:
+        return do_base(v, in);
+
+    /* Descriptor tables and selectors. */
+    case OP_SGDT:
+        return do_store_table(v, in, &v->gdtr);
+    case OP_SIDT:
+        return do_store_table(v, in, &v->idtr);
+    case OP_LGDT:
+    case OP_LIDT:
+        return do_load_table(v, in);
+    case OP_SLDT:
+        r = cpu_umip_check(v);
+        return r == CPU_NEXT ? write_rm16(v, in, v->ldtr.sel) : r;
+    case OP_STR:
+        r = cpu_umip_check(v);
+        return r == CPU_NEXT ? write_rm16(v, in, v->tr.sel) : r;
+    case OP_SMSW:
+        r = cpu_umip_check(v);
+        return r == CPU_NEXT ? write_rm16(v, in, v->cr0) : r;
+    case OP_LMSW:
+        return do_lmsw(v, in);
+    case OP_LLDT:
+    case OP_LTR:
+        return do_load_system_seg(v, in);
+    case OP_LAR:
+    case OP_LSL:
+    case OP_VERR:
+    case OP_VERW:
+        return do_selector(v, in);
+    case OP_ARPL:
+        return do_arpl(v, in);
+    case OP_BOUND:
+        return do_bound(v, in);
+
+    /* Control registers, TLB, caches. */
+    case OP_MOV_FROM_CR:
+    case OP_MOV_TO_CR:
+    case OP_MOV_FROM_DR:
+    case OP_MOV_TO_DR:
+        return do_cr_dr(v, in);
+    case OP_CLTS:
+        return serialise(v, in, cpu_clts(v));
+    case OP_INVLPG:
+        return serialise(v, in, cpu_invlpg(v, callout_ea(v, in)));
+    case OP_INVPCID:
+        return do_invpcid(v, in);
+    case OP_INVD:
+    case OP_WBINVD:
+        return cpu_require_cpl0(v); /* the host's caches are coherent */
+    case OP_XGETBV:
+    case OP_XSETBV:
+        return do_xcr(v, in);
+
+    /* MSRs, CPUID, counters, I/O. */
+    case OP_RDMSR:
+        return do_rdmsr(v);
+    case OP_WRMSR:
+        return do_wrmsr(v, in);
+    case OP_CPUID:
+        return do_cpuid(v);
+    case OP_RDTSC:
+    case OP_RDTSCP:
+        return do_rdtsc(v, in);
+    case OP_RDPID:
+        write_gpr(v, in->rm, vcpu_long64(v) ? 8 : 4, v->tsc_aux);
+        return CPU_NEXT;
+    case OP_RDPMC:
+        return cpu_rdpmc(v);
+    case OP_IN:
+    case OP_OUT:
+        return do_in_out(v, in);
+
+    case OP_FAULT_NM:
+        return cpu_raise(v, EXC_NM);
+    case OP_INVALID:
+        /* More than 15 bytes are #GP(0), everything else is #UD. */
+        return in->imm ? cpu_raise_code(v, EXC_GP, 0) : cpu_raise(v, EXC_UD);
+    default: /* UD0-UD2, VMCALL and its kin, MONITOR, MWAIT */
+        return cpu_raise(v, EXC_UD);
+    }
+}
