@@ -325,6 +325,7 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct ter
         .engine = &bt_engine_ops,
         .engine_cfg = o->engine,
         .serial0 = terminal_chardev(t),
+        .baseline_cpu = !strcmp(o->cpu, "baseline"),
         .no_reboot = o->no_reboot,
         .load = guest_boot_load,
         .load_opaque = b,

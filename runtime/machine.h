@@ -42,6 +42,7 @@ struct machine_config {
     const struct engine_ops *engine;
     struct engine_config engine_cfg;
     struct chardev *serial0; /* COM1's backend, or NULL; not owned, outlives the machine */
+    bool baseline_cpu;       /* CPUID shows cpu_model_baseline(), not cpu_model_host() */
     bool no_reboot;          /* end machine_run() on a guest reset instead of restarting */
     /*
      * Puts the guest into RAM and sets the boot state of vCPU 0, which has just been reset.

@@ -1,0 +1,1052 @@
+#!/usr/bin/env python3
+"""Integration tests: boot unmodified guests through the real command line.
+
+Each test starts `ringshift run` as a user would (on a pseudo-terminal, with pipes, with files),
+types commands, checks what comes back and how it ends.  Python's standard library only.
+
+    tests/integration/run.py [--list] [--build DIR] [--run-args ARGS] [NAME...]
+
+NAME may be a prefix (boot- runs every boot-...).  With RS_REFERENCE=qemu in the environment the
+guests run in qemu-system-x86_64 instead: that tests the tests.  Every test's console is kept in
+BUILD/log/integration/NAME.log.
+"""
+import argparse
+import errno
+import fcntl
+import hashlib
+import lzma
+import os
+import pwd
+import re
+import select
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+import traceback
+import zlib
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+REFERENCE = os.environ.get("RS_REFERENCE", "")
+TESTS = []
+
+
+class Skip(Exception):
+    """The test cannot run here; the text says why."""
+
+
+class Failed(Exception):
+    """What was observed is not what must be."""
+
+
+def test(function=None, **options):
+    """Registers a test; its name is the function's, with dashes."""
+    def register(f):
+        TESTS.append((f.__name__.replace("_", "-"), f, options))
+        return f
+    return register(function) if function else register
+
+
+def check(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def needs_ringshift():
+    if REFERENCE:
+        raise Skip("about Ringshift itself, not about guests")
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+class Files:
+    """Guests and initramfs images, made when first asked for."""
+
+    def __init__(self, build):
+        self.build = build
+        self.guests = os.path.join(ROOT, "build", "guests")
+        self.work = os.path.join(build, "integration")
+        os.makedirs(self.work, exist_ok=True)
+
+    def guest(self, name):
+        path = os.path.join(self.guests, name)
+        if not os.path.exists(path):
+            raise Skip(f"there is no {path}; run scripts/fetch-guests")
+        return path
+
+    def initramfs(self, name="plain", *args):
+        """An initramfs with these extra arguments to scripts/make-initramfs, remade if they or an
+        ingredient changed."""
+        out = os.path.join(self.work, f"{name}.cpio.gz")
+        stamp = out + ".args"
+        inputs = [os.path.join(ROOT, "scripts/make-initramfs"), self.guest("busybox")]
+        inputs += [a.split(":")[0] for a in args if a.startswith("/")]
+        newest = max(os.stat(p).st_mtime for p in inputs if os.path.exists(p))
+        fresh = (os.path.exists(out) and os.path.exists(stamp)
+                 and open(stamp).read() == repr(args) and os.stat(out).st_mtime > newest)
+        if not fresh:
+            command = [os.path.join(ROOT, "scripts/make-initramfs"),
+                       "--busybox", self.guest("busybox"), *args, out]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True,
+                                  text=True, timeout=120)
+            if done.returncode:
+                raise Failed(f"make-initramfs: {done.stderr.strip()}")
+            with open(stamp, "w") as f:
+                f.write(repr(args))
+        return out
+
+    def vmlinux(self):
+        """The ELF kernel inside a bzImage: the amd64 one, which is packed by xz."""
+        source = self.guest("amd64/vmlinuz")
+        out = os.path.join(self.work, "vmlinux")
+        if os.path.exists(out) and os.stat(out).st_mtime > os.stat(source).st_mtime:
+            return out
+        with open(source, "rb") as f:
+            image = f.read()
+        # boot.rst: setup_sects, payload_offset, payload_length.
+        setup = (image[0x1f1] or 4) * 512 + 512
+        offset, length = struct.unpack_from("<II", image, 0x248)
+        payload = image[setup + offset:setup + offset + length]
+        if payload.startswith(b"\xfd7zXZ"):
+            data = lzma.LZMADecompressor().decompress(payload)
+        elif payload.startswith(b"\x1f\x8b"):
+            data = zlib.decompressobj(31).decompress(payload)
+        else:
+            raise Skip("the kernel is packed in a way that Python cannot unpack")
+        check(data.startswith(b"\x7fELF"), "the payload of vmlinuz is no ELF file")
+        with open(out + ".new", "wb") as f:
+            f.write(data)
+        os.rename(out + ".new", out)
+        return out
+
+
+FILES = None
+RUN_ARGS = []
+LOG_DIR = ""
+CURRENT = ""
+
+
+def vm_command(kernel, initrd=None, append="console=ttyS0", memory="512M", reboot=True, extra=(),
+               binary=None):
+    """The command line that boots this guest."""
+    if REFERENCE == "qemu":
+        command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", memory,
+                   "-nographic", "-kernel", kernel, "-append", append]
+        if initrd:
+            command += ["-initrd", initrd]
+        if not reboot:
+            command += ["-no-reboot"]
+        return command
+    command = [binary or os.path.join(FILES.build, "ringshift"), "run", "--memory", memory,
+               "--kernel", kernel, "--append", append]
+    if initrd:
+        command += ["--initrd", initrd]
+    if not reboot:
+        command += ["--no-reboot"]
+    return command + RUN_ARGS + list(extra)
+
+
+# ---- A running guest -----------------------------------------------------------------------------
+
+class Guest:
+    """A process whose console we are, on a pseudo-terminal or on pipes."""
+
+    instances = []
+
+    def __init__(self, command, tty=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **popen):
+        self.output = b""
+        self.pos = 0
+        self.started = time.monotonic()
+        self.log = open(os.path.join(LOG_DIR, f"{CURRENT}.log"), "ab")
+        self.log.write(("$ " + shlex.join(command) + "\n").encode())
+        self.log.flush()
+        self.errors = tempfile.TemporaryFile()
+        if tty:
+            self.master, self.slave = os.openpty()
+            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
+            self.mode_before = termios.tcgetattr(self.slave)
+
+            def own_tty():
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+            self.process = subprocess.Popen(
+                command, stdin=self.slave, stdout=self.slave, stderr=self.errors,
+                start_new_session=True, preexec_fn=own_tty, **popen)
+            self.read_fd = self.write_fd = self.master
+        else:
+            self.master = self.slave = -1
+            self.process = subprocess.Popen(
+                command, stdin=stdin, stdout=stdout, stderr=self.errors,
+                start_new_session=True, **popen)
+            self.read_fd = self.process.stdout.fileno() if self.process.stdout else -1
+            self.write_fd = self.process.stdin.fileno() if self.process.stdin else -1
+        Guest.instances.append(self)
+
+    def mode(self):
+        return termios.tcgetattr(self.slave)
+
+    def read_some(self, timeout):
+        """Reads what there is within timeout; False at the end of the output."""
+        ready, _, _ = select.select([self.read_fd], [], [], timeout)
+        if not ready:
+            return True
+        try:
+            data = os.read(self.read_fd, 65536)
+        except OSError as e:
+            if e.errno != errno.EIO:
+                raise
+            data = b""
+        self.output += data
+        self.log.write(data)
+        self.log.flush()
+        return bool(data)
+
+    def stderr(self):
+        self.errors.seek(0)
+        return self.errors.read().decode(errors="replace")
+
+    def tail(self):
+        return self.output[-1500:].decode(errors="replace")
+
+    def expect(self, pattern, timeout=60):
+        """Waits for the pattern after what was matched last; returns the match."""
+        pattern = re.compile(pattern.encode() if isinstance(pattern, str) else pattern)
+        end = time.monotonic() + timeout
+        while True:
+            m = pattern.search(self.output, self.pos)
+            if m:
+                self.pos = m.end()
+                return m
+            left = end - time.monotonic()
+            if left <= 0:
+                raise Failed(f"no {pattern.pattern!r} within {timeout} s")
+            if self.process.poll() is not None:
+                # Its last words may still be on the way.
+                while self.read_some(0.1) and select.select([self.read_fd], [], [], 0)[0]:
+                    pass
+                if pattern.search(self.output, self.pos):
+                    continue
+                raise Failed(f"it ended with code {self.process.returncode} before "
+                             f"{pattern.pattern!r}: {self.stderr().strip()}")
+            self.read_some(min(left, 0.5))
+
+    def send(self, text):
+        data = text.encode() if isinstance(text, str) else text
+        while data:
+            n = os.write(self.write_fd, data)
+            data = data[n:]
+
+    def shell(self, timeout=90):
+        """Waits for the shell's prompt."""
+        self.expect(r"rs: init runs after", timeout)
+        self.boot_time = time.monotonic() - self.started
+        self.expect(r"~ # ", 30)
+
+    def cmd(self, command, timeout=30, ok=True):
+        """Runs a command in the guest's shell; returns what it printed."""
+        self.send(command + "; echo rs-done-$?\n")
+        # The terminal's echo, wherever the line was wrapped, holds "$?" and no number.
+        start = self.pos
+        m = self.expect(r"rs-done-(\d+)\r*\n", timeout)
+        text = self.output[start:m.start()].decode(errors="replace").replace("\r", "")
+        self.expect(r"~ # ", 10)
+        if ok:
+            check(m.group(1) == b"0", f"in the guest, {command!r} gave {m.group(1).decode()}")
+        # Without the echo of the command itself.
+        return text.split("\n", 1)[1] if "\n" in text else text
+
+    def wait(self, code=0, timeout=30):
+        """Waits for the end of the process and checks its exit code."""
+        end = time.monotonic() + timeout
+        while self.process.poll() is None:
+            if time.monotonic() > end:
+                raise Failed(f"it did not end within {timeout} s")
+            if self.read_fd >= 0:
+                if not self.read_some(0.1):
+                    self.process.wait(max(0.1, end - time.monotonic()))
+            else:
+                time.sleep(0.05)
+        if self.read_fd >= 0:
+            while select.select([self.read_fd], [], [], 0)[0] and self.read_some(0):
+                pass
+        got = self.process.returncode
+        check(code is None or got == code,
+              f"exit code {got} instead of {code}: {self.stderr().strip()}")
+        return got
+
+    def power_off(self):
+        self.send("poweroff -f\n")
+        self.wait(0)
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for f in (self.process.stdin, self.process.stdout):
+            if f:
+                try:
+                    f.close()
+                except OSError:
+                    pass
+        for fd in (self.master, self.slave):
+            if fd >= 0:
+                os.close(fd)
+        errors = self.stderr()
+        if errors:
+            self.log.write(("\n[stderr]\n" + errors).encode())
+        self.log.close()
+        self.errors.close()
+
+
+def cloud(**kwargs):
+    return vm_command(FILES.guest("cloud/vmlinuz"), FILES.initramfs(), **kwargs)
+
+
+# ---- Guests that must boot -----------------------------------------------------------------------
+
+# What Linux says at warning level on sound machines as well.
+KNOWN_WARNINGS = [
+    r"pci_bus .*: (Unknown|root bus|resource)",
+    r"Unknown kernel command line parameters",
+    r"unchecked MSR access error: .*RAPL",
+    r"^\S*\s*(MDS|TAA|MMIO Stale Data|L1TF|Spectre|RETBleed|SRBDS|Speculative|SRSO|GDS|ITS|TSA|"
+    r"VMSCAPE)\b",
+    r"ENERGY_PERF_BIAS",
+    r"platform rtc_cmos: registered",
+    r"device-mapper: core: CONFIG_IMA_DISABLE_HTABLE",
+    r"process '.*' started with executable stack",
+    r"critical resource", r"hrtimer: interrupt took",
+]
+
+
+def check_dmesg(guest):
+    """No warning that Linux would not give on a PC."""
+    text = guest.cmd("dmesg -r | grep '^<[0-4]>'", ok=False)
+    bad = [line for line in text.splitlines()
+           if re.match(r"<[0-4]>", line)
+           and not any(re.search(k, re.sub(r"^<\d>\[ *[\d.]+\] ", "", line)) for k in KNOWN_WARNINGS)]
+    text = guest.cmd("dmesg | grep -iE 'unstable|spurious|FW BUG|firmware bug|WARNING:|BUG:|"
+                     "call trace|ACPI.*(error|exception)|nobody cared|soft lockup|rcu.*stall'",
+                     ok=False)
+    bad += [line for line in text.splitlines() if line.startswith("[")]
+    check(not bad, "dmesg has warnings:\n    " + "\n    ".join(bad[:20]))
+
+
+SEQ_MD5 = hashlib.md5(b"".join(b"%d\n" % i for i in range(1, 1001))).hexdigest()
+
+
+def boot(command, release, dmesg=True):
+    g = Guest(command)
+    g.shell(120)
+    check("Linux guest " in g.cmd("uname -a") and release in g.cmd("uname -r"), "uname is wrong")
+    check(g.cmd("echo $((6 * 7))").strip() == "42", "the shell does not calculate")
+    check(g.cmd("seq 1 1000 | sort -rn | sort -n | md5sum").split()[0] == SEQ_MD5,
+          "sort or md5sum is wrong")
+    check("MemTotal" in g.cmd("cat /proc/meminfo | head -n 1"), "no /proc/meminfo")
+    now = float(g.cmd("date +%s").split()[0])
+    check(abs(now - time.time()) < 10, f"the guest's clock is off by {now - time.time():.0f} s")
+    # Job control: the shell has a controlling terminal, and Ctrl-C reaches a program.
+    g.send("sleep 1000\n")
+    time.sleep(0.5)
+    g.send(b"\x03")
+    g.expect(r"~ # ", 10)
+    # The clock runs at the host's rate.
+    start = time.monotonic()
+    g.cmd("sleep 3")
+    took = time.monotonic() - start
+    check(2.9 < took < 4.5, f"sleep 3 took {took:.1f} s")
+    if dmesg:
+        check_dmesg(g)
+    g.power_off()
+    return f"init after {g.boot_time:.1f} s"
+
+
+@test
+def boot_cloud():
+    return boot(cloud(), "cloud-amd64")
+
+
+@test
+def boot_amd64():
+    return boot(vm_command(FILES.guest("amd64/vmlinuz"), FILES.initramfs()), "-amd64")
+
+
+@test
+def boot_vmlinux():
+    """The same kernel as an ELF image."""
+    return boot(vm_command(FILES.vmlinux(), FILES.initramfs()), "-amd64")
+
+
+def boot_with(*extra):
+    needs_ringshift()
+    g = Guest(cloud(extra=extra))
+    g.shell(240)
+    check(g.cmd("echo $((6 * 7))", 60).strip() == "42", "the shell does not calculate")
+    g.cmd("for i in 1 2 3 4 5 6 7 8 9 10; do ls -lR /bin | md5sum; done | uniq | wc -l", 120)
+    g.power_off()
+    return f"init after {g.boot_time:.1f} s"
+
+
+@test
+def boot_soft():
+    return boot_with("--mem", "soft")
+
+
+@test
+def boot_window():
+    return boot_with("--mem", "window")
+
+
+@test
+def boot_verify():
+    return boot_with("--verify")
+
+
+@test
+def boot_baseline_cpu():
+    return boot_with("--cpu", "baseline")
+
+
+@test
+def boot_chaos():
+    return boot_with("--chaos")
+
+
+@test
+def boot_small():
+    """Little memory, and an initrd that just fits."""
+    g = Guest(cloud(memory="128M"))
+    g.shell(120)
+    g.power_off()
+
+
+@test
+def boot_large():
+    """RAM above 4 GiB."""
+    g = Guest(cloud(memory="6G"))
+    g.shell(120)
+    total = int(re.search(r"MemTotal: +(\d+)", g.cmd("cat /proc/meminfo")).group(1))
+    check(total > 5 << 20, f"the guest sees only {total} KiB")
+    g.cmd("dd if=/dev/zero of=/dev/shm/x bs=1M count=64 2>/dev/null && rm /dev/shm/x")
+    g.power_off()
+
+
+@test(timeout=400)
+def installer():
+    """The Debian installer to its first menu, in text mode on the serial line."""
+    kernel, initrd = FILES.guest("installer/linux"), FILES.guest("installer/initrd.gz")
+    g = Guest(vm_command(kernel, initrd, append="console=ttyS0 vga=normal", memory="1G"))
+    g.expect(r"Select a language|Choose the language", 350)
+    took = time.monotonic() - g.started
+    # The menu reacts: Tab goes to <Go Back>, which leads to the main menu.
+    g.expect(r"English", 20)
+    g.send("\t\r")
+    g.expect(r"(?i)main menu", 60)
+    return f"first menu after {took:.1f} s"
+
+
+# ---- Ends ----------------------------------------------------------------------------------------
+
+@test
+def reboot_restarts():
+    g = Guest(cloud())
+    for _ in range(3):
+        g.shell(90)
+        g.send("reboot -f\n")
+    g.shell(90)
+    g.power_off()
+
+
+@test
+def no_reboot_ends():
+    g = Guest(cloud(reboot=False))
+    g.shell()
+    g.send("reboot -f\n")
+    g.wait(0)
+    check(g.output.count(b"rs: init runs") == 1, "it started again")
+
+
+@test
+def triple_fault():
+    needs_ringshift()
+    # Linux resets by a triple fault when told to.
+    g = Guest(cloud(append="console=ttyS0 reboot=t"))
+    g.shell()
+    g.send("reboot -f\n")
+    g.wait(6)
+    one_sentence(g.stderr(), "triple fault")
+
+
+@test
+def kernel_panic_reboots():
+    g = Guest(vm_command(FILES.guest("cloud/vmlinuz"), append="console=ttyS0 panic=-1",
+                         reboot=False), tty=False, stdin=subprocess.DEVNULL)
+    g.wait(0, 90)
+    check(b"Unable to mount root fs" in g.output, "no panic was seen")
+
+
+# ---- The terminal --------------------------------------------------------------------------------
+
+def one_sentence(text, pattern):
+    lines = [line for line in text.splitlines()
+             if line.startswith("ringshift: ") and "Ctrl-A X ends" not in line]
+    check(len(lines) == 1, f"not one sentence on stderr: {text!r}")
+    check(re.search(pattern, lines[0]), f"no {pattern!r} in: {lines[0]}")
+
+
+@test
+def keys():
+    needs_ringshift()
+    g = Guest(cloud())
+    g.shell()
+    check(g.mode() != g.mode_before, "the terminal is not in raw mode")
+    g.send(b"\x01h")
+    g.expect(r"Ctrl-A X  end", 5)
+    g.send(b"\x01s")
+    g.expect(r"\n", 5)
+    time.sleep(1)
+    g.send("\n")
+    g.expect("~ # ", 5)
+    # Ctrl-A Ctrl-A sends one Ctrl-A: to the start of the line.
+    g.send(b"-tail\x01\x01echo head; echo rs-done-$?\n")
+    # Break and a letter are Linux's magic SysRq.
+    g.expect("~ # ", 5)
+    g.cmd("echo 1 > /proc/sys/kernel/sysrq")
+    g.send(b"\x01b")
+    time.sleep(0.2)
+    g.send(b"h")
+    g.expect(r"sysrq: HELP", 5)
+    g.send(b"\x01x")
+    g.wait(0, 10)
+    check(g.mode() == g.mode_before, "the terminal was not restored")
+
+
+@test
+def signals_restore_the_terminal():
+    needs_ringshift()
+    for name in ("TERM", "INT", "HUP", "QUIT", "SEGV", "ABRT", "BUS"):
+        number = getattr(signal, "SIG" + name)
+        g = Guest(cloud())
+        g.expect(r"Linux version", 30)
+        check(g.mode() != g.mode_before, "the terminal is not in raw mode")
+        g.process.send_signal(number)
+        # A crash signal kills; the others end the VM in good order.
+        code = g.wait(None, 10)
+        check(code in (128 + number, -number), f"SIG{name} gave exit code {code}")
+        check(g.mode() == g.mode_before, f"the terminal was not restored after SIG{name}")
+        g.close()
+
+
+@test
+def stop_and_continue():
+    needs_ringshift()
+    g = Guest(cloud())
+    g.shell()
+    raw = g.mode()
+    g.process.send_signal(signal.SIGTSTP)
+    deadline = time.monotonic() + 5
+    state = ""
+    while time.monotonic() < deadline and state != "T":
+        with open(f"/proc/{g.process.pid}/stat") as f:
+            state = f.read().rsplit(")", 1)[1].split()[0]
+        time.sleep(0.05)
+    check(state == "T", f"SIGTSTP left it in state {state}")
+    check(g.mode() == g.mode_before, "the terminal was not restored while stopped")
+    g.process.send_signal(signal.SIGCONT)
+    time.sleep(0.5)
+    check(g.mode() == raw, "the terminal is not raw again")
+    check(g.cmd("echo still here").strip() == "still here", "the guest did not survive")
+    g.power_off()
+
+
+def run_and_off(program, *args):
+    append = f"console=ttyS0 quiet rs.run={program}"
+    if args:
+        append += " rs.args=" + ",".join(args)
+    return cloud(append=append)
+
+
+@test
+def stdin_dev_null():
+    g = Guest(run_and_off("/bin/uname", "-s"), tty=False, stdin=subprocess.DEVNULL)
+    g.wait(0, 90)
+    check(b"Linux" in g.output and b"rs: exit 0" in g.output, "no output")
+
+
+@test
+def stdin_closed():
+    needs_ringshift()
+    g = Guest(["sh", "-c", 'exec "$@" <&-', "sh", *run_and_off("/bin/uname", "-s")], tty=False)
+    g.wait(0, 90)
+    check(b"rs: exit 0" in g.output, "no output")
+
+
+@test
+def stdin_pipe():
+    g = Guest(cloud(), tty=False)
+    g.shell()
+    # More than the UART's FIFO holds, at once: nothing may get lost.
+    text = "".join(chr(ord("a") + i % 26) for i in range(3000))
+    g.send("stty -echo; while read -r l; do [ \"$l\" ] || break; echo got ${#l}; done\n")
+    time.sleep(1)
+    for i in range(5):
+        g.send(text[:900] + "\n")
+    g.send("\n")
+    for i in range(5):
+        g.expect("got 900", 20)
+    g.process.stdin.close()
+    g.write_fd = -1
+    # The end of stdin is not the end of the guest, and costs no CPU time.
+    before = cpu_seconds(g.process.pid)
+    time.sleep(3)
+    check(g.process.poll() is None, "it ended with its stdin")
+    check(cpu_seconds(g.process.pid) - before < 0.5, "it spins after the end of its stdin")
+    g.process.terminate()
+    g.wait(143 if not REFERENCE else None, 15)
+
+
+@test
+def stdin_file():
+    commands = os.path.join(FILES.work, "commands")
+    with open(commands, "w") as f:
+        # The first line may be eaten by the kernel's set-up of the port.
+        f.write("\n" * 60 + "echo file $((6 * 7))\npoweroff -f\n")
+    with open(commands) as f:
+        g = Guest(cloud(append="console=ttyS0 quiet"), tty=False, stdin=f)
+        g.wait(0, 120)
+    check(b"file 42" in g.output, "the commands did not run")
+
+
+@test
+def stdout_file():
+    path = os.path.join(FILES.work, "console")
+    with open(path, "wb") as f:
+        g = Guest(run_and_off("/usr/bin/seq", "20000"), tty=False, stdin=subprocess.DEVNULL, stdout=f)
+        g.wait(0, 90)
+    check_sequence(open(path, "rb").read())
+
+
+def check_sequence(data):
+    numbers = re.search(rb"rs: init runs[^\n]*\n(.*)rs: exit 0", data, re.S)
+    check(numbers, "no output")
+    check(numbers.group(1).replace(b"\r", b"").split() == [b"%d" % i for i in range(1, 20001)],
+          "output was lost or changed")
+
+
+@test
+def stdout_slow():
+    """A consumer that pauses loses nothing."""
+    g = Guest(run_and_off("/usr/bin/seq", "20000"), tty=False, stdin=subprocess.DEVNULL)
+    g.expect("rs: init runs", 90)
+    time.sleep(8)
+    g.wait(0, 60)
+    check_sequence(g.output)
+
+
+@test
+def stdout_reader_gone():
+    needs_ringshift()
+    g = Guest(cloud(), tty=False)
+    g.expect("Linux version", 60)
+    g.process.stdout.close()
+    g.read_fd = -1
+    g.wait(141, 20)
+    one_sentence(g.stderr(), "reader")
+
+
+@test
+def terminal_hangs_up():
+    """The terminal's other end goes away."""
+    needs_ringshift()
+    g = Guest(cloud())
+    g.expect("Linux version", 60)
+    os.close(g.slave)
+    os.close(g.master)
+    g.master = g.slave = g.read_fd = -1
+    g.wait(129, 20)
+
+
+# ---- Who may run it, and what it costs ------------------------------------------------------------
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as f:
+        fields = f.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@test
+def unprivileged_user():
+    """No capability, no device node, default limits."""
+    needs_ringshift()
+    with open("/proc/sys/vm/max_map_count") as f:
+        maps = int(f.read())
+    check(maps <= 65530 or os.environ.get("RS_ANY_MAP_COUNT"),
+          f"vm.max_map_count is {maps} here: the test would prove nothing")
+    popen = {}
+    binary = None
+    work = tempfile.mkdtemp(prefix="ringshift-test-")
+    try:
+        os.chmod(work, 0o755)
+        copies = {}
+        for key, path in (("binary", os.path.join(FILES.build, "ringshift")),
+                          ("kernel", FILES.guest("cloud/vmlinuz")),
+                          ("initrd", FILES.initramfs())):
+            copies[key] = shutil.copy(path, os.path.join(work, key))
+            os.chmod(copies[key], 0o755)
+        command = vm_command(copies["kernel"], copies["initrd"], binary=copies["binary"])
+        if os.getuid() == 0:
+            if not shutil.which("setpriv"):
+                raise Skip("no setpriv to drop root's rights with")
+            nobody = pwd.getpwnam("nobody")
+            command = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}",
+                       "--clear-groups", "--bounding-set=-all", "--inh-caps=-all",
+                       "--no-new-privs", *command]
+        g = Guest(command, cwd="/", env={"PATH": "/usr/bin:/bin"})
+        g.shell()
+        with open(f"/proc/{g.process.pid}/status") as f:
+            status = f.read()
+        check(re.search(r"CapEff:\s+0+\n", status), "it has capabilities")
+        check(not re.search(r"^Uid:\s+0\b", status, re.M), "it runs as root")
+        for fd in os.listdir(f"/proc/{g.process.pid}/fd"):
+            target = os.readlink(f"/proc/{g.process.pid}/fd/{fd}")
+            check(not target.startswith("/dev/") or target.startswith(("/dev/pts/", "/dev/null")),
+                  f"it has {target} open")
+        g.cmd("i=0; while [ $i -lt 100 ]; do ls / >/dev/null; i=$((i + 1)); done", 120)
+        with open(f"/proc/{g.process.pid}/maps") as f:
+            count = sum(1 for _ in f)
+        g.power_off()
+        return f"{count} mappings"
+    finally:
+        shutil.rmtree(work)
+
+
+@test
+def idle_cpu():
+    needs_ringshift()
+    g = Guest(cloud())
+    g.shell()
+    g.cmd("true")
+    time.sleep(3)
+    start, before = time.monotonic(), cpu_seconds(g.process.pid)
+    time.sleep(10)
+    share = (cpu_seconds(g.process.pid) - before) / (time.monotonic() - start) * 100
+    g.power_off()
+    check(share < 2, f"an idle guest uses {share:.1f} % of a CPU")
+    return f"{share:.2f} % of a CPU"
+
+
+@test
+def memory_overhead():
+    """Memory beyond guest RAM, for a booted 512 MiB guest."""
+    needs_ringshift()
+    g = Guest(cloud())
+    g.shell()
+    g.cmd("ls -lR /bin /sys/class >/dev/null")
+    beyond = guest = tables = 0
+    name = ""
+    with open(f"/proc/{g.process.pid}/smaps") as f:
+        for line in f:
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                name = line.split(None, 5)[5].strip() if len(line.split(None, 5)) > 5 else ""
+            elif line.startswith("Pss:"):
+                if "memfd:guest-ram" in name:
+                    guest += int(line.split()[1])
+                else:
+                    beyond += int(line.split()[1])
+    with open(f"/proc/{g.process.pid}/status") as f:
+        tables = int(re.search(r"VmPTE:\s+(\d+)", f.read()).group(1))
+    g.power_off()
+    total = (beyond + tables) / 1024
+    check(total < 128, f"{total:.0f} MiB beyond guest RAM")
+    return f"{total:.1f} MiB beyond guest RAM (page tables {tables / 1024:.1f}); guest touched {guest / 1024:.0f}"
+
+
+# ---- The command line ----------------------------------------------------------------------------
+
+def cli(*args, timeout=20, **kwargs):
+    return subprocess.run([os.path.join(FILES.build, "ringshift"), *args],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=timeout, **kwargs)
+
+
+@test
+def command_line():
+    needs_ringshift()
+    done = cli("--version")
+    check(done.returncode == 0 and re.fullmatch(r"ringshift \d+\.\d+\.\d+\n", done.stdout),
+          f"--version printed {done.stdout!r}")
+    for args in (["--help"], ["help"], ["help", "run"], ["run", "--help"], ["help", "explain"],
+                 ["help", "help"], ["help", "version"]):
+        done = cli(*args)
+        check(done.returncode == 0 and "Usage: ringshift" in done.stdout, f"{args} does not help")
+    for name in re.findall(r"^  (--[a-z-]+)", cli("help", "run").stdout, re.M):
+        with open(os.path.join(ROOT, "docs", "ringshift.1")) as f:
+            check(name.replace("-", "\\-") in f.read(), f"{name} is not in the man page")
+
+
+@test
+def bad_input():
+    """Every failure is one sentence and the documented exit code."""
+    needs_ringshift()
+    work = FILES.work
+    kernel = FILES.guest("cloud/vmlinuz")
+
+    def write(name, data):
+        path = os.path.join(work, name)
+        with open(path, "wb") as f:
+            f.write(data)
+        return path
+
+    with open(kernel, "rb") as f:
+        image = f.read()
+    big = os.path.join(work, "big-initrd")
+    with open(big, "wb") as f:
+        f.truncate(600 << 20)
+    k = ["run", "--kernel", kernel]
+    cases = [
+        ([], 2, "help"),
+        (["boot"], 2, "boot"),
+        (["run"], 2, "--kernel"),
+        (["run", "--kernel"], 2, "value"),
+        (["run", "--colour", "red"], 2, "--colour"),
+        (k + ["extra"], 2, "extra"),
+        (k + ["--memory", "lots"], 2, "lots"),
+        (k + ["--memory", "512Mi"], 2, "512Mi"),
+        (k + ["--memory", "-512M"], 2, "-512M"),
+        (k + ["--memory", "512"], 2, "16M"),
+        (k + ["--memory", "15M"], 2, "16M"),
+        (k + ["--memory", "99999999999999999999G"], 2, "host"),
+        (k + ["--memory", "17179869184G"], 2, "host"),
+        (k + ["--memory", "1T"], 4, "memory"),
+        (k + ["--cpus", "2"], 2, "not supported yet"),
+        (k + ["--cpus", "0"], 2, "--cpus"),
+        (k + ["--trace", "everything"], 2, "everything"),
+        (k + ["--trace-range", "5"], 2, "trace-range"),
+        (k + ["--mem", "hard"], 2, "hard"),
+        (k + ["--cpu", "486"], 2, "486"),
+        (k + ["--trace", "io", "--trace-file", "/no/such/dir/x"], 3, "/no/such/dir/x"),
+        (["run", "--kernel", "/no/such/file"], 3, "/no/such/file"),
+        (["run", "--kernel", "/"], 3, "directory"),
+        (["run", "--kernel", "/dev/null"], 3, "empty"),
+        (["run", "--kernel", "/bin/true"], 3, "/bin/true"),
+        (["run", "--kernel", FILES.initramfs()], 3, "gzip"),
+        (["run", "--kernel", write("short", image[:0x230])], 3, "cut short|boot protocol"),
+        (["run", "--kernel", write("half", image[:len(image) // 2])], 3, "cut short"),
+        (["run", "--kernel", write("text", b"hello\n" * 1000)], 3, "neither"),
+        (["run", "--kernel", write("elf", b"\x7fELF" + b"\0" * 500)], 3, "ELF"),
+        (k + ["--initrd", "/no/such/initrd"], 3, "/no/such/initrd"),
+        (k + ["--initrd", big], 3, "initrd.*memory"),
+        (k + ["--append", "x" * 5000], 3, "command line"),
+        (k + ["--memory", "16M"], 3, "memory"),
+        (["help", "nothing"], 2, "nothing"),
+        (["version", "x"], 2, "x"),
+        (["explain", "--kernel", kernel], 2, "--at"),
+        (["explain", "--kernel", kernel, "--at", "zzz"], 2, "zzz"),
+    ]
+    for args, code, pattern in cases:
+        done = cli(*args)
+        check(done.returncode == code,
+              f"{args} gave exit code {done.returncode}, not {code}: {done.stderr!r}")
+        one_sentence(done.stderr, pattern)
+        check(not done.stdout, f"{args} printed on stdout")
+    os.unlink(big)
+    # A limit on address space, as a host short of memory would refuse.
+    done = subprocess.run(["sh", "-c", 'ulimit -v 400000; exec "$@"', "sh",
+                           os.path.join(FILES.build, "ringshift"), *k, "--memory", "1G"],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    check(done.returncode == 4, f"ulimit -v gave exit code {done.returncode}: {done.stderr!r}")
+    one_sentence(done.stderr, "memory|address")
+
+
+@test
+def man_page():
+    if not shutil.which("mandoc"):
+        raise Skip("no mandoc")
+    done = subprocess.run(["mandoc", "-Tlint", "-W", "warning",
+                           os.path.join(ROOT, "docs", "ringshift.1")],
+                          capture_output=True, text=True, timeout=20)
+    check(done.returncode == 0, done.stdout)
+
+
+@test
+def stats_and_trace():
+    needs_ringshift()
+    trace = os.path.join(FILES.work, "trace")
+    g = Guest(run_and_off("/bin/true") + ["--stats", "--trace", "traps,irq", "--trace-file", trace],
+              tty=False, stdin=subprocess.DEVNULL)
+    g.wait(0, 120)
+    check(re.search(r"\d", g.stderr()), "--stats printed nothing")
+    check(os.stat(trace).st_size > 1000, "the trace is empty")
+
+
+@test
+def explain():
+    needs_ringshift()
+    done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--at", "entry")
+    if "cannot explain translations" in done.stderr:
+        raise Failed("explain is not built in")
+    check(done.returncode == 0 and len(done.stdout.splitlines()) > 3, done.stderr)
+    done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--after", "4",
+               "--at", "0xffffffff81000000", "--count", "3", timeout=60)
+    check(done.returncode == 0 and "ffffffff81000000" in done.stdout.lower(), done.stderr)
+
+
+# ---- Programs inside the guest -------------------------------------------------------------------
+
+@test(timeout=420)
+def guest_suite():
+    """Everything a process may do: tests/guest-user, one static program."""
+    program = os.path.join(FILES.build, "tests", "guest-user", "guest-suite")
+    if not os.path.exists(program):
+        raise Skip(f"there is no {program}")
+    image = FILES.initramfs("suite", "--file", f"{program}:bin/guest-suite")
+    g = Guest(vm_command(FILES.guest("cloud/vmlinuz"), image, memory="1G",
+                         append="console=ttyS0 quiet rs.run=/bin/guest-suite"),
+              tty=False, stdin=subprocess.DEVNULL)
+    m = g.expect(r"(\d+) passed, (\d+) failed", 400)
+    g.wait(0)
+    check(m.group(2) == b"0" and m.group(1) != b"0", m.group(0).decode())
+    return m.group(0).decode()
+
+
+@test(timeout=400)
+def stress_ng():
+    tree = FILES.guest("stress-ng")
+    image = FILES.initramfs("stress", "--tree", tree, "--program", "usr/bin/stress-ng")
+    g = Guest(vm_command(FILES.guest("cloud/vmlinuz"), image, memory="1G",
+                         append="console=ttyS0 quiet"))
+    g.shell(120)
+    for args in ("--cpu 1", "--vm 1 --vm-bytes 64M", "--fork 1", "--context 1", "--sigsegv 1"):
+        text = g.cmd(f"stress-ng {args} --verify --timeout 6 --temp-path /tmp", 120)
+        check("successful run completed" in text and "fail" not in text, f"stress-ng {args}: {text}")
+    g.power_off()
+
+
+@test
+def luajit():
+    tree = FILES.guest("luajit")
+    program = "usr/bin/" + next(n for n in sorted(os.listdir(os.path.join(tree, "usr/bin")))
+                                if n.startswith("luajit"))
+    script = os.path.join(FILES.work, "jit.lua")
+    with open(script, "w") as f:
+        f.write("""
+-- Compiles traces, throws them away and compiles again: code that is written while it runs.
+assert(jit.status())
+for round = 1, 20 do
+    jit.flush()
+    local f = assert(loadstring("return function(n) local s = 0 for i = 1, n do s = (s * " ..
+                                round .. " + i) % 1000003 end return s end"))()
+    local a = f(200000)
+    jit.off(f, true)
+    assert(f(200000) == a)
+    jit.on(f, true)
+end
+local t = {}
+for i = 1, 100000 do t[i] = tostring(i * 1.5) end
+print("lua " .. #table.concat(t))
+""")
+    image = FILES.initramfs("luajit", "--tree", tree, "--program", program,
+                            "--file", f"{script}:root/jit.lua")
+    g = Guest(vm_command(FILES.guest("cloud/vmlinuz"), image, append="console=ttyS0 quiet"))
+    g.shell(120)
+    text = g.cmd(f"/{program} /root/jit.lua", 90)
+    check("lua 688890" in text or re.search(r"lua \d{6}", text), text)
+    g.power_off()
+
+
+@test
+def gdb():
+    """Breakpoints, single steps and watchpoints on a real program."""
+    tree = FILES.guest("gdb")
+    image = FILES.initramfs("gdb", "--tree", tree, "--program", "usr/bin/gdb")
+    g = Guest(vm_command(FILES.guest("cloud/vmlinuz"), image, memory="1G",
+                         append="console=ttyS0 quiet"))
+    g.shell(120)
+    text = g.cmd("gdb -nx -batch -ex starti -ex 'stepi 2000' -ex 'p $rip' -ex 'p $rsp' "
+                 "-ex continue --args /bin/busybox echo stepped", 120)
+    check("stepped" in text.replace("echo stepped", "") and "exited normally" in text, text)
+    text = g.cmd("gdb -nx -batch -ex starti -ex 'watch *(long*)($rsp - 64)' -ex continue "
+                 "-ex 'info watchpoints' /bin/busybox", 120)
+    check("watchpoint" in text.lower(), text)
+    g.power_off()
+
+
+# ---- Running them --------------------------------------------------------------------------------
+
+def run_one(name, function, options):
+    """Returns (status, note)."""
+    global CURRENT
+    CURRENT = name
+    log = os.path.join(LOG_DIR, f"{name}.log")
+    if os.path.exists(log):
+        os.unlink(log)
+    Guest.instances = []
+
+    def too_long(*_):
+        raise Failed("the test took too long")
+
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(options.get("timeout", 300))
+    try:
+        note = function()
+        return "ok", note or ""
+    except Skip as e:
+        return "skipped", str(e)
+    except Failed as e:
+        tail = Guest.instances[-1].tail() if Guest.instances else ""
+        return "FAILED", f"{e}\n    console ({log}):\n" + "\n".join(
+            "    | " + line for line in tail.splitlines()[-25:])
+    except Exception:  # a failure of the test itself
+        return "FAILED", traceback.format_exc()
+    finally:
+        signal.alarm(0)
+        for g in Guest.instances:
+            if not g.log.closed:
+                try:
+                    g.close()
+                except OSError:
+                    pass
+
+
+def main():
+    global FILES, RUN_ARGS, LOG_DIR
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--list", action="store_true", help="list the tests")
+    parser.add_argument("--build", default=os.path.join(ROOT, "build"), help="the build folder")
+    parser.add_argument("--run-args", default=os.environ.get("RS_RUN_ARGS", ""),
+                        help="more options for every 'ringshift run', such as '--mem soft'")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a test, or how its name begins")
+    options = parser.parse_args()
+    chosen = [t for t in TESTS if not options.names
+              or any(t[0] == n or t[0].startswith(n) for n in options.names)]
+    if options.list:
+        for name, function, _ in chosen:
+            doc = (function.__doc__ or "").strip().split("\n")[0]
+            print(f"{name:32}{doc}".rstrip())
+        return 0
+    build = os.path.abspath(options.build)
+    RUN_ARGS = shlex.split(options.run_args)
+    LOG_DIR = os.path.join(build, "log", "integration")
+    os.makedirs(LOG_DIR, exist_ok=True)
+    FILES = Files(build)
+    if not REFERENCE and not os.path.exists(os.path.join(build, "ringshift")):
+        print(f"run.py: there is no {build}/ringshift: build it first", file=sys.stderr)
+        return 2
+    count = {"ok": 0, "FAILED": 0, "skipped": 0}
+    for name, function, opts in chosen:
+        start = time.monotonic()
+        status, note = run_one(name, function, opts)
+        count[status] += 1
+        took = time.monotonic() - start
+        print(f"{status:8}{name:32}{took:7.1f} s" + (f"  {note}" if note else ""), flush=True)
+    print(f"{count['ok']} passed, {count['FAILED']} failed, {count['skipped']} skipped")
+    return 1 if count["FAILED"] or not count["ok"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
