@@ -20,6 +20,7 @@ struct engine_config {
     bool verify;             /* check every emitted block with the independent verifier         */
     bool chaos;              /* tests: tiny cache, spurious flushes and signals, random choices */
     uint64_t cache_size;     /* bytes of code cache, 0 = default                                */
+    void (*on_fatal)(void);  /* async-signal-safe: called before a crash of ours ends the process */
     FILE *trace;             /* NULL, or where --trace writes                                   */
     uint32_t trace_mask;     /* TRACE_* of runtime/trace.h                                      */
     uint64_t trace_lo, trace_hi; /* guest addresses to trace, inclusive                         */

@@ -27,7 +27,6 @@
 #include <asm/prctl.h>
 
 #include "cpu/exception.h"
-#include "runtime/terminal.h"
 
 #define ALTSTACK_SIZE (256u << 10)
 
@@ -59,7 +58,8 @@ static void write_hex(uint64_t x)
 
 static _Noreturn void fatal_signal(int sig, const siginfo_t *si, const ucontext_t *uc)
 {
-    terminal_emergency_restore();
+    if (thread_vcpu && thread_vcpu->engine && thread_vcpu->engine->bt->cfg.on_fatal)
+        thread_vcpu->engine->bt->cfg.on_fatal();
     write_str("\nringshift: internal error: signal ");
     char n[3] = {(char)('0' + sig / 10), (char)('0' + sig % 10), 0};
     write_str(n);
