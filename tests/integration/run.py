@@ -246,6 +246,9 @@ class Guest:
         self.expect(r"rs: init runs after", timeout)
         self.boot_time = time.monotonic() - self.started
         self.expect(r"~ # ", 30)
+        # Wide enough that the shell's line editor never wraps a command.
+        self.send("stty cols 999 rows 25\n")
+        self.expect(r"~ # ", 10)
 
     def cmd(self, command, timeout=30, ok=True):
         """Runs a command in the guest's shell; returns what it printed."""
@@ -320,6 +323,7 @@ KNOWN_WARNINGS = [
     r"platform rtc_cmos: registered",
     r"device-mapper: core: CONFIG_IMA_DISABLE_HTABLE",
     r"process '.*' started with executable stack",
+    r"fail to add MMCONFIG information",
     r"critical resource", r"hrtimer: interrupt took",
 ]
 
