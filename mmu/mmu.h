@@ -32,6 +32,9 @@ struct mmu_xlat {
     bool user;           /* U/S = user through all levels                                     */
     bool global;
     bool nx;             /* may not be executed (EFER.NXE and XD at some level)               */
+    bool rw;             /* R/W = 1 at all levels                                             */
+    bool accessed;       /* A = 1 at all levels                                               */
+    bool dirty;          /* D = 1                                                             */
 };
 
 /*

@@ -113,11 +113,21 @@ static void describe(const struct vcpu *v, uint64_t gva, const struct walk *w, s
     out->user = w->all & PTE_US;
     out->global = (leaf & PTE_G) && (v->cr4 & CR4_PGE);
     out->nx = w->any & PTE_XD;
+    out->rw = w->all & PTE_RW;
+    out->accessed = w->all & PTE_A;
+    out->dirty = leaf & PTE_D;
 }
 
 static void describe_identity(uint64_t gva, struct mmu_xlat *out)
 {
-    *out = (struct mmu_xlat){.gpa = gva, .page_shift = GUEST_PAGE_SHIFT, .writable = true};
+    *out = (struct mmu_xlat){
+        .gpa = gva,
+        .page_shift = GUEST_PAGE_SHIFT,
+        .writable = true,
+        .rw = true,
+        .accessed = true,
+        .dirty = true,
+    };
 }
 
 /* Sets A in every entry used, and D in the leaf for a write. False if an entry changed meanwhile.
@@ -138,6 +148,7 @@ static bool set_accessed_dirty(struct vcpu *v, struct walk *w, bool write)
             return false;
         w->value[level - 1] = old | set;
     }
+    w->all |= PTE_A;
     return true;
 }
 
