@@ -1,0 +1,461 @@
+/* ACPI tables: see acpi.h.  Section numbers are ACPI 6.5's. */
+#include "devices/acpi.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "devices/acpi_pm.h"
+#include "devices/aml.h"
+#include "devices/ioapic.h"
+#include "devices/irq_router.h"
+#include "devices/lapic.h"
+#include "devices/pci.h"
+#include "devices/pic.h"
+#include "devices/pit.h"
+#include "devices/reset.h"
+#include "devices/rtc.h"
+#include "devices/serial.h"
+#include "mmu/ram.h"
+
+#define PACKED __attribute__((packed))
+
+struct sdt_header { /* 5.2.6 */
+    char signature[4];
+    uint32_t length;
+    uint8_t revision, checksum;
+    char oem_id[6], oem_table_id[8];
+    uint32_t oem_revision;
+    char creator_id[4];
+    uint32_t creator_revision;
+} PACKED;
+
+struct gas { /* 5.2.3.2 */
+    uint8_t space, bit_width, bit_offset, access_size;
+    uint64_t address;
+} PACKED;
+
+enum { SPACE_MEMORY = 0, SPACE_IO = 1 };
+
+struct rsdp { /* 5.2.5.3 */
+    char signature[8];
+    uint8_t checksum;
+    char oem_id[6];
+    uint8_t revision;
+    uint32_t rsdt;
+    uint32_t length;
+    uint64_t xsdt;
+    uint8_t extended_checksum, reserved[3];
+} PACKED;
+
+struct fadt { /* 5.2.9 */
+    struct sdt_header h;
+    uint32_t firmware_ctrl, dsdt;
+    uint8_t reserved0, preferred_pm_profile;
+    uint16_t sci_int;
+    uint32_t smi_cmd;
+    uint8_t acpi_enable, acpi_disable, s4bios_req, pstate_cnt;
+    uint32_t pm1a_evt, pm1b_evt, pm1a_cnt, pm1b_cnt, pm2_cnt, pm_tmr, gpe0, gpe1;
+    uint8_t pm1_evt_len, pm1_cnt_len, pm2_cnt_len, pm_tmr_len, gpe0_len, gpe1_len, gpe1_base;
+    uint8_t cst_cnt;
+    uint16_t p_lvl2_lat, p_lvl3_lat, flush_size, flush_stride;
+    uint8_t duty_offset, duty_width, day_alarm, month_alarm, century;
+    uint16_t iapc_boot_arch;
+    uint8_t reserved1;
+    uint32_t flags;
+    struct gas reset_reg;
+    uint8_t reset_value;
+    uint16_t arm_boot_arch;
+    uint8_t minor;
+    uint64_t x_firmware_ctrl, x_dsdt;
+    struct gas x_pm1a_evt, x_pm1b_evt, x_pm1a_cnt, x_pm1b_cnt, x_pm2_cnt, x_pm_tmr, x_gpe0, x_gpe1;
+    struct gas sleep_control, sleep_status;
+    uint64_t hypervisor_id;
+} PACKED;
+
+enum { /* FADT flags, 5.2.9 table 5.10 */
+    FADT_WBINVD = 1u << 0, FADT_PROC_C1 = 1u << 2, FADT_SLP_BUTTON = 1u << 5,
+    FADT_FIX_RTC = 1u << 6, FADT_TMR_VAL_EXT = 1u << 8, FADT_RESET_REG_SUP = 1u << 10,
+};
+enum { /* IAPC_BOOT_ARCH, 5.2.9.3: there is a UART and no 8042 that anybody should look for */
+    BOOT_LEGACY_DEVICES = 1u << 0, BOOT_VGA_NOT_PRESENT = 1u << 2,
+};
+
+struct facs { /* 5.2.10 */
+    char signature[4];
+    uint32_t length, hardware_signature, waking_vector, global_lock, flags;
+    uint64_t x_waking_vector;
+    uint8_t version, reserved0[3];
+    uint32_t ospm_flags;
+    uint8_t reserved1[24];
+} PACKED;
+
+struct madt { /* 5.2.12 */
+    struct sdt_header h;
+    uint32_t lapic_address, flags;
+} PACKED;
+
+enum { MADT_PCAT_COMPAT = 1 };
+
+struct madt_lapic {
+    uint8_t type, length, uid, apic_id;
+    uint32_t flags;
+} PACKED;
+
+struct madt_ioapic {
+    uint8_t type, length, id, reserved;
+    uint32_t address, gsi_base;
+} PACKED;
+
+struct madt_override {
+    uint8_t type, length, bus, source;
+    uint32_t gsi;
+    uint16_t flags;
+} PACKED;
+
+struct madt_lapic_nmi {
+    uint8_t type, length, uid;
+    uint16_t flags;
+    uint8_t lint;
+} PACKED;
+
+/* MPS INTI flags (table 5.26). */
+enum { INTI_HIGH = 1, INTI_EDGE = 1 << 2, INTI_LEVEL = 3 << 2 };
+
+_Static_assert(sizeof(struct rsdp) == 36, "RSDP");
+_Static_assert(sizeof(struct fadt) == 276, "FADT, revision 6");
+_Static_assert(sizeof(struct facs) == 64, "FACS");
+
+/* The tables under construction: an image of the area, and how far it is filled. */
+struct area {
+    uint8_t *image;
+    size_t len;
+};
+
+static uint8_t checksum(const void *p, size_t len)
+{
+    const uint8_t *b = p;
+    uint8_t sum = 0;
+
+    for (size_t i = 0; i < len; i++)
+        sum += b[i];
+    return (uint8_t)-sum;
+}
+
+static void init_header(struct sdt_header *h, const char *signature, uint8_t revision)
+{
+    memcpy(h->signature, signature, 4);
+    h->revision = revision;
+    memcpy(h->oem_id, "RNGSFT", 6);
+    memcpy(h->oem_table_id, "RINGSHFT", 8);
+    h->oem_revision = 1;
+    memcpy(h->creator_id, "RNGS", 4);
+    h->creator_revision = 1;
+}
+
+static void finish(struct sdt_header *h, size_t len)
+{
+    h->length = (uint32_t)len;
+    h->checksum = 0;
+    h->checksum = checksum(h, len);
+}
+
+/* GPA of the next table, aligned. */
+static uint64_t next_table(struct area *a)
+{
+    a->len = (a->len + 63) & ~(size_t)63;
+    return ACPI_AREA + a->len;
+}
+
+static int append(struct area *a, const void *data, size_t len)
+{
+    if (len > ACPI_AREA_SIZE - a->len)
+        return -ENOSPC;
+    memcpy(a->image + a->len, data, len);
+    a->len += len;
+    return 0;
+}
+
+/* -- DSDT ---------------------------------------------------------------------------------------- */
+
+/* Device (name) { Name (_HID, EisaId (hid)) ... } with one I/O range; left open. */
+static void begin_pnp_device(struct aml *a, const char *name, const char *hid)
+{
+    aml_begin_device(a, name);
+    aml_name(a, "_HID");
+    aml_eisa_id(a, hid);
+}
+
+static void write_isa_devices(struct aml *a)
+{
+    begin_pnp_device(a, "COM1", "PNP0501");
+    aml_name(a, "_UID");
+    aml_integer(a, 1);
+    aml_begin_resources(a, "_CRS");
+    aml_io(a, SERIAL_COM1_PORT, SERIAL_PORTS);
+    aml_irq(a, SERIAL_COM1_IRQ);
+    aml_end_resources(a);
+    aml_end(a);
+
+    begin_pnp_device(a, "RTC_", "PNP0B00");
+    aml_begin_resources(a, "_CRS");
+    aml_io(a, RTC_PORT, 2);
+    aml_irq(a, RTC_IRQ);
+    aml_end_resources(a);
+    aml_end(a);
+
+    begin_pnp_device(a, "PIC_", "PNP0000");
+    aml_begin_resources(a, "_CRS");
+    aml_io(a, PIC_MASTER_PORT, 2);
+    aml_io(a, PIC_SLAVE_PORT, 2);
+    aml_io(a, PIC_ELCR_PORT, 2);
+    aml_end_resources(a);
+    aml_end(a);
+
+    begin_pnp_device(a, "TMR_", "PNP0100");
+    aml_begin_resources(a, "_CRS");
+    aml_io(a, PIT_PORT, 4);
+    aml_irq(a, 0);
+    aml_end_resources(a);
+    aml_end(a);
+}
+
+static void write_system_resources(struct aml *a)
+{
+    /* Motherboard resources that are no device's (9.10). */
+    begin_pnp_device(a, "MBRD", "PNP0C02");
+    aml_name(a, "_UID");
+    aml_integer(a, 0);
+    aml_begin_resources(a, "_CRS");
+    aml_io(a, PIT_SPEAKER_PORT, 1);
+    aml_io(a, RESET_FAST_PORT, 1);
+    aml_io(a, ACPI_PM_PORT, ACPI_PM_PORTS);
+    aml_memory_fixed(a, (uint32_t)IOAPIC_BASE, IOAPIC_SIZE);
+    aml_memory_fixed(a, (uint32_t)LAPIC_DEFAULT_BASE, LAPIC_SIZE);
+    aml_end_resources(a);
+    aml_end(a);
+}
+
+static void write_pci_root(struct aml *a, const struct acpi_config *cfg)
+{
+    /* INTA..INTD of each slot, swizzled over two ISA interrupts that serve the 8259s as well. */
+    static const uint8_t pci_irq[4] = {10, 11, 10, 11};
+    uint32_t hole = cfg->low_size > 0xc0000000u ? (uint32_t)cfg->low_size : 0xc0000000u;
+
+    begin_pnp_device(a, "PCI0", "PNP0A03");
+    aml_name(a, "_BBN");
+    aml_integer(a, 0);
+    aml_name(a, "_UID");
+    aml_integer(a, 0);
+    aml_begin_resources(a, "_CRS");
+    aml_bus_range(a, 0, 0xff);
+    aml_io(a, PCI_CONFIG_PORT, PCI_CONFIG_PORTS);
+    aml_io_range(a, 0x0000, PCI_CONFIG_PORT - 1);
+    aml_io_range(a, PCI_CONFIG_PORT + PCI_CONFIG_PORTS, 0xffff);
+    aml_memory_range(a, hole, (uint32_t)IOAPIC_BASE - 1);
+    aml_end_resources(a);
+
+    aml_name(a, "_PRT"); /* 6.2.13 */
+    aml_begin_package(a, 4 * (PCI_SLOTS - 2));
+    for (unsigned slot = 2; slot < PCI_SLOTS; slot++) {
+        for (unsigned pin = 0; pin < 4; pin++) {
+            aml_begin_package(a, 4);
+            aml_integer(a, slot << 16 | 0xffff);
+            aml_integer(a, pin);
+            aml_integer(a, 0);
+            aml_integer(a, pci_irq[(slot + pin) % 4]);
+            aml_end(a);
+        }
+    }
+    aml_end(a);
+
+    aml_begin_device(a, "ISA_");
+    aml_name(a, "_ADR");
+    aml_integer(a, PCI_ISA_SLOT << 16);
+    write_isa_devices(a);
+    aml_end(a);
+
+    aml_end(a);
+}
+
+static void write_cpus(struct aml *a, const struct acpi_config *cfg)
+{
+    for (unsigned i = 0; i < cfg->cpus; i++) {
+        static const char hex[] = "0123456789ABCDEF";
+        char name[5] = {'C', '0', hex[i >> 4 & 15], hex[i & 15], 0};
+
+        aml_begin_device(a, name);
+        aml_name(a, "_HID");
+        aml_string(a, "ACPI0007");
+        aml_name(a, "_UID");
+        aml_integer(a, i);
+        aml_end(a);
+    }
+}
+
+static void write_dsdt(struct aml *a, const struct acpi_config *cfg)
+{
+    aml_begin_scope(a, "\\_SB_");
+    write_system_resources(a);
+    write_pci_root(a, cfg);
+    write_cpus(a, cfg);
+    aml_end(a);
+
+    aml_name(a, "\\_S5_"); /* 7.4.2.6 */
+    aml_begin_package(a, 4);
+    aml_integer(a, ACPI_SLP_TYP_S5);
+    aml_integer(a, ACPI_SLP_TYP_S5);
+    aml_integer(a, 0);
+    aml_integer(a, 0);
+    aml_end(a);
+}
+
+static int build_dsdt(struct area *a, const struct acpi_config *cfg, uint64_t *at)
+{
+    struct sdt_header *h;
+    struct aml aml;
+
+    *at = next_table(a);
+    if (ACPI_AREA_SIZE - a->len < sizeof(*h))
+        return -ENOSPC;
+    h = (struct sdt_header *)(a->image + a->len);
+    init_header(h, "DSDT", 2);
+    aml_init(&aml, (uint8_t *)(h + 1), ACPI_AREA_SIZE - a->len - sizeof(*h));
+    write_dsdt(&aml, cfg);
+    if (aml.overflow)
+        return -ENOSPC;
+    finish(h, sizeof(*h) + aml.len);
+    a->len += sizeof(*h) + aml.len;
+    return 0;
+}
+
+/* -- The other tables ----------------------------------------------------------------------------- */
+
+static struct gas io_register(uint16_t port, uint8_t bits, uint8_t access_size)
+{
+    return (struct gas){SPACE_IO, bits, 0, access_size, port};
+}
+
+static int build_fadt(struct area *a, uint64_t dsdt, uint64_t *at)
+{
+    enum { ACCESS_BYTE = 1, ACCESS_WORD = 2, ACCESS_DWORD = 3 };
+    struct fadt f = {
+        .firmware_ctrl = (uint32_t)ACPI_AREA,
+        .dsdt = (uint32_t)dsdt,
+        .sci_int = ACPI_SCI_IRQ,
+        .pm1a_evt = ACPI_PM_PORT + ACPI_PM1_EVT,
+        .pm1a_cnt = ACPI_PM_PORT + ACPI_PM1_CNT,
+        .pm_tmr = ACPI_PM_PORT + ACPI_PM_TMR,
+        .gpe0 = ACPI_PM_PORT + ACPI_GPE0,
+        .pm1_evt_len = 4,
+        .pm1_cnt_len = 2,
+        .pm_tmr_len = 4,
+        .gpe0_len = ACPI_GPE0_LEN,
+        .p_lvl2_lat = 101, /* above 100 and 1000: no C2, no C3 */
+        .p_lvl3_lat = 1001,
+        .century = RTC_CENTURY,
+        .iapc_boot_arch = BOOT_LEGACY_DEVICES | BOOT_VGA_NOT_PRESENT,
+        .flags = FADT_WBINVD | FADT_PROC_C1 | FADT_SLP_BUTTON | FADT_FIX_RTC | FADT_TMR_VAL_EXT |
+                 FADT_RESET_REG_SUP,
+        .reset_reg = io_register(RESET_CONTROL_PORT, 8, ACCESS_BYTE),
+        .reset_value = RESET_CONTROL_FULL,
+        .minor = 5,
+        .x_dsdt = dsdt,
+        .x_pm1a_evt = io_register(ACPI_PM_PORT + ACPI_PM1_EVT, 32, ACCESS_WORD),
+        .x_pm1a_cnt = io_register(ACPI_PM_PORT + ACPI_PM1_CNT, 16, ACCESS_WORD),
+        .x_pm_tmr = io_register(ACPI_PM_PORT + ACPI_PM_TMR, 32, ACCESS_DWORD),
+        .x_gpe0 = io_register(ACPI_PM_PORT + ACPI_GPE0, 32, ACCESS_BYTE),
+    };
+
+    init_header(&f.h, "FACP", 6);
+    finish(&f.h, sizeof(f));
+    *at = next_table(a);
+    return append(a, &f, sizeof(f));
+}
+
+static int build_madt(struct area *a, const struct acpi_config *cfg, uint64_t *at)
+{
+    struct madt m = {.lapic_address = (uint32_t)LAPIC_DEFAULT_BASE, .flags = MADT_PCAT_COMPAT};
+    struct madt_ioapic io = {
+        .type = 1, .length = sizeof(io), .id = 0, .address = (uint32_t)IOAPIC_BASE};
+    const struct madt_override overrides[] = {
+        {2, sizeof(overrides[0]), 0, 0, TIMER_GSI, 0},
+        {2, sizeof(overrides[0]), 0, ACPI_SCI_IRQ, ACPI_SCI_IRQ, INTI_HIGH | INTI_LEVEL},
+    };
+    struct madt_lapic_nmi nmi = {4, sizeof(nmi), 0xff, INTI_HIGH | INTI_EDGE, 1};
+    struct sdt_header *h;
+    size_t start;
+    int err;
+
+    *at = next_table(a);
+    start = a->len;
+    init_header(&m.h, "APIC", 5);
+    err = append(a, &m, sizeof(m));
+    for (unsigned i = 0; i < cfg->cpus && !err; i++) {
+        struct madt_lapic l = {0, sizeof(l), (uint8_t)i, (uint8_t)i, 1};
+
+        err = append(a, &l, sizeof(l));
+    }
+    err = err ? err : append(a, &io, sizeof(io));
+    err = err ? err : append(a, overrides, sizeof(overrides));
+    err = err ? err : append(a, &nmi, sizeof(nmi));
+    if (err)
+        return err;
+    h = (struct sdt_header *)(a->image + start);
+    finish(h, a->len - start);
+    return 0;
+}
+
+static int build_xsdt(struct area *a, uint64_t fadt, uint64_t madt, uint64_t *at)
+{
+    struct {
+        struct sdt_header h;
+        uint64_t entry[2];
+    } PACKED x = {.entry = {fadt, madt}};
+
+    init_header(&x.h, "XSDT", 1);
+    finish(&x.h, sizeof(x));
+    *at = next_table(a);
+    return append(a, &x, sizeof(x));
+}
+
+static void build_rsdp(struct rsdp *r, uint64_t xsdt)
+{
+    memcpy(r->signature, "RSD PTR ", 8);
+    memcpy(r->oem_id, "RNGSFT", 6);
+    r->revision = 2;
+    r->length = sizeof(*r);
+    r->xsdt = xsdt;
+    r->checksum = checksum(r, 20); /* the part ACPI 1.0 had */
+    r->extended_checksum = checksum(r, sizeof(*r));
+}
+
+static void build_facs(struct facs *f)
+{
+    memcpy(f->signature, "FACS", 4);
+    f->length = sizeof(*f);
+    f->version = 2;
+}
+
+int acpi_build(const struct acpi_config *cfg, struct guest_ram *ram)
+{
+    struct area a = {.image = calloc(1, ACPI_AREA_SIZE)};
+    uint64_t dsdt, fadt, madt, xsdt;
+    int err;
+
+    if (!a.image)
+        return -ENOMEM;
+    build_facs((struct facs *)a.image);
+    a.len = ACPI_FACS_SIZE + sizeof(struct rsdp);
+    err = build_dsdt(&a, cfg, &dsdt);
+    err = err ? err : build_fadt(&a, dsdt, &fadt);
+    err = err ? err : build_madt(&a, cfg, &madt);
+    err = err ? err : build_xsdt(&a, fadt, madt, &xsdt);
+    if (!err) {
+        build_rsdp((struct rsdp *)(a.image + ACPI_FACS_SIZE), xsdt);
+        err = ram_write(ram, ACPI_AREA, a.image, ACPI_AREA_SIZE);
+    }
+    free(a.image);
+    return err;
+}

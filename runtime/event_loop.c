@@ -1,0 +1,265 @@
+/*
+ * The I/O thread: see event_loop.h.
+ *
+ * One timerfd stands for the whole timer queue.  It is armed by whoever makes the earliest
+ * deadline earlier (a system call, no wake-up of the thread), and left alone when deadlines go
+ * away: then the thread wakes up once for nothing and arms it for what is next.
+ *
+ * An event_fd that is removed may still be in the batch that epoll_wait() returned, so it is only
+ * marked dead, and freed by the thread between batches.
+ */
+#include "runtime/event_loop.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BATCH 16
+
+struct event_fd {
+    struct event_loop *loop;
+    int fd;
+    uint32_t events; /* what epoll waits for; 0: not registered with it */
+    bool dead;
+    void (*callback)(void *opaque, uint32_t events);
+    void *opaque;
+    struct event_fd *next;
+};
+
+struct event_loop {
+    pthread_mutex_t *lock;
+    struct timer_queue timers;
+    int epoll_fd, timer_fd, stop_fd;
+    uint64_t armed;   /* deadline in the timerfd, TIMER_NEVER if none     */
+    bool dispatching; /* the thread is in callbacks and will arm at the end */
+    bool started;
+    pthread_t thread;
+    struct event_fd *fds;
+};
+
+static uint64_t monotonic_now(void *opaque)
+{
+    struct timespec ts;
+
+    (void)opaque;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * NSEC_PER_SEC + (uint64_t)ts.tv_nsec;
+}
+
+static void arm(struct event_loop *l, uint64_t deadline)
+{
+    /* Zero would disarm. */
+    uint64_t at = deadline ? deadline : 1;
+    struct itimerspec its = {
+        .it_value = {.tv_sec = (time_t)(at / NSEC_PER_SEC), .tv_nsec = (long)(at % NSEC_PER_SEC)},
+    };
+
+    l->armed = deadline;
+    timerfd_settime(l->timer_fd, TFD_TIMER_ABSTIME, &its, NULL);
+}
+
+static void sooner(void *opaque, uint64_t deadline)
+{
+    struct event_loop *l = opaque;
+
+    if (!l->dispatching && deadline < l->armed)
+        arm(l, deadline);
+}
+
+static void run_timers(struct event_loop *l)
+{
+    uint64_t next;
+
+    l->dispatching = true;
+    next = timer_queue_run(&l->timers);
+    l->dispatching = false;
+    if (next != TIMER_NEVER && next < l->armed)
+        arm(l, next);
+}
+
+static void free_dead(struct event_loop *l)
+{
+    struct event_fd **at = &l->fds;
+
+    while (*at) {
+        struct event_fd *f = *at;
+
+        if (f->dead) {
+            *at = f->next;
+            free(f);
+        } else {
+            at = &f->next;
+        }
+    }
+}
+
+static void dispatch(struct event_loop *l, const struct epoll_event *e, bool *stop)
+{
+    uint64_t count;
+
+    if (e->data.ptr == &l->stop_fd) {
+        *stop = true;
+    } else if (e->data.ptr == &l->timer_fd) {
+        if (read(l->timer_fd, &count, sizeof(count)) == sizeof(count))
+            l->armed = TIMER_NEVER;
+        run_timers(l);
+    } else {
+        struct event_fd *f = e->data.ptr;
+
+        if (!f->dead && f->events)
+            f->callback(f->opaque, e->events);
+    }
+}
+
+static void *thread_main(void *opaque)
+{
+    struct event_loop *l = opaque;
+    struct epoll_event events[BATCH];
+    bool stop = false;
+
+    while (!stop) {
+        int n = epoll_wait(l->epoll_fd, events, BATCH, -1);
+
+        pthread_mutex_lock(l->lock);
+        for (int i = 0; i < n; i++)
+            dispatch(l, &events[i], &stop);
+        free_dead(l);
+        pthread_mutex_unlock(l->lock);
+    }
+    return NULL;
+}
+
+static int watch_internal(struct event_loop *l, int *fd)
+{
+    struct epoll_event e = {.events = EPOLLIN, .data.ptr = fd};
+
+    if (*fd < 0)
+        return -errno;
+    return epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, *fd, &e) ? -errno : 0;
+}
+
+int event_loop_create(struct event_loop **out, pthread_mutex_t *lock)
+{
+    struct event_loop *l = calloc(1, sizeof(*l));
+    int err;
+
+    if (!l)
+        return -ENOMEM;
+    l->lock = lock;
+    l->armed = TIMER_NEVER;
+    l->timers = (struct timer_queue){.now = monotonic_now, .sooner = sooner, .opaque = l};
+    l->timer_fd = l->stop_fd = -1;
+    l->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    err = l->epoll_fd < 0 ? -errno : 0;
+    if (!err) {
+        l->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+        err = watch_internal(l, &l->timer_fd);
+    }
+    if (!err) {
+        l->stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        err = watch_internal(l, &l->stop_fd);
+    }
+    if (err) {
+        event_loop_destroy(l);
+        return err;
+    }
+    *out = l;
+    return 0;
+}
+
+void event_loop_destroy(struct event_loop *l)
+{
+    event_loop_stop(l);
+    while (l->fds) {
+        struct event_fd *f = l->fds;
+
+        l->fds = f->next;
+        free(f);
+    }
+    if (l->stop_fd >= 0)
+        close(l->stop_fd);
+    if (l->timer_fd >= 0)
+        close(l->timer_fd);
+    if (l->epoll_fd >= 0)
+        close(l->epoll_fd);
+    free(l);
+}
+
+int event_loop_start(struct event_loop *l)
+{
+    sigset_t all, old;
+    int err;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    err = pthread_create(&l->thread, NULL, thread_main, l);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    l->started = err == 0;
+    return -err;
+}
+
+void event_loop_stop(struct event_loop *l)
+{
+    uint64_t one = 1;
+
+    if (!l->started)
+        return;
+    /* The counter cannot be full: this is the only write. */
+    if (write(l->stop_fd, &one, sizeof(one)) == sizeof(one))
+        pthread_join(l->thread, NULL);
+    l->started = false;
+    if (read(l->stop_fd, &one, sizeof(one)) < 0)
+        return; /* nobody else reads it; nothing to do */
+}
+
+struct timer_queue *event_loop_timers(struct event_loop *l)
+{
+    return &l->timers;
+}
+
+int event_loop_add_fd(struct event_loop *l, int fd, uint32_t events,
+                      void (*callback)(void *opaque, uint32_t events), void *opaque,
+                      struct event_fd **out)
+{
+    struct event_fd *f = malloc(sizeof(*f));
+    struct epoll_event e = {.events = events, .data.ptr = f};
+
+    if (!f)
+        return -ENOMEM;
+    /* Registered even when nothing is waited for yet, to learn whether it can be. */
+    if (epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, fd, &e)) {
+        int err = -errno;
+
+        free(f);
+        return err;
+    }
+    if (events == 0)
+        epoll_ctl(l->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+    *f = (struct event_fd){.loop = l, .fd = fd, .events = events, .callback = callback,
+                           .opaque = opaque, .next = l->fds};
+    l->fds = f;
+    *out = f;
+    return 0;
+}
+
+void event_loop_set_events(struct event_loop *l, struct event_fd *f, uint32_t events)
+{
+    struct epoll_event e = {.events = events, .data.ptr = f};
+    int op = events == 0 ? EPOLL_CTL_DEL : f->events == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
+
+    if (events == f->events)
+        return;
+    epoll_ctl(l->epoll_fd, op, f->fd, &e);
+    f->events = events;
+}
+
+void event_loop_remove_fd(struct event_loop *l, struct event_fd *f)
+{
+    event_loop_set_events(l, f, 0);
+    f->dead = true;
+}

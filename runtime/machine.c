@@ -1,0 +1,1017 @@
+/*
+ * The machine: construction, the platform callbacks of its vCPUs over the buses, the vCPU threads,
+ * and the ways a run ends.  See machine.h for who may call what, and for the lock.
+ *
+ * Stopping: whoever wants the run to end or the machine to be reset sets `stop` and raises EV_STOP
+ * on all vCPUs.  Each vCPU thread leaves the engine and parks; the thread of vCPU 0 waits for the
+ * others and then acts: it returns from machine_run(), or resets everything and lets them go on.
+ */
+#include "runtime/machine.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+#include "cpu/cpuid.h"
+#include "cpu/fpu.h"
+#include "cpu/platform.h"
+#include "cpu/reset.h"
+#include "devices/acpi.h"
+#include "devices/acpi_pm.h"
+#include "devices/bus.h"
+#include "devices/i8042.h"
+#include "devices/ioapic.h"
+#include "devices/irq_router.h"
+#include "devices/lapic.h"
+#include "devices/pci.h"
+#include "devices/pic.h"
+#include "devices/pit.h"
+#include "devices/reset.h"
+#include "devices/rtc.h"
+#include "devices/serial.h"
+#include "mmu/ram.h"
+#include "runtime/event_loop.h"
+#include "runtime/trace.h"
+#include "runtime/tsc.h"
+
+#define MIN_MEMORY  (2ull << 20)
+#define LOW_RAM_END 0x9fc00u  /* the last KiB below 640K is the extended BIOS data area */
+#define EBDA_END    0xa0000u
+#define HIGH_RAM    0x100000u /* conventional memory ends, extended memory begins */
+
+enum stop { STOP_NONE, STOP_POWEROFF, STOP_RESET, STOP_TRIPLE, STOP_ERROR };
+
+/* Where an application processor is in its start-up (SDM vol. 3, 8.4). */
+enum startup { STARTUP_RUNNING, STARTUP_WAIT_SIPI };
+
+struct machine_vcpu {
+    struct machine *machine;
+    struct vcpu *v;
+    struct lapic lapic;
+    pthread_t thread;
+    bool has_thread;       /* a thread of ours, to be joined                          */
+    _Atomic bool sleeping; /* in futex_wait on v->events                              */
+    bool attached;         /* engine->vcpu_init() succeeded                           */
+    /* Under the lock: */
+    enum startup startup;
+    bool init_pending, sipi_pending;
+    uint8_t sipi_vector;
+    /* Counters for --stats. */
+    uint64_t halts, interrupts;
+};
+
+struct machine {
+    struct platform platform; /* first: struct platform * is a struct machine * */
+    struct machine_config cfg;
+    struct cpu_model model;
+    struct guest_ram ram;
+    bool ram_created;
+    struct engine *engine;
+    struct event_loop *loop;
+    struct machine_vcpu *cpu; /* cfg.cpus of them */
+
+    pthread_mutex_t lock;
+    pthread_cond_t parked_cond, resume_cond;
+    unsigned parked;     /* vCPU threads other than 0 that wait for `generation` to change */
+    uint64_t generation; /* counts resets                                                  */
+    bool ending;         /* vCPU threads: return                                           */
+
+    _Atomic int stop;   /* enum stop */
+    _Atomic bool quit;  /* machine_quit() was called */
+    char message[400];  /* for STOP_TRIPLE and STOP_ERROR; written by who set `stop` */
+
+    struct io_bus ports, mmio;
+    struct apic_bus apic_bus;
+    struct ioapic ioapic;
+    struct pic pic;
+    struct irq_router irqs;
+    struct pit pit;
+    struct rtc rtc;
+    struct serial com1;
+    struct acpi_pm pm;
+    struct reset_control reset_control;
+    struct i8042 i8042;
+    struct pci_host pci;
+
+    uint64_t pio_accesses, mmio_accesses, lapic_accesses;
+};
+
+static struct machine *machine_of(struct platform *p)
+{
+    return (struct machine *)p;
+}
+
+static struct machine_vcpu *cpu_of(const struct vcpu *v)
+{
+    return &machine_of(v->platform)->cpu[v->id];
+}
+
+/* -- Events and stopping -------------------------------------------------------------------------- */
+
+static long futex(_Atomic uint32_t *word, int op, uint32_t value)
+{
+    return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+}
+
+void vcpu_raise(struct vcpu *v, uint32_t events)
+{
+    struct machine_vcpu *c = cpu_of(v);
+    struct machine *m = c->machine;
+    uint32_t old = atomic_fetch_or(&v->events, events);
+
+    if ((old & events) == events)
+        return; /* whoever raised them has made the vCPU notice */
+    if (c->sleeping)
+        futex(&v->events, FUTEX_WAKE, 1);
+    else if (pthread_equal(c->thread, pthread_self()))
+        atomic_store(&v->exit_request, 1); /* seen on the way back into translated code */
+    else
+        m->engine->ops->kick(m->engine, v);
+}
+
+static void raise_all(struct machine *m, uint32_t events)
+{
+    for (unsigned i = 0; i < m->cfg.cpus; i++)
+        vcpu_raise(m->cpu[i].v, events);
+}
+
+/* The first reason wins.  Async-signal-safe.  True if it was this one. */
+static bool request_stop(struct machine *m, enum stop why)
+{
+    int none = STOP_NONE;
+
+    if (!atomic_compare_exchange_strong(&m->stop, &none, why))
+        return false;
+    raise_all(m, EV_STOP);
+    return true;
+}
+
+static void __attribute__((format(printf, 3, 4)))
+stop_with_message(struct machine *m, enum stop why, const char *fmt, ...)
+{
+    char text[sizeof(m->message)];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    /* Nobody reads it before all vCPU threads have parked, this one included. */
+    if (request_stop(m, why))
+        memcpy(m->message, text, sizeof(text));
+}
+
+void machine_quit(struct machine *m)
+{
+    atomic_store(&m->quit, true);
+    raise_all(m, EV_STOP);
+}
+
+static bool stopping(struct machine *m)
+{
+    return atomic_load(&m->stop) != STOP_NONE || atomic_load(&m->quit);
+}
+
+static void on_power_off(void *opaque)
+{
+    request_stop(opaque, STOP_POWEROFF);
+}
+
+static void on_reset(void *opaque)
+{
+    request_stop(opaque, STOP_RESET);
+}
+
+/* -- What the local APICs say to their vCPUs ------------------------------------------------------- */
+
+static void lapic_intr(void *opaque, bool pending)
+{
+    struct machine_vcpu *c = opaque;
+
+    if (pending)
+        vcpu_raise(c->v, EV_INTR);
+    else
+        atomic_fetch_and(&c->v->events, ~(uint32_t)EV_INTR);
+}
+
+static void lapic_nmi(void *opaque)
+{
+    struct machine_vcpu *c = opaque;
+
+    vcpu_raise(c->v, EV_NMI);
+}
+
+static void lapic_take_init(void *opaque)
+{
+    struct machine_vcpu *c = opaque;
+
+    /* INIT sends the boot processor to the reset vector, where firmware would start over. */
+    if (c->v->id == 0) {
+        request_stop(c->machine, STOP_RESET);
+        return;
+    }
+    c->init_pending = true;
+    c->sipi_pending = false;
+    vcpu_raise(c->v, EV_STOP);
+}
+
+static void lapic_take_sipi(void *opaque, uint8_t vector)
+{
+    struct machine_vcpu *c = opaque;
+
+    if (c->startup != STARTUP_WAIT_SIPI && !c->init_pending)
+        return; /* ignored by a running processor */
+    c->sipi_pending = true;
+    c->sipi_vector = vector;
+    vcpu_raise(c->v, EV_STOP);
+}
+
+static uint64_t lapic_tsc(void *opaque)
+{
+    struct machine_vcpu *c = opaque;
+
+    return __rdtsc() + c->v->tsc_offset;
+}
+
+static const struct lapic_cpu_ops lapic_cpu_ops = {
+    .intr = lapic_intr,
+    .nmi = lapic_nmi,
+    .init = lapic_take_init,
+    .sipi = lapic_take_sipi,
+    .tsc = lapic_tsc,
+};
+
+/* The 8259s' output goes to LINT0 of every local APIC. */
+static void set_pic_output(void *opaque, unsigned n, bool level)
+{
+    struct machine *m = opaque;
+
+    (void)n;
+    for (unsigned i = 0; i < m->apic_bus.count; i++)
+        lapic_set_lint(m->apic_bus.lapic[i], 0, level);
+}
+
+static void broadcast_eoi(void *opaque, uint8_t vector)
+{
+    struct machine *m = opaque;
+
+    ioapic_eoi(&m->ioapic, vector);
+}
+
+/* -- Platform callbacks ---------------------------------------------------------------------------- */
+
+static void trace_io(const struct machine *m, const char *what, char direction, uint64_t address,
+                     unsigned size, uint64_t value)
+{
+    const struct engine_config *c = &m->cfg.engine_cfg;
+
+    if (!c->trace || !(c->trace_mask & TRACE_IO) || address < c->trace_lo ||
+        address > c->trace_hi)
+        return;
+    fprintf(c->trace, "io: %s %c %#" PRIx64 " size %u value %#" PRIx64 "\n", what, direction,
+            address, size, value);
+}
+
+static uint32_t platform_pio_read(struct platform *p, uint16_t port, unsigned size)
+{
+    struct machine *m = machine_of(p);
+    uint32_t value;
+
+    machine_lock(m);
+    m->pio_accesses++;
+    value = (uint32_t)io_bus_read(&m->ports, port, size);
+    trace_io(m, "port", 'R', port, size, value);
+    machine_unlock(m);
+    return value;
+}
+
+static void platform_pio_write(struct platform *p, uint16_t port, unsigned size, uint32_t value)
+{
+    struct machine *m = machine_of(p);
+
+    machine_lock(m);
+    m->pio_accesses++;
+    trace_io(m, "port", 'W', port, size, value);
+    io_bus_write(&m->ports, port, size, value);
+    machine_unlock(m);
+}
+
+static uint64_t platform_mmio_read(struct platform *p, struct vcpu *v, uint64_t gpa, unsigned size)
+{
+    struct machine *m = machine_of(p);
+    struct lapic *l = &cpu_of(v)->lapic;
+    uint64_t value;
+
+    machine_lock(m);
+    m->mmio_accesses++;
+    if (lapic_claims(l, gpa))
+        value = lapic_mmio_read(l, gpa, size);
+    else
+        value = io_bus_read(&m->mmio, gpa, size);
+    trace_io(m, "mmio", 'R', gpa, size, value);
+    machine_unlock(m);
+    return value;
+}
+
+static void platform_mmio_write(struct platform *p, struct vcpu *v, uint64_t gpa, unsigned size,
+                                uint64_t value)
+{
+    struct machine *m = machine_of(p);
+    struct lapic *l = &cpu_of(v)->lapic;
+
+    machine_lock(m);
+    m->mmio_accesses++;
+    trace_io(m, "mmio", 'W', gpa, size, value);
+    if (lapic_claims(l, gpa))
+        lapic_mmio_write(l, gpa, size, value);
+    else
+        io_bus_write(&m->mmio, gpa, size, value);
+    machine_unlock(m);
+}
+
+static int platform_intr_ack(struct platform *p, struct vcpu *v)
+{
+    struct machine *m = machine_of(p);
+    struct machine_vcpu *c = cpu_of(v);
+    int vector;
+
+    machine_lock(m);
+    vector = lapic_acknowledge(&c->lapic);
+    if (vector == LAPIC_EXTINT)
+        vector = pic_acknowledge(&m->pic);
+    lapic_update(&c->lapic);
+    if (vector < 0)
+        atomic_fetch_and(&v->events, ~(uint32_t)EV_INTR);
+    else
+        c->interrupts++;
+    machine_unlock(m);
+    return vector;
+}
+
+static int platform_apic_read_msr(struct platform *p, struct vcpu *v, uint32_t msr, uint64_t *value)
+{
+    struct machine *m = machine_of(p);
+    int err;
+
+    machine_lock(m);
+    m->lapic_accesses++;
+    err = lapic_read_msr(&cpu_of(v)->lapic, msr, value);
+    machine_unlock(m);
+    return err;
+}
+
+static int platform_apic_write_msr(struct platform *p, struct vcpu *v, uint32_t msr, uint64_t value)
+{
+    struct machine *m = machine_of(p);
+    struct lapic *l = &cpu_of(v)->lapic;
+    int err;
+
+    machine_lock(m);
+    m->lapic_accesses++;
+    err = lapic_write_msr(l, msr, value);
+    v->apic_base = l->base; /* CPUID shows whether it is enabled */
+    machine_unlock(m);
+    return err;
+}
+
+static void platform_set_cr8(struct platform *p, struct vcpu *v, uint8_t tpr_class)
+{
+    struct machine *m = machine_of(p);
+
+    machine_lock(m);
+    lapic_set_cr8(&cpu_of(v)->lapic, tpr_class);
+    machine_unlock(m);
+}
+
+static uint8_t platform_get_cr8(struct platform *p, struct vcpu *v)
+{
+    struct machine *m = machine_of(p);
+    uint8_t value;
+
+    machine_lock(m);
+    value = lapic_cr8(&cpu_of(v)->lapic);
+    machine_unlock(m);
+    return value;
+}
+
+static const struct platform_ops platform_ops = {
+    .pio_read = platform_pio_read,
+    .pio_write = platform_pio_write,
+    .mmio_read = platform_mmio_read,
+    .mmio_write = platform_mmio_write,
+    .intr_ack = platform_intr_ack,
+    .apic_read_msr = platform_apic_read_msr,
+    .apic_write_msr = platform_apic_write_msr,
+    .set_cr8 = platform_set_cr8,
+    .get_cr8 = platform_get_cr8,
+};
+
+/* -- Firmware's part ------------------------------------------------------------------------------- */
+
+/* What a BIOS leaves behind besides tables: the few words of the BIOS data area that operating
+ * systems still read. */
+static int write_bios_data(struct machine *m)
+{
+    const struct {
+        uint16_t address, value;
+    } words[] = {
+        {0x400, SERIAL_COM1_PORT},
+        {0x40e, LOW_RAM_END >> 4}, /* segment of the extended BIOS data area */
+        {0x410, 1 << 9},           /* equipment: one serial port             */
+        {0x413, LOW_RAM_END >> 10},
+    };
+
+    for (unsigned i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+        int err = ram_write(&m->ram, words[i].address, &words[i].value, sizeof(words[i].value));
+
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+static int firmware(struct machine *m)
+{
+    struct acpi_config acpi = {.cpus = m->cfg.cpus, .low_size = m->ram.low_size};
+    int err = write_bios_data(m);
+
+    for (unsigned i = 0; i < m->cfg.cpus; i++)
+        lapic_firmware_setup(&m->cpu[i].lapic);
+    return err ? err : acpi_build(&acpi, &m->ram);
+}
+
+unsigned machine_e820(const struct machine *m, struct boot_e820_entry *out, unsigned max)
+{
+    enum { RAM = 1, RESERVED = 2, ACPI = 3, NVS = 4 };
+    const struct boot_e820_entry map[] = {
+        {0, LOW_RAM_END, RAM},
+        {LOW_RAM_END, EBDA_END - LOW_RAM_END, RESERVED},
+        {ACPI_AREA, ACPI_FACS_SIZE, NVS},
+        {ACPI_RSDP, ACPI_AREA_SIZE - ACPI_FACS_SIZE, ACPI},
+        {ACPI_AREA + ACPI_AREA_SIZE, HIGH_RAM - ACPI_AREA - ACPI_AREA_SIZE, RESERVED},
+        {HIGH_RAM, m->ram.low_size - HIGH_RAM, RAM},
+        {IOAPIC_BASE, IOAPIC_SIZE, RESERVED},
+        {LAPIC_DEFAULT_BASE, LAPIC_SIZE, RESERVED},
+        {RAM_HIGH_BASE, m->ram.high_size, RAM},
+    };
+    unsigned n = sizeof(map) / sizeof(map[0]) - (m->ram.high_size == 0);
+
+    memcpy(out, map, (n < max ? n : max) * sizeof(map[0]));
+    return n;
+}
+
+uint64_t machine_acpi_rsdp(const struct machine *m)
+{
+    (void)m;
+    return ACPI_RSDP;
+}
+
+/* -- Reset ----------------------------------------------------------------------------------------- */
+
+static void reset_vcpu(struct machine_vcpu *c)
+{
+    vcpu_reset(c->v);
+    c->startup = c->v->id == 0 ? STARTUP_RUNNING : STARTUP_WAIT_SIPI;
+    c->init_pending = c->sipi_pending = false;
+}
+
+/* Brings everything but RAM to the state after power-up.  Lock held, no vCPU runs. */
+static void reset_all(struct machine *m)
+{
+    for (unsigned i = 0; i < m->cfg.cpus; i++)
+        reset_vcpu(&m->cpu[i]);
+    pit_reset(&m->pit);
+    serial_reset(&m->com1);
+    rtc_reset(&m->rtc);
+    acpi_pm_reset(&m->pm);
+    i8042_reset(&m->i8042);
+    reset_control_reset(&m->reset_control);
+    pci_host_reset(&m->pci);
+    pic_reset(&m->pic);
+    ioapic_reset(&m->ioapic);
+    for (unsigned i = 0; i < m->cfg.cpus; i++) {
+        lapic_reset(&m->cpu[i].lapic, false);
+        m->cpu[i].v->apic_base = m->cpu[i].lapic.base;
+    }
+}
+
+/* -- vCPU threads ---------------------------------------------------------------------------------- */
+
+/* Sleeps until there is something that can end HLT (or wait-for-SIPI, which only EV_STOP ends). */
+static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
+{
+    struct vcpu *v = c->v;
+    uint32_t wake = EV_STOP, events;
+
+    if (!wait_sipi) {
+        wake |= EV_FLUSH;
+        if (v->rflags & FL_IF)
+            wake |= EV_INTR;
+        if (!v->nmi_blocked)
+            wake |= EV_NMI;
+    }
+    atomic_store(&c->sleeping, true);
+    while (!((events = atomic_load(&v->events)) & wake))
+        futex(&v->events, FUTEX_WAIT, events);
+    atomic_store(&c->sleeping, false);
+}
+
+static int attach(struct machine_vcpu *c)
+{
+    struct machine *m = c->machine;
+    int err = m->engine->ops->vcpu_init(m->engine, c->v);
+
+    if (err)
+        stop_with_message(m, STOP_ERROR, "cannot set up vCPU %u: %s", c->v->id, strerror(-err));
+    else
+        c->attached = true;
+    return err;
+}
+
+static void detach(struct machine_vcpu *c)
+{
+    struct machine *m = c->machine;
+
+    if (c->attached)
+        m->engine->ops->vcpu_destroy(m->engine, c->v);
+    c->attached = false;
+}
+
+/* INIT and SIPI as they come in; true if the vCPU is to run. */
+static bool take_startup(struct machine_vcpu *c)
+{
+    struct machine *m = c->machine;
+    struct vcpu *v = c->v;
+    bool run, reattach = false;
+
+    machine_lock(m);
+    if (c->init_pending) {
+        bool sipi = c->sipi_pending;
+
+        vcpu_reset(v);
+        lapic_reset(&c->lapic, true);
+        c->init_pending = false;
+        c->sipi_pending = sipi;
+        c->startup = STARTUP_WAIT_SIPI;
+        reattach = true;
+    }
+    if (c->startup == STARTUP_WAIT_SIPI && c->sipi_pending) {
+        v->rip = 0; /* real mode at vector:0000 (SDM vol. 3, 8.4.3) */
+        v->seg[SEG_CS].sel = (uint16_t)(c->sipi_vector << 8);
+        v->seg[SEG_CS].base = (uint64_t)c->sipi_vector << 12;
+        c->sipi_pending = false;
+        c->startup = STARTUP_RUNNING;
+    }
+    run = c->startup == STARTUP_RUNNING;
+    machine_unlock(m);
+    if (reattach) {
+        detach(c);
+        if (attach(c))
+            return false;
+    }
+    return run;
+}
+
+/* Runs until somebody stops the machine. */
+static void run_vcpu(struct machine_vcpu *c)
+{
+    struct machine *m = c->machine;
+    struct vcpu *v = c->v;
+
+    while (!stopping(m)) {
+        if (!take_startup(c)) {
+            if (stopping(m))
+                break;
+            wait_for_events(c, true);
+            atomic_fetch_and(&v->events, ~(uint32_t)EV_STOP);
+            continue;
+        }
+        m->engine->ops->run(m->engine, v);
+        switch (v->exit) {
+        case VCPU_EXIT_HLT:
+            c->halts++;
+            wait_for_events(c, false);
+            break;
+        case VCPU_EXIT_TRIPLE:
+            stop_with_message(m, STOP_TRIPLE,
+                              "the guest stopped by a triple fault at %#" PRIx64 " (CPL %u)",
+                              v->rip, v->cpl);
+            break;
+        case VCPU_EXIT_UNSUPPORTED:
+        case VCPU_EXIT_ERROR:
+            stop_with_message(m, STOP_ERROR, "%.*s", (int)sizeof(v->exit_reason), v->exit_reason);
+            break;
+        case VCPU_EXIT_NONE:
+        case VCPU_EXIT_STOP:
+            break;
+        }
+    }
+}
+
+/* Waits for the next life of the guest; true if there is none. */
+static bool park(struct machine *m)
+{
+    uint64_t generation;
+    bool ending;
+
+    machine_lock(m);
+    generation = m->generation;
+    m->parked++;
+    pthread_cond_signal(&m->parked_cond);
+    while (m->generation == generation && !m->ending)
+        pthread_cond_wait(&m->resume_cond, &m->lock);
+    ending = m->ending;
+    machine_unlock(m);
+    return ending;
+}
+
+/* The thread of a vCPU other than 0. */
+static void *vcpu_thread(void *opaque)
+{
+    struct machine_vcpu *c = opaque;
+
+    while (!park(c->machine)) {
+        if (!attach(c))
+            run_vcpu(c);
+        detach(c);
+    }
+    return NULL;
+}
+
+static void wait_until_parked(struct machine *m, unsigned threads)
+{
+    machine_lock(m);
+    while (m->parked < threads)
+        pthread_cond_wait(&m->parked_cond, &m->lock);
+    machine_unlock(m);
+}
+
+static int start_threads(struct machine *m, unsigned *started)
+{
+    int err = 0;
+
+    machine_lock(m);
+    m->ending = false;
+    for (*started = 0; *started + 1 < m->cfg.cpus && !err; *started += !err) {
+        struct machine_vcpu *c = &m->cpu[*started + 1];
+
+        err = pthread_create(&c->thread, NULL, vcpu_thread, c);
+        c->has_thread = !err;
+    }
+    machine_unlock(m);
+    return -err;
+}
+
+static void end_threads(struct machine *m)
+{
+    machine_lock(m);
+    m->ending = true;
+    pthread_cond_broadcast(&m->resume_cond);
+    machine_unlock(m);
+    for (unsigned i = 1; i < m->cfg.cpus; i++) {
+        if (m->cpu[i].has_thread)
+            pthread_join(m->cpu[i].thread, NULL);
+        m->cpu[i].has_thread = false;
+    }
+}
+
+/* One life of the guest, from reset to the next stop.  The others are parked. */
+static void boot_and_run(struct machine *m)
+{
+    struct machine_vcpu *c = &m->cpu[0];
+    char err[300] = "";
+    int code;
+
+    machine_lock(m);
+    reset_all(m);
+    code = firmware(m);
+    machine_unlock(m);
+    if (code) {
+        stop_with_message(m, STOP_ERROR, "cannot write the firmware tables: %s", strerror(-code));
+        return;
+    }
+    if (attach(c))
+        return;
+    code = m->cfg.load ? m->cfg.load(m, m->cfg.load_opaque, err, sizeof(err)) : 0;
+    if (code) {
+        stop_with_message(m, STOP_ERROR, "%s", *err ? err : strerror(-code));
+    } else {
+        machine_lock(m);
+        m->parked = 0;
+        m->generation++;
+        pthread_cond_broadcast(&m->resume_cond);
+        machine_unlock(m);
+        run_vcpu(c);
+    }
+    detach(c);
+}
+
+enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen)
+{
+    enum machine_result result = MACHINE_ERROR;
+    unsigned started = 0;
+    int err;
+
+    if (msglen)
+        msg[0] = '\0';
+    m->cpu[0].thread = pthread_self();
+    err = event_loop_start(m->loop);
+    if (!err)
+        err = start_threads(m, &started);
+    if (err) {
+        snprintf(msg, msglen, "cannot start a thread: %s", strerror(-err));
+        atomic_store(&m->quit, true);
+    }
+    for (;;) {
+        bool reset;
+
+        wait_until_parked(m, started);
+        if (!err)
+            boot_and_run(m);
+        raise_all(m, EV_STOP);
+        reset = atomic_load(&m->stop) == STOP_RESET && !m->cfg.no_reboot;
+        if (!reset || atomic_load(&m->quit))
+            break;
+        wait_until_parked(m, started);
+        atomic_store(&m->stop, STOP_NONE);
+    }
+    end_threads(m);
+    event_loop_stop(m->loop);
+    if (err)
+        return MACHINE_ERROR;
+    switch ((enum stop)atomic_load(&m->stop)) {
+    case STOP_NONE:
+        result = MACHINE_QUIT;
+        break;
+    case STOP_POWEROFF:
+        result = MACHINE_POWEROFF;
+        break;
+    case STOP_RESET:
+        result = atomic_load(&m->quit) ? MACHINE_QUIT : MACHINE_REBOOT;
+        break;
+    case STOP_TRIPLE:
+        result = MACHINE_TRIPLE_FAULT;
+        break;
+    case STOP_ERROR:
+        result = MACHINE_ERROR;
+        break;
+    }
+    if (msglen)
+        snprintf(msg, msglen, "%s", m->message);
+    return result;
+}
+
+/* -- Construction ---------------------------------------------------------------------------------- */
+
+static int64_t wall_clock(void *opaque)
+{
+    struct timespec ts;
+
+    (void)opaque;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (int64_t)ts.tv_sec * (int64_t)NSEC_PER_SEC + ts.tv_nsec;
+}
+
+static int create_vcpu(struct machine *m, unsigned i)
+{
+    struct machine_vcpu *c = &m->cpu[i];
+    struct lapic_config apic = {
+        .id = i,
+        .bsp = i == 0,
+        .bus_hz = APIC_BUS_HZ,
+        .tsc_hz = m->platform.tsc_hz,
+        .phys_bits = CPU_PHYS_BITS,
+        .cpu = &lapic_cpu_ops,
+        .cpu_opaque = c,
+    };
+    struct vcpu *v = aligned_alloc(64, (sizeof(*v) + 63) & ~(size_t)63);
+    int err;
+
+    if (!v)
+        return -ENOMEM;
+    memset(v, 0, sizeof(*v));
+    c->machine = m;
+    c->v = v;
+    v->id = i;
+    v->platform = &m->platform;
+    v->ram = &m->ram;
+    v->model = &m->model;
+    err = vcpu_fp_init(v);
+    if (err)
+        return err;
+    vcpu_reset(v);
+    return lapic_init(&c->lapic, &apic, &m->apic_bus, event_loop_timers(m->loop));
+}
+
+static int add_port(struct machine *m, uint16_t port, unsigned count, const struct io_ops *ops,
+                    void *opaque)
+{
+    return io_bus_add(&m->ports, port, count, ops, opaque);
+}
+
+/* Puts every device on its bus. */
+static int connect_devices(struct machine *m)
+{
+    const struct {
+        uint16_t port, count;
+        const struct io_ops *ops;
+        void *opaque;
+    } ports[] = {
+        {PIC_MASTER_PORT, 2, &pic_io_ops, &m->pic.chip[0]},
+        {PIC_SLAVE_PORT, 2, &pic_io_ops, &m->pic.chip[1]},
+        {PIC_ELCR_PORT, 2, &pic_elcr_ops, &m->pic},
+        {PIT_PORT, 4, &pit_io_ops, &m->pit},
+        {PIT_SPEAKER_PORT, 1, &pit_speaker_ops, &m->pit},
+        {I8042_DATA_PORT, 1, &i8042_data_ops, &m->i8042},
+        {I8042_COMMAND_PORT, 1, &i8042_command_ops, &m->i8042},
+        {RTC_PORT, 2, &rtc_io_ops, &m->rtc},
+        {RESET_FAST_PORT, 1, &reset_fast_ops, &m->reset_control},
+        {SERIAL_COM1_PORT, SERIAL_PORTS, &serial_io_ops, &m->com1},
+        {ACPI_PM_PORT, ACPI_PM_PORTS, &acpi_pm_ops, &m->pm},
+        {PCI_CONFIG_PORT, PCI_CONFIG_PORTS, &pci_host_ops, &m->pci},
+    };
+
+    for (unsigned i = 0; i < sizeof(ports) / sizeof(ports[0]); i++) {
+        int err = add_port(m, ports[i].port, ports[i].count, ports[i].ops, ports[i].opaque);
+
+        if (err)
+            return err;
+    }
+    return io_bus_add(&m->mmio, IOAPIC_BASE, IOAPIC_SIZE, &ioapic_io_ops, &m->ioapic);
+}
+
+static void create_devices(struct machine *m)
+{
+    struct timer_queue *timers = event_loop_timers(m->loop);
+
+    m->apic_bus.eoi = broadcast_eoi;
+    m->apic_bus.eoi_opaque = m;
+    ioapic_init(&m->ioapic, &m->apic_bus);
+    pic_init(&m->pic, (struct irq_line){.set = set_pic_output, .opaque = m});
+    m->irqs = (struct irq_router){.pic = &m->pic, .ioapic = &m->ioapic};
+    pit_init(&m->pit, irq_router_isa(&m->irqs, 0), timers);
+    rtc_init(&m->rtc, irq_router_isa(&m->irqs, RTC_IRQ), timers, wall_clock, NULL, m->ram.low_size,
+             m->ram.high_size);
+    serial_init(&m->com1, irq_router_isa(&m->irqs, SERIAL_COM1_IRQ), m->cfg.serial0);
+    acpi_pm_init(&m->pm, irq_router_isa(&m->irqs, ACPI_SCI_IRQ), timers, on_power_off, m);
+    reset_control_init(&m->reset_control, on_reset, m);
+    i8042_init(&m->i8042, on_reset, m);
+    pci_host_init(&m->pci, &m->reset_control);
+}
+
+static int create(struct machine *m, char *err, unsigned errlen)
+{
+    struct tsc_calibration tsc;
+    int code;
+
+    tsc_calibration_begin(&tsc);
+    code = event_loop_create(&m->loop, &m->lock);
+    if (code) {
+        snprintf(err, errlen, "cannot set up the event loop: %s", strerror(-code));
+        return code;
+    }
+    code = ram_create(&m->ram, m->cfg.memory);
+    if (code) {
+        snprintf(err, errlen, "the host refuses %" PRIu64 " MiB of guest memory: %s",
+                 m->cfg.memory >> 20, strerror(-code));
+        return code;
+    }
+    m->ram_created = true;
+    code = m->cfg.engine->create(&m->cfg.engine_cfg, &m->ram, &m->engine, err, errlen);
+    if (code)
+        return code;
+
+    m->platform.ops = &platform_ops;
+    m->platform.tsc_hz = tsc_calibration_finish(&tsc);
+    if (m->cfg.baseline_cpu)
+        cpu_model_baseline(&m->model, m->cfg.cpus, m->platform.tsc_hz);
+    else
+        cpu_model_host(&m->model, m->cfg.cpus, m->platform.tsc_hz);
+
+    m->cpu = calloc(m->cfg.cpus, sizeof(*m->cpu));
+    code = m->cpu ? 0 : -ENOMEM;
+    for (unsigned i = 0; i < m->cfg.cpus && !code; i++)
+        code = create_vcpu(m, i);
+    if (!code) {
+        create_devices(m);
+        code = connect_devices(m);
+    }
+    if (code)
+        snprintf(err, errlen, "cannot create the machine: %s", strerror(-code));
+    return code;
+}
+
+int machine_create(struct machine **out, const struct machine_config *cfg, char *err,
+                   unsigned errlen)
+{
+    struct machine *m;
+    int code;
+
+    if (cfg->cpus < 1 || cfg->cpus > MACHINE_MAX_CPUS) {
+        snprintf(err, errlen, "a machine has 1 to %u CPUs", MACHINE_MAX_CPUS);
+        return -EINVAL;
+    }
+    if (cfg->memory < MIN_MEMORY) {
+        snprintf(err, errlen, "a machine needs at least %llu MiB of memory", MIN_MEMORY >> 20);
+        return -EINVAL;
+    }
+    m = calloc(1, sizeof(*m));
+    if (!m) {
+        snprintf(err, errlen, "cannot create the machine: %s", strerror(ENOMEM));
+        return -ENOMEM;
+    }
+    m->cfg = *cfg;
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_cond_init(&m->parked_cond, NULL);
+    pthread_cond_init(&m->resume_cond, NULL);
+    code = create(m, err, errlen);
+    if (code) {
+        machine_destroy(m);
+        return code;
+    }
+    *out = m;
+    return 0;
+}
+
+void machine_destroy(struct machine *m)
+{
+    if (m->loop)
+        event_loop_stop(m->loop);
+    serial_destroy(&m->com1);
+    for (unsigned i = 0; m->cpu && i < m->cfg.cpus; i++) {
+        struct vcpu *v = m->cpu[i].v;
+
+        if (!v)
+            continue;
+        vcpu_fp_destroy(v);
+        free(v);
+    }
+    free(m->cpu);
+    if (m->engine)
+        m->engine->ops->destroy(m->engine);
+    if (m->ram_created)
+        ram_destroy(&m->ram);
+    /* Timers are embedded in devices, which go with the machine: the queue is not run any more. */
+    if (m->loop)
+        event_loop_destroy(m->loop);
+    pthread_cond_destroy(&m->resume_cond);
+    pthread_cond_destroy(&m->parked_cond);
+    pthread_mutex_destroy(&m->lock);
+    free(m);
+}
+
+/* -- Access ---------------------------------------------------------------------------------------- */
+
+void machine_power_button(struct machine *m)
+{
+    acpi_pm_power_button(&m->pm);
+}
+
+struct guest_ram *machine_ram(struct machine *m)
+{
+    return &m->ram;
+}
+
+struct vcpu *machine_vcpu(struct machine *m, unsigned index)
+{
+    return index < m->cfg.cpus ? m->cpu[index].v : NULL;
+}
+
+struct event_loop *machine_event_loop(struct machine *m)
+{
+    return m->loop;
+}
+
+struct engine *machine_engine(struct machine *m)
+{
+    return m->engine;
+}
+
+void machine_lock(struct machine *m)
+{
+    pthread_mutex_lock(&m->lock);
+}
+
+void machine_unlock(struct machine *m)
+{
+    pthread_mutex_unlock(&m->lock);
+}
+
+void machine_print_stats(struct machine *m, FILE *out)
+{
+    fprintf(out, "machine: TSC %" PRIu64 ".%06" PRIu64 " MHz, %" PRIu64 " port accesses, %" PRIu64
+                 " MMIO accesses, %" PRIu64 " local APIC MSR accesses\n",
+            m->platform.tsc_hz / 1000000, m->platform.tsc_hz % 1000000, m->pio_accesses,
+            m->mmio_accesses, m->lapic_accesses);
+    for (unsigned i = 0; i < m->cfg.cpus; i++)
+        fprintf(out, "vCPU %u: %" PRIu64 " interrupts, %" PRIu64 " halts\n", i,
+                m->cpu[i].interrupts, m->cpu[i].halts);
+    m->engine->ops->print_stats(m->engine, out);
+}
