@@ -790,7 +790,7 @@ def command_line():
         check(done.returncode == 0 and "Usage: ringshift" in done.stdout, f"{args} does not help")
     for name in re.findall(r"^  (--[a-z-]+)", cli("help", "run").stdout, re.M):
         with open(os.path.join(ROOT, "docs", "ringshift.1")) as f:
-            check(name.replace("-", "\\-") in f.read(), f"{name} is not in the man page")
+            check("Fl " + name[1:].replace("-", "\\-") in f.read(), f"{name} is not in the man page")
 
 
 @test
