@@ -125,6 +125,8 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
 {
     struct emitter *e = &x->e;
     struct mem_site *site = cache_meta_alloc(x->r, sizeof *site);
+    a.ref = (struct memref){R10, KEEP, 0};
+    a.scratch = R11;
     if (!site || x->n_slow >= TB_MAX_SLOW) {
         x->failed = true;
         return;
@@ -220,8 +222,8 @@ static unsigned spare_reg(const struct insn *in)
 }
 
 /*
- * op [r10] with its other register operands. The guest's r10/r11 as data go through R11 (free once
- * the address is known); a second one, or a high-byte register that forbids REX, borrows a register.
+ * The instruction with its operand at a->ref. The guest's r10/r11 as data go through the scratch
+ * register that is left; a second one, or a high-byte register that forbids REX, borrows a register.
  */
 void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
 {
@@ -231,9 +233,10 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
         field[n++] = 0;
     if ((in->flags & INSN_VVVV_GPR) && (in->vvvv == R10 || in->vvvv == R11))
         field[n++] = 1;
-    unsigned guest[2] = {in->reg, in->vvvv}, host[2] = {R11, R11};
+    unsigned guest[2] = {in->reg, in->vvvv}, host[2] = {a->scratch, a->scratch};
     unsigned spill = KEEP;
     bool same = n == 2 && guest[0] == guest[1];
+    struct memref ref = a->ref;
 
     if ((n == 2 && !same) || (in->flags & INSN_HIGH8)) {
         spill = spare_reg(in);
@@ -248,12 +251,11 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
         if ((in->gpr_read & (1u << guest[f])) && !(same && i))
             e_load_gs(e, host[i], GPR_OFF(guest[f]));
     }
-    unsigned base = R10;
     if (in->flags & INSN_HIGH8) {
-        e_mov_rr(e, spill, R10);
-        base = spill;
+        e_ref_lea(e, spill, &ref);
+        ref = (struct memref){(uint8_t)spill, KEEP, 0};
     }
-    reencode_mem(e, in, base, KEEP, 0, reg[0], reg[1]);
+    reencode_mem(e, in, &ref, reg[0], reg[1]);
     for (unsigned i = 0; i < n; i++)
         if ((in->gpr_written & (1u << guest[field[i]])) && !(same && i))
             e_store_gs(e, GPR_OFF(guest[field[i]]), host[i]);
@@ -261,4 +263,43 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
         e_load_gs(e, spill, VCPU_OFF(scratch[SCR_SPILL]));
         side_mark(x, SIDE_INSIDE, 0);
     }
+}
+
+static void ref_op(struct emitter *e, unsigned prefix, bool w, const uint8_t *opc, unsigned n,
+                   unsigned reg, const struct memref *ref)
+{
+    unsigned index = ref->index == KEEP ? 0xff : ref->index;
+    unsigned rex = 0x40 | (w ? 8 : 0) | (reg >= 8 ? 4 : 0) | (index != 0xff && index >= 8 ? 2 : 0) |
+                   (ref->base >= 8 ? 1 : 0);
+    if (prefix)
+        e8(e, (uint8_t)prefix);
+    if (rex != 0x40)
+        e8(e, (uint8_t)rex);
+    e_bytes(e, opc, n);
+    e_modrm_mem(e, reg, ref->base, index, 1, ref->disp);
+}
+
+void e_ref_load(struct emitter *e, unsigned size, unsigned reg, const struct memref *ref)
+{
+    if (size == 2)
+        ref_op(e, 0, false, (const uint8_t[]){0x0f, 0xb7}, 2, reg, ref);
+    else
+        ref_op(e, 0, size == 8, (const uint8_t[]){0x8b}, 1, reg, ref);
+}
+
+void e_ref_store(struct emitter *e, unsigned size, const struct memref *ref, unsigned reg)
+{
+    ref_op(e, size == 2 ? 0x66 : 0, size == 8, (const uint8_t[]){0x89}, 1, reg, ref);
+}
+
+void e_ref_lea(struct emitter *e, unsigned reg, const struct memref *ref)
+{
+    ref_op(e, 0, true, (const uint8_t[]){0x8d}, 1, reg, ref);
+}
+
+void lower_mem(struct xlate *x, const struct insn *in, const struct insn_mem *m, unsigned addr_size,
+               int32_t extra, struct access a, body_fn body)
+{
+    lower_ea(x, in, m, addr_size, extra, true);
+    lower_access(x, in, a, body);
 }

@@ -7,6 +7,7 @@
 
 #include "translator/bt.h"
 #include "translator/emit.h"
+#include "translator/reencode.h"
 
 #define TB_MAX_INSNS 64u
 #define TB_MAX_SIDE  1024u
@@ -15,8 +16,9 @@
 struct xlate;
 struct access;
 
-/* Emits the instruction proper, with R10 = HVA of its operand. Called twice for writes: in the main
- * path and in the twin that works on a bounce copy. May use R11. */
+/* Emits the instruction proper on a->ref. Called twice for soft writes: in the main path and in the
+ * twin that works on a bounce copy. May use a->scratch; a load may end in R11 or R10 even if they
+ * are part of the reference. */
 typedef void (*body_fn)(struct xlate *x, const struct insn *in, const struct access *a);
 
 /* One memory access of an instruction. */
@@ -27,6 +29,8 @@ struct access {
     bool flags_live;  /* arithmetic flags must survive the check */
     uint64_t imm;     /* for the body */
     unsigned reg;     /* for the body */
+    struct memref ref; /* set by lower_mem() */
+    uint8_t scratch;   /* the one of R10, R11 that ref does not need; set by lower_mem() */
 };
 
 struct slow_path {
@@ -64,8 +68,18 @@ void side_mark(struct xlate *x, enum side_kind kind, unsigned reg);
 void lower_ea(struct xlate *x, const struct insn *in, const struct insn_mem *m, unsigned addr_size,
               int32_t extra, bool with_segment);
 
-/* R10 holds the linear address: check it, turn it into an HVA, run the body. */
+/* The access of operand *m (displacement moved by extra): computes its address, gets at guest memory
+ * in the form chosen for this site, runs the body. */
+void lower_mem(struct xlate *x, const struct insn *in, const struct insn_mem *m, unsigned addr_size,
+               int32_t extra, struct access a, body_fn body);
+
+/* The same in soft form for a linear address that is in R10 already. */
 void lower_access(struct xlate *x, const struct insn *in, struct access a, body_fn body);
+
+/* `mov reg, ref` zero-extended from size 2, 4, 8; `mov ref, reg`; `lea reg, ref`. */
+void e_ref_load(struct emitter *e, unsigned size, unsigned reg, const struct memref *ref);
+void e_ref_store(struct emitter *e, unsigned size, const struct memref *ref, unsigned reg);
+void e_ref_lea(struct emitter *e, unsigned reg, const struct memref *ref);
 
 /* Emits what lower_access() put off to the end of the block. */
 void lower_slow_paths(struct xlate *x);

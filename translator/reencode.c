@@ -17,28 +17,32 @@ static void emit_prefixes(struct emitter *e, const struct insn *in)
             e8(e, in->raw[i]);
 }
 
-static void emit_operand(struct emitter *e, const struct insn *in, unsigned reg3, unsigned base,
-                         unsigned index, int32_t disp)
+static void emit_operand(struct emitter *e, const struct insn *in, unsigned reg3,
+                         const struct memref *ref)
 {
-    if (index == KEEP) {
-        e8(e, (uint8_t)((reg3 << 3) | (base & 7)));
-    } else if (disp == 0) {
-        e8(e, (uint8_t)((reg3 << 3) | 4));
-        e8(e, (uint8_t)(((index & 7) << 3) | (base & 7)));
+    /* EVEX scales an 8-bit displacement: use the 32-bit form there. */
+    unsigned mod = ref->disp == 0 && (ref->base & 7) != 5                    ? 0
+                   : ref->disp == (int8_t)ref->disp && in->enc != ENC_EVEX ? 1
+                                                                             : 2;
+    if (ref->index != KEEP || (ref->base & 7) == 4) {
+        e8(e, (uint8_t)(mod << 6 | reg3 << 3 | 4));
+        e8(e, (uint8_t)((ref->index == KEEP ? 4 : ref->index & 7) << 3 | (ref->base & 7)));
     } else {
-        e8(e, (uint8_t)(0x80 | (reg3 << 3) | 4));
-        e8(e, (uint8_t)(((index & 7) << 3) | (base & 7)));
-        e32(e, (uint32_t)disp);
+        e8(e, (uint8_t)(mod << 6 | reg3 << 3 | (ref->base & 7)));
     }
+    if (mod == 1)
+        e8(e, (uint8_t)ref->disp);
+    else if (mod == 2)
+        e32(e, (uint32_t)ref->disp);
     if (in->imm_size)
         e_bytes(e, in->raw + in->imm_off, in->imm_size);
 }
 
-void reencode_mem(struct emitter *e, const struct insn *in, unsigned base, unsigned index,
-                  int32_t disp, unsigned reg, unsigned vvvv)
+void reencode_mem(struct emitter *e, const struct insn *in, const struct memref *ref, unsigned reg,
+                  unsigned vvvv)
 {
     const uint8_t *raw = in->raw;
-    unsigned b = base >> 3 & 1, x = index == KEEP ? 0 : index >> 3 & 1;
+    unsigned b = ref->base >> 3 & 1, x = ref->index == KEEP ? 0 : ref->index >> 3 & 1;
     unsigned reg3 = reg == KEEP ? (in->modrm >> 3) & 7 : reg & 7;
     emit_prefixes(e, in);
     switch (in->enc) {
@@ -80,7 +84,7 @@ void reencode_mem(struct emitter *e, const struct insn *in, unsigned base, unsig
         break;
     }
     }
-    emit_operand(e, in, reg3, base, index, disp);
+    emit_operand(e, in, reg3, ref);
 }
 
 void reencode_plain(struct emitter *e, const struct insn *in)

@@ -337,8 +337,7 @@ static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct emitter *e = &x->e;
     if (in->flags & INSN_MEM) {
-        lower_ea(x, in, &in->mem, in->addr_size, 0, true);
-        lower_access(x, in, copy_access(x, in, i), body_copy);
+        lower_mem(x, in, &in->mem, in->addr_size, 0, copy_access(x, in, i), body_copy);
         return;
     }
     /* Registers only: verbatim, around the two registers that live in memory. */
@@ -389,80 +388,66 @@ static void rule_lea(struct xlate *x, const struct insn *in)
     }
 }
 
-/* mov al/ax/eax/rax <-> [r10] */
+/* mov al/ax/eax/rax <-> operand */
 static void body_moffs(struct xlate *x, const struct insn *in, const struct access *a)
 {
     static const uint8_t opc[4] = {0x8a, 0x8b, 0x88, 0x89};
+    unsigned index = a->ref.index == KEEP ? 0xff : a->ref.index;
     if (in->op_size == 2)
         e8(&x->e, 0x66);
-    e_op_mem(&x->e, in->op_size == 8, opc[in->opcode & 3], RAX, R10, 0xff, 1, 0);
-}
-
-static void load_value(struct xlate *x, unsigned size) /* R11 = zero-extended [r10] */
-{
-    struct emitter *e = &x->e;
-    if (size == 2)
-        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0x1a}, 4); /* movzx r11d, word [r10] */
-    else
-        e_op_mem(e, size == 8, 0x8b, R11, R10, 0xff, 1, 0);
-}
-
-static void store_reg(struct xlate *x, unsigned reg, unsigned size)
-{
-    if (size == 2)
-        e8(&x->e, 0x66);
-    e_op_mem(&x->e, size == 8, 0x89, reg, R10, 0xff, 1, 0);
+    e_op_mem(&x->e, in->op_size == 8, opc[in->opcode & 3], RAX, a->ref.base, index, 1, a->ref.disp);
 }
 
 static void body_push_reg(struct xlate *x, const struct insn *in, const struct access *a)
 {
     unsigned reg = a->reg;
     if (reg == R10 || reg == R11) {
-        e_load_gs(&x->e, R11, GPR_OFF(reg));
-        reg = R11;
+        e_load_gs(&x->e, a->scratch, GPR_OFF(reg));
+        reg = a->scratch;
     }
-    store_reg(x, reg, a->size);
+    e_ref_store(&x->e, a->size, &a->ref, reg);
 }
 
 static void body_push_imm(struct xlate *x, const struct insn *in, const struct access *a)
 {
     struct emitter *e = &x->e;
     if (a->size == 8 && (int64_t)a->imm == (int32_t)a->imm) {
-        e_bytes(e, (const uint8_t[]){0x49, 0xc7, 0x02}, 3); /* mov qword [r10], imm32 */
+        unsigned index = a->ref.index == KEEP ? 0xff : a->ref.index;
+        e_op_mem(e, true, 0xc7, 0, a->ref.base, index, 1, a->ref.disp); /* mov qword, imm32 */
         e32(e, (uint32_t)a->imm);
         return;
     }
-    e_mov_imm(e, R11, a->imm);
-    store_reg(x, R11, a->size);
+    e_mov_imm(e, a->scratch, a->imm);
+    e_ref_store(e, a->size, &a->ref, a->scratch);
 }
 
 static void body_load_value(struct xlate *x, const struct insn *in, const struct access *a)
 {
-    load_value(x, a->size);
+    e_ref_load(&x->e, a->size, R11, &a->ref);
     e_store_gs(&x->e, VCPU_OFF(scratch[SCR_VALUE]), R11);
 }
 
 /* The value stays in R11 only: nothing else needs the scratch registers. */
 static void body_load_r11(struct xlate *x, const struct insn *in, const struct access *a)
 {
-    load_value(x, a->size);
+    e_ref_load(&x->e, a->size, R11, &a->ref);
+}
+
+static void body_load_r10(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    e_ref_load(&x->e, a->size, R10, &a->ref);
 }
 
 static void body_load_target(struct xlate *x, const struct insn *in, const struct access *a)
 {
-    load_value(x, a->size);
+    e_ref_load(&x->e, a->size, R11, &a->ref);
     e_store_gs(&x->e, VCPU_OFF(scratch[SCR_TARGET]), R11);
 }
 
 static void body_store_value(struct xlate *x, const struct insn *in, const struct access *a)
 {
-    e_load_gs(&x->e, R11, VCPU_OFF(scratch[SCR_VALUE]));
-    store_reg(x, R11, a->size);
-}
-
-static void body_load_r10(struct xlate *x, const struct insn *in, const struct access *a)
-{
-    e_load(&x->e, R10, R10, 0);
+    e_load_gs(&x->e, a->scratch, VCPU_OFF(scratch[SCR_VALUE]));
+    e_ref_store(&x->e, a->size, &a->ref, a->scratch);
 }
 
 static const struct insn_mem stack_top = {.base = RSP, .index = REG_NONE, .scale = 1, .seg = SEG_SS};
@@ -474,8 +459,7 @@ static void stack_access(struct xlate *x, const struct insn *in, unsigned i, uin
     a.size = (uint16_t)size;
     a.flags = SITE_STACK;
     a.flags_live = live_at(x, i);
-    lower_ea(x, in, &stack_top, 8, disp, false);
-    lower_access(x, in, a, body);
+    lower_mem(x, in, &stack_top, 8, disp, a, body);
 }
 
 static void add_rsp(struct xlate *x, int32_t n)
@@ -499,8 +483,7 @@ static void rule_push(struct xlate *x, const struct insn *in, unsigned i)
     default: {
         struct access a = {.size = in->mem.size, .flags = stack_flag(&in->mem),
                            .flags_live = live_at(x, i)};
-        lower_ea(x, in, &in->mem, in->addr_size, 0, true);
-        lower_access(x, in, a, body_load_value);
+        lower_mem(x, in, &in->mem, in->addr_size, 0, a, body_load_value);
         stack_access(x, in, i, MMU_WRITE, size, disp, (struct access){0}, body_store_value);
     }
     }
@@ -517,8 +500,8 @@ static void rule_pop(struct xlate *x, const struct insn *in, unsigned i)
         /* An address with base RSP is computed after the increment (SDM vol. 2, POP). */
         struct access a = {.size = (uint16_t)size, .kind = MMU_WRITE,
                            .flags = stack_flag(&in->mem), .flags_live = live_at(x, i)};
-        lower_ea(x, in, &in->mem, in->addr_size, in->mem.base == RSP ? (int32_t)size : 0, true);
-        lower_access(x, in, a, body_store_value);
+        lower_mem(x, in, &in->mem, in->addr_size, in->mem.base == RSP ? (int32_t)size : 0, a,
+                  body_store_value);
         add_rsp(x, (int32_t)size);
         return;
     }
@@ -536,16 +519,15 @@ static void rule_leave(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct insn_mem m = {.base = RBP, .index = REG_NONE, .scale = 1, .seg = SEG_SS};
     struct access a = {.size = in->op_size, .flags = SITE_STACK, .flags_live = live_at(x, i)};
-    lower_ea(x, in, &m, 8, 0, false);
-    lower_access(x, in, a, body_load_r11);
+    lower_mem(x, in, &m, 8, 0, a, body_load_r11);
     e_lea(&x->e, RSP, RBP, 0xff, 1, in->op_size);
     write_gpr(x, RBP, R11, in->op_size);
 }
 
 static void body_bt(struct xlate *x, const struct insn *in, const struct access *a)
 {
-    e_load_gs(&x->e, R11, VCPU_OFF(scratch[SCR_VALUE]));
-    reencode_mem(&x->e, in, R10, KEEP, 0, R11, KEEP);
+    e_load_gs(&x->e, a->scratch, VCPU_OFF(scratch[SCR_VALUE]));
+    reencode_mem(&x->e, in, &a->ref, a->scratch, KEEP);
 }
 
 /*
@@ -600,7 +582,8 @@ static void rule_bt(struct xlate *x, const struct insn *in, unsigned i)
 
 static void body_xlat(struct xlate *x, const struct insn *in, const struct access *a)
 {
-    e_bytes(&x->e, (const uint8_t[]){0x41, 0x8a, 0x02}, 3); /* mov al, [r10] */
+    unsigned index = a->ref.index == KEEP ? 0xff : a->ref.index;
+    e_op_mem(&x->e, false, 0x8a, RAX, a->ref.base, index, 1, a->ref.disp);
 }
 
 static void rule_xlat(struct xlate *x, const struct insn *in, unsigned i)
@@ -627,7 +610,7 @@ static void body_maskmov(struct xlate *x, const struct insn *in, const struct ac
     struct emitter *e = &x->e;
     e_store_gs(e, VCPU_OFF(scratch[SCR_SPILL]), RDI);
     side_mark(x, SIDE_SPILL, RDI);
-    e_mov_rr(e, RDI, R10);
+    e_ref_lea(e, RDI, &a->ref);
     reencode_plain(e, in);
     e_load_gs(e, RDI, VCPU_OFF(scratch[SCR_SPILL]));
     side_mark(x, SIDE_INSIDE, 0);
@@ -638,8 +621,7 @@ static void rule_maskmov(struct xlate *x, const struct insn *in, unsigned i)
     struct insn_mem m = {.base = RDI, .index = REG_NONE, .scale = 1, .seg = in->mem.seg};
     struct access a = {.size = in->enc == ENC_LEGACY && in->fpu == FPU_MMX ? 8 : 16,
                        .kind = MMU_WRITE | MMU_RMW, .flags_live = live_at(x, i)};
-    lower_ea(x, in, &m, in->addr_size, 0, true);
-    lower_access(x, in, a, body_maskmov);
+    lower_mem(x, in, &m, in->addr_size, 0, a, body_maskmov);
 }
 
 /* The XSAVE family works on a copy: EDX:EAX must be masked with the guest's XCR0, and the image
@@ -650,9 +632,9 @@ static void body_state(struct xlate *x, const struct insn *in, const struct acce
     if (in->op == OP_XSAVEOPT) {
         struct insn xs = *in; /* 0F AE /6 -> /4 */
         xs.modrm = (uint8_t)((xs.modrm & ~0x38) | (4 << 3));
-        reencode_mem(&x->e, &xs, R10, KEEP, 0, KEEP, KEEP);
+        reencode_mem(&x->e, &xs, &a->ref, KEEP, KEEP);
     } else {
-        reencode_mem(&x->e, in, R10, KEEP, 0, KEEP, KEEP);
+        reencode_mem(&x->e, in, &a->ref, KEEP, KEEP);
     }
 }
 
@@ -672,8 +654,7 @@ static void rule_state(struct xlate *x, const struct insn *in, unsigned i)
         a.kind = MMU_WRITE | MMU_RMW;
         a.flags |= SITE_FIP;
     }
-    lower_ea(x, in, &in->mem, in->addr_size, 0, true);
-    lower_access(x, in, a, body_state);
+    lower_mem(x, in, &in->mem, in->addr_size, 0, a, body_state);
 }
 
 /* -- Branch rules --------------------------------------------------------------------------------- */
@@ -713,8 +694,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         if (mem) {
             struct access a = {.size = 8, .flags = stack_flag(&in->mem),
                                .flags_live = live_at(x, i)};
-            lower_ea(x, in, &in->mem, in->addr_size, 0, true);
-            lower_access(x, in, a, body_load_target);
+            lower_mem(x, in, &in->mem, in->addr_size, 0, a, body_load_target);
         } else if (reg == RSP) {
             e_store_gs(e, VCPU_OFF(scratch[SCR_TARGET]), RSP);
         }
@@ -771,8 +751,7 @@ static void emit_insn(struct xlate *x, unsigned i)
         break;
     case OP_MOV_MOFFS: {
         struct access a = copy_access(x, in, i);
-        lower_ea(x, in, &in->mem, in->addr_size, 0, true);
-        lower_access(x, in, a, body_moffs);
+        lower_mem(x, in, &in->mem, in->addr_size, 0, a, body_moffs);
         break;
     }
     case OP_PUSH:
