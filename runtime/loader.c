@@ -146,6 +146,8 @@ int boot_clear_ram(struct guest_ram *ram, const struct boot_e820_entry *e820, un
         /* Whole pages only; a partial page at an edge is shared with what must stay. */
         uint64_t start = (e820[i].addr + GUEST_PAGE_SIZE - 1) & -(uint64_t)GUEST_PAGE_SIZE;
         uint64_t end = (e820[i].addr + e820[i].size) & -(uint64_t)GUEST_PAGE_SIZE;
+        if (start < BOOT_GDT)
+            start = BOOT_GDT; /* the first page holds the BIOS data area, which is the machine's */
         if (e820[i].type != E820_RAM || start >= end)
             continue;
         if (!ram_contains(ram, start, end - start))

@@ -368,10 +368,11 @@ Test(loader, clears_ram_for_a_reboot)
     memset(ram.base + ram.low_size - 0x10000, 0xac, 0x10000);
     memset(ram.base, 0x11, 0x9fc00);
     cr_assert_eq(boot_clear_ram(&ram, e820, ne820), 0);
-    for (uint64_t a = 0; a < 0x9f000; a++)
+    for (uint64_t a = 0x1000; a < 0x9f000; a++)
         cr_assert_eq(ram.base[a], 0);
     for (uint64_t a = MiB; a < 4 * MiB; a++)
         cr_assert_eq(ram.base[a], 0);
+    cr_assert_eq(ram.base[0x40e], 0x11, "the BIOS data area is not ours");
     cr_assert_eq(ram.base[ram.low_size - 0x10000], 0xac);
 }
 
