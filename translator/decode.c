@@ -203,6 +203,16 @@ static bool vector_fields_valid(const struct prefixes *px, const struct insn *in
     return true;
 }
 
+/* Destination, index and (VEX) mask of a gather must be different registers: else #UD. */
+static bool gather_registers_valid(const struct insn *in)
+{
+    if (in->op != OP_GATHER)
+        return true;
+    if (in->reg == in->mem.index)
+        return false;
+    return in->enc == ENC_EVEX || (in->vvvv != in->mem.index && in->vvvv != in->reg);
+}
+
 int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_mode mode)
 {
     const unsigned limit = avail < MAX_LEN ? (unsigned)avail : MAX_LEN;
@@ -375,9 +385,9 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
     if (enc != ENC_LEGACY) {
         if (!vector_fields_valid(&px, out, attr, is_mem))
             return invalid(out, code, p, 0);
-        if (px.l == 3 && !(attr & A_LIG))
+        if (px.l == 3) /* reserved even where the length is ignored */
             return invalid(out, code, p, 0);
-        out->vec_len = (uint8_t)(16 << (px.l == 3 ? 0 : px.l));
+        out->vec_len = (uint8_t)(attr & A_LIG ? 16 : 16 << px.l);
         out->vvvv = (uint8_t)(px.vvvv | px.evex_v2 << 4);
         out->evex_mask = px.evex_aaa;
     }
@@ -404,10 +414,16 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
                 return invalid(out, code, p, 0);
             out->reg &= 7;
         }
+        if ((attr & A_CREG) && out->reg > 8)
+            return invalid(out, code, p, 0);
+        if ((attr & A_DISTINCT) && out->reg == out->vvvv)
+            return invalid(out, code, p, 0);
         if (!is_mem) {
             out->rm = (uint8_t)(rm | px.b << 3);
             if (enc == ENC_EVEX)
                 out->rm |= (uint8_t)(px.x << 4);
+            if ((attr & A_DISTINCT) && out->reg == out->rm)
+                return invalid(out, code, p, 0);
         } else {
             unsigned disp_size = mod == 3 ? 0 : mod == 2 ? 4 : mod;
             bool no_base = false;
@@ -432,11 +448,13 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
                 if (!no_base)
                     mem->base = (uint8_t)(rm | px.b << 3);
                 else if (mode == MODE_64)
-                    mem->base = REG_RIP;
+                    mem->base = BASE_RIP;
             }
             if (no_base)
                 disp_size = 4;
             if ((attr & A_VSIB) && !(flags & INSN_SIB))
+                return invalid(out, code, p, 0);
+            if ((attr & A_VSIB) && !gather_registers_valid(out))
                 return invalid(out, code, p, 0);
             if (px.seg == SEG_NONE && (mem->base == RSP || mem->base == RBP))
                 mem->seg = SEG_SS;
@@ -561,7 +579,8 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
         mem->size = (uint16_t)op_size;
         if (px.rep) {
             flags |= px.rep == 0xf3 ? INSN_REP : INSN_REPNE;
-            flags |= INSN_FLAGS_COND; /* with a count of 0 nothing happens */
+            if (out->flags_written)
+                flags |= INSN_FLAGS_COND; /* with a count of 0 nothing happens */
             gpr_read |= 1u << RCX;
             gpr_written |= 1u << RCX;
             gpr_read |= gpr_written;

@@ -146,7 +146,9 @@
 #define MODIGN A_MODIGN
 #define VSIB A_VSIB
 #define SREG A_SREG
-#define KG (A_K_REG)
+#define CREG A_CREG
+#define DISTINCT A_DISTINCT
+#define KG A_K_REG
 #define KV (A_V_VEC | A_K_V)
 #define RC A_ROUND
 #define NOK A_NOK

@@ -107,6 +107,8 @@ enum imm_kind {
 #define A_LIG A_BIT(49)    /* EVEX.L'L is ignored (scalar) */
 #define A_D8ELEM A_BIT(50) /* disp8 is scaled by the element size, not the operand size */
 #define A_SREG A_BIT(51)   /* ModRM.reg is a segment register: no extension */
+#define A_CREG A_BIT(52)   /* ModRM.reg is a control register: CR8 is the only extended one */
+#define A_DISTINCT A_BIT(53) /* #UD if the destination is also a source */
 #define A_HEAD A_BIT(62)   /* first row of an opcode: ends the alternatives before it */
 #define A_VALID A_BIT(63)
 
