@@ -466,7 +466,8 @@ enum cpu_result callout_string(struct vcpu *v, const struct insn *in)
         .rflags = &v->rflags,
     };
     uint64_t count = s.repeat ? callout_truncate(v->gpr[RCX], s.addr_size) : 1;
-    uint64_t budget = WORK_LIMIT / s.size;
+    /* A single step stops after every iteration (SDM vol. 3, 17.3.1.4). */
+    uint64_t budget = v->rflags & FL_TF ? 1 : WORK_LIMIT / s.size;
     bool code_hit = false;
 
     if (io) {
