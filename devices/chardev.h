@@ -9,6 +9,7 @@
 #ifndef RINGSHIFT_DEVICES_CHARDEV_H
 #define RINGSHIFT_DEVICES_CHARDEV_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,6 +34,10 @@ struct chardev_client_ops {
     void (*writable)(void *opaque);
     /* A break condition on the line. */
     void (*line_break)(void *opaque);
+    /* True while the guest asserts RTS. What is received before may well be thrown away, as drivers
+     * clear the FIFO when they set up the port; a backend whose input cannot be typed again waits
+     * for this. The device calls accept_input() when it becomes true. */
+    bool (*ready)(void *opaque);
 };
 
 /* A backend embeds this and sets `ops`; the device that uses it sets the client fields. */
@@ -52,6 +57,11 @@ static inline void chardev_writable(struct chardev *c)
 {
     if (c->client)
         c->client->writable(c->client_opaque);
+}
+
+static inline bool chardev_ready(struct chardev *c)
+{
+    return c->client && c->client->ready(c->client_opaque);
 }
 
 static inline void chardev_break(struct chardev *c)

@@ -164,6 +164,13 @@ static size_t serial_receive(void *opaque, const uint8_t *buf, size_t len)
     return n;
 }
 
+static bool serial_ready(void *opaque)
+{
+    const struct serial *s = opaque;
+
+    return (s->mcr & UART_MCR_RTS) && !loopback(s);
+}
+
 static void serial_line_break(void *opaque)
 {
     struct serial *s = opaque;
@@ -319,8 +326,11 @@ static void serial_write(void *opaque, uint64_t offset, unsigned size, uint64_t 
         s->lcr = value;
         break;
     case UART_MCR:
+        old = s->mcr;
         s->mcr = value & MCR_MASK;
         update_modem(s);
+        if (~old & s->mcr & UART_MCR_RTS)
+            s->refused = true; /* a backend may have waited for this: see serial_ready() */
         rx_resume(s);
         break;
     case UART_LSR:
@@ -339,6 +349,7 @@ static const struct chardev_client_ops client_ops = {
     .receive = serial_receive,
     .writable = serial_writable,
     .line_break = serial_line_break,
+    .ready = serial_ready,
 };
 
 void serial_reset(struct serial *s)

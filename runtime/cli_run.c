@@ -208,6 +208,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 
     *o = (struct options){.append = STD_CMDLINE, .memory = MEMORY_STD, .cpu = "host"};
     o->engine.trace_hi = UINT64_MAX;
+    o->engine.on_fatal = terminal_emergency_restore;
     opterr = 0;
     while (!code && (opt = getopt_long(argc, argv, "+:", table, NULL)) != -1) {
         switch (opt) {

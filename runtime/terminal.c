@@ -338,6 +338,9 @@ static void filter_keys(struct terminal *t, const uint8_t *buf, size_t len)
 
 static void give_input(struct terminal *t)
 {
+    /* A person types again what came too early; a pipe or file cannot. */
+    if (!t->in_tty && !chardev_ready(&t->chardev))
+        return;
     while (t->in_len) {
         size_t run = IN_SIZE - t->in_head;
         if (run > t->in_len)
