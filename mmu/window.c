@@ -47,7 +47,8 @@ struct window_run {
  * would allocate RAM that the guest has not touched. */
 #define POPULATE_PAGES 16
 /* The default VMA budget leaves this to the rest of the process. */
-#define VMA_RESERVE 2048
+#define VMA_RESERVE  2048
+#define BALLAST_VMAS 16
 /* The host may need a few more VMAs while it replaces a mapping. */
 #define VMA_SLACK 4
 
@@ -328,6 +329,29 @@ static long reserve(uint64_t hva, uint64_t len, int fixed)
 }
 
 /*
+ * Ballast: VMAs of no use, given up when the host has none left.  A MAP_FIXED mapping into the
+ * middle of another one can take the process one beyond vm.max_map_count, and from then on every
+ * mmap fails, also one that would replace thousands of VMAs by one.  munmap would still work, but
+ * leave a hole in the arena for another thread's mmap to fall into.
+ */
+static void take_ballast(struct window_space *ws)
+{
+    long p = reserve(0, BALLAST_VMAS * GUEST_PAGE_SIZE, 0);
+
+    ws->ballast = p < 0 ? 0 : (uint64_t)p;
+    for (unsigned i = 1; ws->ballast && i < BALLAST_VMAS; i += 2)
+        if (host_mprotect(ws->ballast + i * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE, PROT_READ) < 0)
+            break;
+}
+
+static void drop_ballast(struct window_space *ws)
+{
+    if (ws->ballast)
+        host_munmap(ws->ballast, BALLAST_VMAS * GUEST_PAGE_SIZE);
+    ws->ballast = 0;
+}
+
+/*
  * Last resort when the host refuses a call (it is out of VMAs or memory; a MAP_FIXED that failed
  * may even have left a hole): makes the whole arena one inaccessible mapping again.
  */
@@ -335,8 +359,10 @@ static void reset(struct window_space *ws)
 {
     ws->stats.resets++;
     forget_everything(ws);
+    drop_ballast(ws);
     if (reserve(ws->arena, ws->arena_size, MAP_FIXED) < 0)
         ws->failed = true;
+    take_ballast(ws);
 }
 
 static void unmap(struct window_space *ws, uint64_t hva, uint64_t end)
@@ -502,6 +528,7 @@ int window_space_init(struct window_space *ws, struct guest_ram *ram,
     ws->arena = aligned;
     for (unsigned i = 0; i < ws->count; i++)
         ws->window[i].base = ws->arena + WINDOW_GUARD + i * STRIDE;
+    take_ballast(ws);
     ws->stats.vmas_peak = 1;
     return 0;
 }
@@ -510,6 +537,7 @@ void window_space_destroy(struct window_space *ws)
 {
     if (ws->arena)
         host_munmap(ws->arena, ws->arena_size);
+    drop_ballast(ws);
     if (ws->pool)
         host_munmap((uint64_t)(uintptr_t)ws->pool, ws->pool_size * sizeof(struct window_run));
     *ws = (struct window_space){.ram = NULL};

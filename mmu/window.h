@@ -97,7 +97,9 @@ struct window_space {
     uint64_t arena, arena_size; /* the reservation: guard, window, guard, window, ..., guard     */
     unsigned count;             /* windows in it                                                 */
     uint64_t clock;
-    bool failed; /* the host refused even to drop mappings: no window may be used any more       */
+    /* The host refused even to drop mappings, so some may be stale: the machine must stop. */
+    bool failed;
+    uint64_t ballast; /* mappings to give up when the host has no VMA left                       */
 
     /* Mapped runs: a pool, and two treaps over it (by HVA; by GPA). Index 0 is "none". */
     struct window_run *pool;
