@@ -231,8 +231,6 @@ static void write_system_resources(struct aml *a)
     aml_io(a, PIT_SPEAKER_PORT, 1);
     aml_io(a, RESET_FAST_PORT, 1);
     aml_io(a, ACPI_PM_PORT, ACPI_PM_PORTS);
-    aml_memory_fixed(a, (uint32_t)IOAPIC_BASE, IOAPIC_SIZE);
-    aml_memory_fixed(a, (uint32_t)LAPIC_DEFAULT_BASE, LAPIC_SIZE);
     aml_end_resources(a);
     aml_end(a);
 }
