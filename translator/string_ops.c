@@ -294,19 +294,20 @@ static uint64_t run_down(const struct string *s, uint8_t *dst, const uint8_t *sr
 {
     uint64_t a = accumulator(s->v, s->size);
 
-    for (uint64_t i = 0; i < n; i++, dst -= s->size, src -= s->size) {
+    for (uint64_t i = 0; i < n; i++) {
+        int64_t at = -(int64_t)(i * s->size);
         switch (s->op) {
         case OP_MOVS:
-            store_element(dst, s->size, load_element(src, s->size));
+            store_element(dst + at, s->size, load_element(src + at, s->size));
             break;
         case OP_STOS:
-            store_element(dst, s->size, a);
+            store_element(dst + at, s->size, a);
             break;
         case OP_CMPS:
-            compare(s, load_element(src, s->size), load_element(dst, s->size));
+            compare(s, load_element(src + at, s->size), load_element(dst + at, s->size));
             break;
         default:
-            compare(s, a, load_element(dst, s->size));
+            compare(s, a, load_element(dst + at, s->size));
         }
         if ((s->op == OP_CMPS || s->op == OP_SCAS) && found(s))
             return i + 1;

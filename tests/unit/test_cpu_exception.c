@@ -111,14 +111,13 @@ Test(cpu_exception, page_fault_sets_cr2)
 Test(cpu_exception, software_interrupt_dpl)
 {
     enter_user();
-    struct vcpu *before = malloc(sizeof(*before));
-    *before = *v;
+    static struct vcpu before;
+    before = *v;
     expect_fault_code(cpu_software_interrupt(v, 0x80, UTEXT + 2), EXC_GP, 0x80 * 8 + 2);
     cr_assert_eq(v->rip, UTEXT);
-    cr_assert_eq(v->gpr[RSP], before->gpr[RSP]);
-    cr_assert_eq(v->rflags, before->rflags);
+    cr_assert_eq(v->gpr[RSP], before.gpr[RSP]);
+    cr_assert_eq(v->rflags, before.rflags);
     cr_assert_eq(v->cpl, 3);
-    free(before);
     set_gate(0x80, KCS, HANDLER(0x80), GATE_INT, 3, 0);
     cr_assert_eq(cpu_software_interrupt(v, 0x80, UTEXT + 2), CPU_JUMP);
     struct frame f = frame_at(v->gpr[RSP]);
