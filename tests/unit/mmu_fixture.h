@@ -15,6 +15,18 @@
 #include "mmu/mmu.h"
 #include "mmu/walk.h"
 
+/* AddressSanitizer needs more address space than RLIMIT_AS tests leave it. */
+#if defined(__SANITIZE_ADDRESS__)
+#define UNDER_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define UNDER_ASAN 1
+#endif
+#endif
+#ifndef UNDER_ASAN
+#define UNDER_ASAN 0
+#endif
+
 #define MB (1ull << 20)
 #define GB (1ull << 30)
 

@@ -99,6 +99,8 @@ Test(ram, address_space_limit)
     struct guest_ram r;
     struct rlimit lim = {1 * GB, 1 * GB};
 
+    if (UNDER_ASAN)
+        cr_skip("address space limit");
     cr_assert_eq(setrlimit(RLIMIT_AS, &lim), 0);
     cr_expect_eq(ram_create(&r, 2 * GB), -ENOMEM);
     cr_expect_eq(r.memfd, -1);
@@ -113,6 +115,8 @@ Test(ram, no_leak_on_failure)
     struct rlimit lim = {1 * GB, 1 * GB};
     int before = dup(0);
 
+    if (UNDER_ASAN)
+        cr_skip("address space limit");
     close(before);
     cr_assert_eq(setrlimit(RLIMIT_AS, &lim), 0);
     for (int i = 0; i < 3000; i++)
