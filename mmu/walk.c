@@ -9,8 +9,11 @@
  * Accessed flags are set only when the access goes through. The SDM allows them to be set or not
  * in the upper levels of a translation that faults.
  */
+#include "cpu/cpuid.h"
 #include "mmu/mmu.h"
 #include "mmu/walk.h"
+
+_Static_assert(GUEST_PHYS_BITS == CPU_PHYS_BITS, "reserved bits must match what CPUID says");
 
 enum walk_status { WALK_OK, WALK_NOT_PRESENT, WALK_RESERVED };
 
