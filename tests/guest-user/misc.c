@@ -238,8 +238,15 @@ TEST(insn, segments)
     CHECK(!ok);
     asm volatile("mov %0, %%ds\n\tmov %0, %%es\n\tmov %1, %%ds\n\tmov %1, %%es" ::"r"((uint32_t)ss),
                  "r"((uint32_t)ds));
-    /* a far return to the same privilege level */
+}
+
+TEST(insn, far_returns)
+{
+    uint16_t cs, ss;
     uint64_t v;
+    TCG_SKIP("LRET and IRET read the user's stack as the supervisor (SMAP violation)");
+    asm volatile("mov %%cs, %0\n\tmov %%ss, %1" : "=r"(cs), "=r"(ss));
+    /* a far return to the same privilege level */
     asm volatile("push %1\n\tlea 1f(%%rip), %0\n\tpush %0\n\tlretq\n\tud2\n1:" : "=&r"(v)
                  : "r"((uint64_t)cs) : "memory");
     /* IRET at the same level */
