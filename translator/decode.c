@@ -61,34 +61,45 @@ static inline uint64_t load64(const uint8_t *p)
     return load32(p) | (uint64_t)load32(p + 4) << 32;
 }
 
-static void clear(struct insn *out)
+/* Sets every field.  Word by word: `rep stos` takes longer to start than all of the rest. */
+static inline void clear(struct insn *out)
 {
-    static const struct insn none = {
-        .op = OP_INVALID,
-        .mem = {.base = REG_NONE, .index = REG_NONE, .scale = 1, .seg = SEG_DS},
-        .mnemonic = "(bad)",
-    };
-    *out = none;
+    typedef uint64_t __attribute__((may_alias)) word;
+    word *w = (word *)out;
+
+    _Static_assert(sizeof(struct insn) == 13 * 8, "clear() sets all words");
+    w[0] = 0, w[1] = 0, w[2] = 0, w[3] = 0, w[4] = 0, w[5] = 0, w[6] = 0;
+    w[7] = 0, w[8] = 0, w[9] = 0, w[10] = 0, w[11] = 0, w[12] = 0;
+    out->mem.base = REG_NONE;
+    out->mem.index = REG_NONE;
+    out->mem.scale = 1;
+    out->mem.seg = SEG_DS;
 }
 
-static void copy_raw(struct insn *out, const uint8_t *code, unsigned limit)
-{
-    if (limit == MAX_LEN) {
-        __builtin_memcpy(out->raw, code, MAX_LEN);
-        return;
-    }
-    for (unsigned i = 0; i < limit; i++)
-        out->raw[i] = code[i];
-}
-
-static int invalid(struct insn *out, const uint8_t *code, unsigned len, int64_t too_long)
+/* What is no instruction: OP_INVALID, with the bytes that were looked at. */
+static int __attribute__((noinline, cold))
+invalid(struct insn *out, const uint8_t *code, unsigned len, int64_t too_long)
 {
     clear(out);
     for (unsigned i = 0; i < len; i++)
         out->raw[i] = code[i];
+    out->op = OP_INVALID;
+    out->mnemonic = "(bad)";
     out->len = (uint8_t)len;
     out->imm = too_long;
     return (int)len;
+}
+
+/* The bytes, as far as they may be read; those behind the instruction have no meaning. */
+static inline void copy_raw(struct insn *out, const uint8_t *code, unsigned limit)
+{
+    if (limit == MAX_LEN) {
+        __builtin_memcpy(out->raw, code, 8);
+        __builtin_memcpy(out->raw + 7, code + 7, 8);
+        return;
+    }
+    for (unsigned i = 0; i < limit; i++)
+        out->raw[i] = code[i];
 }
 
 static inline unsigned operand_size(enum opsize kind, const struct prefixes *px)
@@ -261,6 +272,7 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
     }
 
     clear(out);
+    copy_raw(out, code, limit);
     out->prefix_len = (uint8_t)p;
     out->rex = px.rex;
     px.w = px.rex >> 3 & 1;
@@ -280,7 +292,7 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
     }
     if (vex_prefix) {
         if (px.lock || px.p66 || px.rep || px.rex)
-            return invalid(out, code, p + 1, 0);
+            return invalid(out, code, p + 1 + (mode != MODE_64), 0);
         if (opcode == 0xc5) {
             NEED(3);
             uint8_t b1 = code[p + 1];
@@ -499,11 +511,6 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
         if (attr & A_VSIB)
             flags |= INSN_VSIB;
     }
-    if (px.lock) {
-        if (!is_mem || !(attr & A_LOCK))
-            return invalid(out, code, p, 0);
-        flags |= INSN_LOCK;
-    }
 
     /* General registers.  Writes of 8 and 16 bits leave the rest of the register. */
     if (attr & (A_REG_R | A_REG_W)) {
@@ -651,10 +658,15 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
         }
     }
 
+    if (px.lock) {
+        if (!is_mem || !(attr & A_LOCK))
+            return invalid(out, code, p, 0);
+        flags |= INSN_LOCK;
+    }
+
     if (out->op == OP_PUSH || out->op == OP_POP)
         out->stack_operand = is_mem ? STK_MEM : imm_kind != IMM_NONE ? STK_IMM : STK_REG;
 
-    copy_raw(out, code, p);
     out->len = (uint8_t)p;
     out->flags = flags;
     out->gpr_read = (uint16_t)gpr_read;
