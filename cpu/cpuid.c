@@ -152,6 +152,13 @@ enum {
 };
 #define F71A_NATIVE (F71A_AVX_VNNI | F71A_AVX512BF16 | F71A_FZRM | F71A_FSRS | F71A_FSRC)
 
+/*
+ * Leaf 7.2 EDX.  BHI_CTRL announces SPEC_CTRL.BHI_DIS_S, which a kernel sets once at boot;
+ * without it (and in spite of BHI_NO) Linux clears the branch history on every system call, by a
+ * loop of branches.
+ */
+enum { F72D_BHI_CTRL = BIT(4) };
+
 /* Leaf D.1 EAX. */
 enum { FD1_XSAVEOPT = BIT(0), FD1_XSAVEC = BIT(1), FD1_XGETBV1 = BIT(2) };
 
@@ -202,6 +209,12 @@ enum { FX21A_LFENCE_SERIAL = BIT(2), FX21A_NULL_SEL = BIT(6), FX21A_AUTO_IBRS = 
      ARCH_CAP_MDS_NO | ARCH_CAP_PSCHANGE_NO | ARCH_CAP_TAA_NO | ARCH_CAP_SBDR_SSDP_NO |            \
      ARCH_CAP_FBSDP_NO | ARCH_CAP_PSDP_NO | ARCH_CAP_BHI_NO | ARCH_CAP_PBRSB_NO |                  \
      ARCH_CAP_GDS_NO | ARCH_CAP_RFDS_NO | ARCH_CAP_ITS_NO)
+
+/* IA32_SPEC_CTRL. */
+#define SPEC_CTRL_IBRS      (1u << 0)
+#define SPEC_CTRL_STIBP     (1u << 1)
+#define SPEC_CTRL_SSBD      (1u << 2)
+#define SPEC_CTRL_BHI_DIS_S (1u << 10)
 
 #define SIGNATURE_LEAF 0x40000000u
 
@@ -348,11 +361,14 @@ static void derive_limits(struct cpu_model *m, bool xsave)
     if (xsave)
         m->cr4_valid |= CR4_OSXSAVE;
     m->efer_valid = EFER_SCE | EFER_LME | EFER_NX;
-    m->spec_ctrl_valid = 7; /* IBRS, STIBP, SSBD: accepted, without effect (see above) */
-    if (m->vendor == CPU_VENDOR_AMD)
+    /* Accepted, without effect (see the overview). */
+    m->spec_ctrl_valid = SPEC_CTRL_IBRS | SPEC_CTRL_STIBP | SPEC_CTRL_SSBD;
+    if (m->vendor == CPU_VENDOR_AMD) {
         m->efer_valid |= EFER_AUTO_IBRS;
-    else
+    } else {
+        m->spec_ctrl_valid |= SPEC_CTRL_BHI_DIS_S;
         m->arch_capabilities = ARCH_CAPS;
+    }
 }
 
 /* XCR0 components and leaf D of the host. */
@@ -462,9 +478,10 @@ void cpu_model_host(struct cpu_model *m, uint32_t cpus, uint64_t tsc_hz)
         h7[3] &= ~F7D_AVX512FP16;
         h71[0] &= ~F71A_AVX512BF16;
     }
-    add(m, 7, 0, 1, h7[1] | F7B_VIRTUAL, h7[2] | F7C_VIRTUAL,
+    add(m, 7, 0, 2, h7[1] | F7B_VIRTUAL, h7[2] | F7C_VIRTUAL,
         h7[3] | (amd ? 0 : F7D_SPEC_CTRL | F7D_ARCH_CAP));
     add(m, 7, 1, h71[0], 0, 0, 0);
+    add(m, 7, 2, 0, 0, 0, amd ? 0 : F72D_BHI_CTRL);
 
     if (!amd)
         host_caches(m);
@@ -499,7 +516,8 @@ void cpu_model_baseline(struct cpu_model *m, uint32_t cpus, uint64_t tsc_hz)
     uint32_t d = F1D_VIRTUAL | F1D_X86_64 | (m->cpus > 1 ? F1D_HTT : 0);
     add(m, 1, 0, sig, leaf1_ebx(m, 8 << 8),
         F1C_SSE3 | F1C_SSSE3 | F1C_CX16 | F1C_SSE41 | F1C_SSE42 | F1C_POPCNT | F1C_VIRTUAL, d);
-    add(m, 7, 0, 0, F7B_VIRTUAL, F7C_VIRTUAL, F7D_SPEC_CTRL | F7D_ARCH_CAP);
+    add(m, 7, 0, 2, F7B_VIRTUAL, F7C_VIRTUAL, F7D_SPEC_CTRL | F7D_ARCH_CAP);
+    add(m, 7, 2, 0, 0, 0, F72D_BHI_CTRL);
     add(m, 6, 0, BIT(2), 0, 0, 0);
     add_topology(m, 0xb);
     add_tsc(m);
