@@ -120,6 +120,7 @@ enum {
     SITE_BOUNCE = 4,  /* always work on a copy                        */
     SITE_XSAVE = 8,   /* XSAVE family: mask EDX:EAX with XCR0         */
     SITE_FIP = 16,    /* the image written holds x87 FIP/FDP          */
+    SITE_ALIGNED = 32, /* #GP(0) if not aligned, before any #PF       */
 };
 
 /* An instruction done in C. */

@@ -270,6 +270,7 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
     }
     v->bt.exit_reason = EXIT_CALLOUT;
     v->bt.exit_arg = r;
+    split_flags(v); /* enter() merges them back */
     return 1;
 }
 

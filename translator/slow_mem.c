@@ -156,6 +156,11 @@ uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
     }
     if (!mmu_canonical(gva) || !mmu_canonical(gva + size - 1))
         return address_fault(v, s);
+    /* The instruction would find out by itself, but only once its pages are there. */
+    if ((s->flags & SITE_ALIGNED) && (gva & (size > 64 ? 15 : size - 1))) {
+        cpu_raise_code(v, EXC_GP, 0);
+        return 0;
+    }
     if (ev->watch) {
         if (ev->watch & WATCH_ALIGN && size <= 8 && (gva & (size - 1))) {
             cpu_raise_code(v, EXC_AC, 0);

@@ -325,6 +325,8 @@ static struct access copy_access(const struct xlate *x, const struct insn *in, u
                        .flags_live = live_at(x, i)};
     if (in->flags & INSN_MEM_WRITE)
         a.kind = in->flags & INSN_MEM_READ ? MMU_WRITE | MMU_RMW : MMU_WRITE;
+    if (in->flags & INSN_MEM_ALIGNED)
+        a.flags |= SITE_ALIGNED;
     if (in->flags & INSN_MASKED) {
         a.flags |= SITE_MASKED;
         if (a.kind)

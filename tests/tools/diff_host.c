@@ -1,0 +1,318 @@
+/*
+ * Differential test of the translator against the host CPU (docs/testing.md).
+ *
+ *     diff_host [--exhaustive] [--random] [--seconds N] [--seed S] [--stride N] [--cpl 0|3]
+ *               [--config NAME] [--one SEED] [--keep-going N]
+ *
+ * --exhaustive goes through every encodable opcode with a set of operand forms (--stride N takes
+ * every Nth); --random runs sequences.  Without either, both, in every configuration, sharing the
+ * time.  A mismatch is printed with the code reduced to what is needed, as a line for
+ * tests/unit/test_translator_diff.c.  Exit status 1 if there was one.
+ */
+#include <getopt.h>
+
+#include <capstone/capstone.h>
+
+#include "tests/support/diff_native.h"
+
+#include "tests/support/diff_gen.h"
+#include "tests/support/diff_guest.h"
+
+void vcpu_raise(struct vcpu *v, uint32_t events) __attribute__((weak));
+void vcpu_raise(struct vcpu *v, uint32_t events)
+{
+    atomic_fetch_or(&v->events, events);
+}
+
+static const struct config {
+    const char *name;
+    bool kicks;
+    struct engine_config cfg;
+} configs[] = {
+    {"soft", false, {.mem_mode = MEM_SOFT, .verify = true}},
+    {"mixed", false, {.mem_mode = MEM_MIXED, .verify = true}},
+    {"window", false, {.mem_mode = MEM_WINDOW, .verify = true}},
+    {"kicks", true, {.mem_mode = MEM_MIXED, .verify = true}},
+    {"chaos", true, {.mem_mode = MEM_MIXED, .chaos = true, .verify = true, .cache_size = 2u << 20}},
+};
+#define CONFIGS (sizeof configs / sizeof configs[0])
+
+struct run {
+    struct diff_native *native;
+    struct diff_guest *guest;
+    const struct config *config;
+    struct diff_case c[DIFF_BATCH];
+    struct diff_result r[DIFF_BATCH];
+    uint64_t id[DIFF_BATCH];
+    unsigned n;
+    bool exhaustive;
+    uint64_t cases, insns, mismatches, ended[128];
+    uint64_t limit; /* mismatches to report before giving up */
+};
+
+static void print_code(const struct diff_case *c)
+{
+    csh cs;
+    if (cs_open(CS_ARCH_X86, CS_MODE_64, &cs) != CS_ERR_OK)
+        return;
+    for (unsigned off = 0; off < c->len;) {
+        cs_insn *in;
+        char hex[48] = "";
+        size_t n = cs_disasm(cs, c->code + off, c->len - off, diff_start(c) + off, 1, &in);
+        unsigned len = n ? in->size : 1;
+        for (unsigned i = 0; i < len && i < 15; i++)
+            snprintf(hex + 2 * i, 3, "%02x", c->code[off + i]);
+        if (!n || in->size != 1 || c->code[off] != 0x90)
+            printf("    %8llx  %-30s %s %s\n", (unsigned long long)diff_start(c) + off, hex,
+                   n ? in->mnemonic : "?", n ? in->op_str : "");
+        off += len;
+        if (n)
+            cs_free(in, n);
+    }
+    cs_close(&cs);
+}
+
+static void print_case(const struct diff_case *c)
+{
+    printf("    {.cpl = %u, .start = 0x%x, .rflags = 0x%llx, .fp_seed = 0x%llx,\n"
+           "     .fs_base = 0x%llx, .gs_base = 0x%llx, .len = %u,\n     .gpr = {",
+           c->cpl, c->start, (unsigned long long)c->rflags, (unsigned long long)c->fp_seed,
+           (unsigned long long)c->fs_base, (unsigned long long)c->gs_base, c->len);
+    for (unsigned i = 0; i < 16; i++)
+        printf("0x%llx%s", (unsigned long long)c->gpr[i], i == 15 ? "}," : i % 4 == 3 ? ",\n             " : ", ");
+    printf("\n     .code = {");
+    for (unsigned i = 0; i < c->len; i++)
+        printf("0x%02x%s", c->code[i], i + 1 == c->len ? "}},\n" : i % 16 == 15 ? ",\n              " : ", ");
+}
+
+/* Number of differences, 0 if the case cannot be judged. */
+static int judge(struct run *t, const struct diff_case *c, const struct diff_result *n,
+                 const struct diff_result *g, FILE *out)
+{
+    if (n->vector == DIFF_TIMEOUT && g->vector == DIFF_TIMEOUT)
+        return 0;
+    if (n->vector == DIFF_CRASH || n->vector == DIFF_OTHER) {
+        if (out)
+            fprintf(out, "  the native side %s\n", n->vector == DIFF_CRASH ? "died" : "made a system call");
+        return 1;
+    }
+    return diff_compare(n, g, c, t->guest->pristine_ptr, DIFF_FLAGS, out);
+}
+
+/* Runs one case on both sides; number of differences. */
+static int run_one(struct run *t, const struct diff_case *c, FILE *out)
+{
+    static struct diff_result g;
+    t->native->sh->c[0] = *c;
+    diff_native_run(t->native, 1);
+    diff_guest_run(t->guest, c, &g);
+    diff_native_wait(t->native);
+    return judge(t, c, &t->native->sh->r[0], &g, out);
+}
+
+/* Does it still fail?  Interruptions come at random, so try more often with them. */
+static bool fails(struct run *t, const struct diff_case *c)
+{
+    for (unsigned i = 0; i < (t->config->kicks ? 200u : 2u); i++)
+        if (run_one(t, c, NULL))
+            return true;
+    return false;
+}
+
+static void report(struct run *t, const struct diff_case *c, uint64_t id, const struct diff_result *n,
+                   const struct diff_result *g)
+{
+    struct diff_case m = *c;
+    t->mismatches++;
+    if (t->mismatches > t->limit)
+        return;
+    printf("\nMISMATCH (%s, %s %llu, cpl %u)\n", t->config->name, t->exhaustive ? "encoding" : "seed",
+           (unsigned long long)id, c->cpl);
+    judge(t, c, n, g, stdout);
+    if (fails(t, &m)) {
+        for (unsigned i = m.n_at; i-- > 0;) { /* drop what is not needed */
+            struct diff_case try = m;
+            unsigned end = i + 1u < m.n_at ? m.at[i + 1] : m.len;
+            bool nops = true;
+            for (unsigned k = m.at[i]; k < end; k++)
+                nops &= m.code[k] == 0x90;
+            if (nops)
+                continue;
+            memset(try.code + m.at[i], 0x90, end - m.at[i]);
+            if (fails(t, &try))
+                m = try;
+        }
+        while (m.len > 1 && m.code[m.len - 1] == 0x90) {
+            m.len--;
+            if (!fails(t, &m)) {
+                m.len++;
+                break;
+            }
+        }
+        for (unsigned i = 0; i < 16; i++) { /* simplest registers that still show it */
+            struct diff_case try = m;
+            try.gpr[i] = i == RSP ? DIFF_STACK + 0x1000 : 0;
+            if (fails(t, &try))
+                m = try;
+        }
+        for (int i = 0; i < (t->config->kicks ? 2000 : 1); i++) {
+            char *text = NULL;
+            size_t len = 0;
+            FILE *f = open_memstream(&text, &len);
+            int d = run_one(t, &m, f);
+            fclose(f);
+            if (d)
+                printf("reduced:\n%s", text);
+            free(text);
+            if (d)
+                break;
+        }
+    } else {
+        printf("does not happen again\n");
+    }
+    print_code(&m);
+    print_case(&m);
+    fflush(stdout);
+}
+
+static void flush(struct run *t)
+{
+    if (!t->n)
+        return;
+    memcpy(t->native->sh->c, t->c, t->n * sizeof t->c[0]);
+    diff_native_run(t->native, t->n);
+    for (unsigned i = 0; i < t->n; i++)
+        diff_guest_run(t->guest, &t->c[i], &t->r[i]);
+    diff_native_wait(t->native);
+    static struct diff_result native[DIFF_BATCH];
+    memcpy(native, t->native->sh->r, t->n * sizeof native[0]);
+    for (unsigned i = 0; i < t->n; i++) {
+        t->cases++;
+        t->insns += t->c[i].n_at;
+        t->ended[native[i].vector & 127]++;
+        if (native[i].vector == EXC_GP && native[i].rip == diff_end(&t->c[i]))
+            t->ended[127]++;
+        if (judge(t, &t->c[i], &native[i], &t->r[i], NULL))
+            report(t, &t->c[i], t->id[i], &native[i], &t->r[i]);
+    }
+    t->n = 0;
+}
+
+static double now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static void go(struct run *t, bool exhaustive, double seconds, uint64_t seed, uint64_t stride, int cpl)
+{
+    double start = now(), until = start + seconds;
+    t->exhaustive = exhaustive;
+    t->cases = t->insns = 0;
+    memset(t->ended, 0, sizeof t->ended);
+    uint64_t bad = t->mismatches;
+    for (uint64_t i = exhaustive ? seed % stride : 0; !exhaustive || i < DIFF_N_ALL;
+         i += exhaustive ? stride : 1) {
+        struct diff_case *c = &t->c[t->n];
+        unsigned l = cpl >= 0 ? (unsigned)cpl : diff_seed(seed + i) >> 20 & 1 ? 3 : 0;
+        if (exhaustive) {
+            if (!diff_make_single(c, i, seed, l))
+                continue;
+            t->id[t->n] = i;
+        } else {
+            t->id[t->n] = seed + i;
+            diff_make_sequence(c, seed + i, l);
+        }
+        if (++t->n == DIFF_BATCH) {
+            flush(t);
+            if (now() > until || t->mismatches > t->limit)
+                break;
+            if (t->config->cfg.chaos || (i & 0x3f) == 0)
+                mmu_flush_all(t->guest->f.v);
+        }
+    }
+    flush(t);
+    double took = now() - start;
+    printf("%-7s %-10s %9llu cases %9llu instructions in %5.1f s (%.0f cases/s), to the end %llu%%, "
+           "mismatches %llu; ended by",
+           t->config->name, exhaustive ? "exhaustive" : "random", (unsigned long long)t->cases,
+           (unsigned long long)t->insns, took, (double)t->cases / took,
+           (unsigned long long)(t->cases ? t->ended[127] * 100 / t->cases : 0),
+           (unsigned long long)(t->mismatches - bad));
+    t->ended[EXC_GP] -= t->ended[127];
+    for (unsigned i = 0; i < 127; i++)
+        if (t->ended[i])
+            printf(" %c%u:%llu", i < 32 ? '#' : 'x', i, (unsigned long long)t->ended[i]);
+    printf("\n");
+    fflush(stdout);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option opts[] = {
+        {"exhaustive", 0, 0, 'e'}, {"random", 0, 0, 'r'},  {"seconds", 1, 0, 't'},
+        {"seed", 1, 0, 's'},       {"stride", 1, 0, 'n'},  {"cpl", 1, 0, 'p'},
+        {"config", 1, 0, 'c'},     {"one", 1, 0, '1'},     {"keep-going", 1, 0, 'k'},
+        {0}};
+    bool exhaustive = false, random = false;
+    double seconds = 40;
+    uint64_t seed = 1, stride = 0, one = 0, limit = 5;
+    int cpl = -1, o;
+    const char *only = NULL;
+    while ((o = getopt_long(argc, argv, "", opts, NULL)) != -1) {
+        switch (o) {
+        case 'e': exhaustive = true; break;
+        case 'r': random = true; break;
+        case 't': seconds = atof(optarg); break;
+        case 's': seed = strtoull(optarg, NULL, 0); break;
+        case 'n': stride = strtoull(optarg, NULL, 0); break;
+        case 'p': cpl = atoi(optarg); break;
+        case 'c': only = optarg; break;
+        case '1': one = strtoull(optarg, NULL, 0); break;
+        case 'k': limit = strtoull(optarg, NULL, 0); break;
+        default: return 2;
+        }
+    }
+    if (!exhaustive && !random)
+        exhaustive = random = true;
+
+    static struct diff_native native;
+    static struct diff_guest guest;
+    static struct run t;
+    if (diff_native_start(&native)) {
+        perror("diff_host");
+        return 2;
+    }
+    unsigned n = 0;
+    for (unsigned i = 0; i < CONFIGS; i++)
+        n += !only || !strcmp(only, configs[i].name);
+    double share = seconds / n / (exhaustive + random);
+    for (unsigned i = 0; i < CONFIGS && t.mismatches <= limit; i++) {
+        if (only && strcmp(only, configs[i].name))
+            continue;
+        t.native = &native;
+        t.guest = &guest;
+        t.config = &configs[i];
+        t.limit = limit;
+        diff_guest_start(&guest, &configs[i].cfg);
+        guest.kicks = configs[i].kicks;
+        if (one) {
+            struct diff_case *c = &t.c[0];
+            if (random)
+                diff_make_sequence(c, one, cpl == 3 ? 3 : 0);
+            else if (!diff_make_single(c, one, seed, cpl == 3 ? 3 : 0))
+                printf("no such instruction\n");
+            print_code(c);
+            printf("%d differences\n", run_one(&t, c, stdout));
+        } else {
+            if (exhaustive) /* as much of the table as the time allows, evenly */
+                go(&t, true, share, seed + i, stride ? stride : 1 + (uint64_t)(400 / (share + 1)), cpl);
+            if (random && t.mismatches <= limit)
+                go(&t, false, share, seed * 1000003 + i * 7919, 1, cpl);
+        }
+        diff_guest_stop(&guest);
+    }
+    diff_native_stop(&native);
+    return t.mismatches != 0;
+}
