@@ -150,7 +150,7 @@ static uint32_t live_out(struct xlate *x)
 {
     const struct insn *in = &x->insn[x->n - 1];
     uint64_t next = x->rip[x->n - 1] + in->len;
-    if (fpu_fault(in, x->key) >= 0)
+    if (fpu_fault(in, x->key) >= 0 || (x->key & KEY_ONE_INSN)) /* a trap may show them */
         return FL_ARITH;
     switch (in->op) {
     case OP_JMP: case OP_CALL:
