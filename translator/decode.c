@@ -338,7 +338,6 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
         if (mode != MODE_64) {
             px.vvvv &= 7;
             px.b = 0;
-            px.w &= enc == ENC_EVEX; /* no 64-bit general registers; rows decide for vectors */
         }
         NEED(1);
         opcode = code[p];
@@ -664,6 +663,8 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
         flags |= INSN_LOCK;
     }
 
+    if (out->op == OP_PUSH_SEG || out->op == OP_POP_SEG)
+        out->reg = opcode >> 3 & 7;
     if (out->op == OP_PUSH || out->op == OP_POP)
         out->stack_operand = is_mem ? STK_MEM : imm_kind != IMM_NONE ? STK_IMM : STK_REG;
 
@@ -697,7 +698,7 @@ const char *insn_op_name(enum insn_op op)
         NAME(SWAPGS), NAME(RDFSBASE), NAME(RDGSBASE), NAME(WRFSBASE), NAME(WRGSBASE),
         NAME(XGETBV), NAME(XSETBV), NAME(STAC), NAME(CLAC), NAME(MOV_FROM_SEG),
         NAME(MOV_TO_SEG), NAME(LOAD_FAR_PTR), NAME(MONITOR), NAME(MWAIT), NAME(VMCALL),
-        NAME(BOUND),
+        NAME(BOUND), NAME(FAULT_NM),
 #undef NAME
     };
 

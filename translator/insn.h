@@ -134,6 +134,26 @@ struct insn {
 enum { STK_REG, STK_IMM, STK_MEM };
 
 /*
+ * Conventions that the field comments leave open:
+ *   - LEA, the hints (OP_NOP), INVLPG and UD0/UD1 have .mem filled in but INSN_MEM clear: they
+ *     compute an address and access nothing.
+ *   - String instructions, XLAT and MASKMOV have no ModRM memory operand, so INSN_MEM is clear;
+ *     .mem.seg is the effective segment of [rsi], [rbx+al] or [rdi] (STOS, SCAS, INS: always ES,
+ *     whatever .mem.seg says) and .mem.size, for strings, the element's size.
+ *   - Gathers and scatters: .mem.size is one element.
+ *   - PUSH_SEG, POP_SEG and MOV_*_SEG: .reg is enum seg.  MOV_*_CR/DR: .reg is the number of the
+ *     control or debug register, .rm the general register.
+ *   - INSN_LOCK is the prefix; XCHG with memory is atomic without it.
+ *   - .reg and .rm of AH/CH/DH/BH (INSN_HIGH8) are 4..7; the GPR masks name RAX..RBX.
+ *   - FXSAVE, FXRSTOR: .mem.size is 512, the alignment that INSN_MEM_ALIGNED asks for is 16; for
+ *     the XSAVE class it is 64.
+ *   - CLFLUSH, CLFLUSHOPT, CLWB are reads of one byte.
+ *   - IN, OUT, CLI, STI, PUSHF, POPF, INT depend on IOPL and are not INSN_PRIVILEGED; RDTSC, RDPMC,
+ *     SGDT and the like depend on CR4 and are not either.
+ *   - .raw behind .len has no meaning.
+ */
+
+/*
  * Decodes the instruction at `code`, of which `avail` bytes may be read (at most 15 are).
  * Returns its length (1..15) and fills *out, or
  *   0  if `avail` ends before the instruction does (and avail < 15): *out is undefined.
