@@ -53,7 +53,7 @@ static void sync_counter(struct pit_counter *c, uint64_t now)
     periods = t / c->count;
     /* Elapsed ticks restart at the first reload after the write; what came since counts by the
      * new value.  The write was less than a period before that reload unless nobody looked. */
-    c->start_ns += ticks_to_ns(periods * c->count - c->base);
+    c->start_ns += mul_div(periods * c->count - c->base, NSEC_PER_SEC, PIT_HZ);
     c->base = 0;
     c->count = c->next_count;
     c->next_count = 0;

@@ -26,6 +26,11 @@ enum { HOUR_PM = 0x80, ALARM_ANY = 0xc0 };
 /* The first update comes half a second after the divider is released. */
 #define HALF_SECOND  (SEC / 2)
 
+/* What the guest may set the clock to, in seconds since 1970: the years 1900 to 2199. Keeps 64-bit
+ * nanoseconds, and the difference of any two times, from overflowing. */
+#define FIRST_SECOND (-2208988800ll)
+#define LAST_SECOND  7258118399ll
+
 static int64_t floor_div(int64_t a, int64_t b)
 {
     return a / b - (a % b < 0);
@@ -112,11 +117,10 @@ static int64_t time_from_registers(const struct rtc *r)
     seconds = days_from_date(year, month, day) * DAY_SECONDS +
               hour_from_register(r, r->cmos[HOURS]) * 3600ll +
               from_register(r, r->cmos[MINUTES]) * 60ll + from_register(r, r->cmos[SECONDS]);
-    /* Keep ns arithmetic far from overflow: the 64-bit range ends in the year 2262. */
-    if (seconds > 8000000000ll)
-        seconds = 8000000000ll;
-    if (seconds < -8000000000ll)
-        seconds = -8000000000ll;
+    if (seconds > LAST_SECOND)
+        seconds = LAST_SECOND;
+    if (seconds < FIRST_SECOND)
+        seconds = FIRST_SECOND;
     return seconds * SEC;
 }
 
