@@ -19,8 +19,8 @@
 enum prefix_class { PFX_NONE, PFX_REX, PFX_SEG, PFX_66, PFX_67, PFX_LOCK, PFX_REP };
 
 static const uint8_t prefix_class[256] = {
-    [0x26] = PFX_SEG, [0x2e] = PFX_SEG, [0x36] = PFX_SEG,  [0x3e] = PFX_SEG,
-    [0x64] = PFX_SEG, [0x65] = PFX_SEG, [0x66] = PFX_66,   [0x67] = PFX_67,
+    [0x26] = PFX_SEG,  [0x2e] = PFX_SEG, [0x36] = PFX_SEG, [0x3e] = PFX_SEG,
+    [0x64] = PFX_SEG,  [0x65] = PFX_SEG, [0x66] = PFX_66,  [0x67] = PFX_67,
     [0xf0] = PFX_LOCK, [0xf2] = PFX_REP, [0xf3] = PFX_REP, [0x40 ... 0x4f] = PFX_REX,
 };
 
@@ -30,8 +30,8 @@ static const uint16_t cc_flags[8] = {
 };
 
 static const uint8_t fixed_size[] = {
-    [SZ_1] = 1, [SZ_2] = 2, [SZ_4] = 4, [SZ_8] = 8, [SZ_10] = 10, [SZ_16] = 16, [SZ_32] = 32,
-    [SZ_64] = 64, [SZ_0] = 0,
+    [SZ_1] = 1,   [SZ_2] = 2,   [SZ_4] = 4,   [SZ_8] = 8, [SZ_10] = 10,
+    [SZ_16] = 16, [SZ_32] = 32, [SZ_64] = 64, [SZ_0] = 0,
 };
 
 /* What the prefixes and the VEX or EVEX prefix say. */
@@ -370,8 +370,8 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
         out->modrm_off = (uint8_t)p++;
         out->flags = INSN_MODRM;
         mod = modrm >> 6;
-        key |= (uint32_t)(mod == 3) << KEY_MOD3 | (modrm >> 3 & 7) << KEY_REG |
-               (modrm & 7) << KEY_RM;
+        key |=
+            (uint32_t)(mod == 3) << KEY_MOD3 | (modrm >> 3 & 7) << KEY_REG | (modrm & 7) << KEY_RM;
     }
     const struct opcode_row *row = &table->rows[index & INDEX_ROW];
     while ((key ^ (uint32_t)row->match) & (uint32_t)(row->match >> 32)) {
@@ -680,25 +680,35 @@ const char *insn_op_name(enum insn_op op)
 {
     static const char *const names[OP_COUNT] = {
 #define NAME(op) [OP_##op] = #op
-        NAME(COPY), NAME(INVALID), NAME(NOP), NAME(JMP), NAME(JCC), NAME(CALL), NAME(LOOP),
-        NAME(LOOPE), NAME(LOOPNE), NAME(JRCXZ), NAME(JMP_IND), NAME(CALL_IND), NAME(RET),
-        NAME(JMP_FAR), NAME(CALL_FAR), NAME(RETF), NAME(IRET), NAME(INT), NAME(INT3), NAME(INT1),
-        NAME(INTO), NAME(SYSCALL), NAME(SYSRET), NAME(SYSENTER), NAME(SYSEXIT), NAME(UD),
-        NAME(PUSH), NAME(POP), NAME(PUSHF), NAME(POPF), NAME(ENTER), NAME(LEAVE), NAME(PUSHA),
-        NAME(POPA), NAME(PUSH_SEG), NAME(POP_SEG), NAME(LEA), NAME(MOV_MOFFS), NAME(MOVS),
-        NAME(CMPS), NAME(STOS), NAME(LODS), NAME(SCAS), NAME(INS), NAME(OUTS), NAME(BT_MEM_REG),
-        NAME(XLAT), NAME(MASKMOV), NAME(GATHER), NAME(SCATTER), NAME(FXSAVE), NAME(FXRSTOR),
-        NAME(XSAVE), NAME(XSAVEC), NAME(XSAVEOPT), NAME(XRSTOR), NAME(FNSAVE), NAME(FRSTOR),
-        NAME(FNSTENV), NAME(FLDENV), NAME(IN), NAME(OUT), NAME(HLT), NAME(CLI), NAME(STI),
-        NAME(CPUID), NAME(RDMSR), NAME(WRMSR), NAME(RDTSC), NAME(RDTSCP), NAME(RDPMC),
-        NAME(RDPID), NAME(MOV_FROM_CR), NAME(MOV_TO_CR), NAME(MOV_FROM_DR), NAME(MOV_TO_DR),
-        NAME(CLTS), NAME(LMSW), NAME(SMSW), NAME(SGDT), NAME(SIDT), NAME(LGDT), NAME(LIDT),
-        NAME(SLDT), NAME(STR), NAME(LLDT), NAME(LTR), NAME(LAR), NAME(LSL), NAME(VERR),
-        NAME(VERW), NAME(ARPL), NAME(INVLPG), NAME(INVPCID), NAME(INVD), NAME(WBINVD),
-        NAME(SWAPGS), NAME(RDFSBASE), NAME(RDGSBASE), NAME(WRFSBASE), NAME(WRGSBASE),
-        NAME(XGETBV), NAME(XSETBV), NAME(STAC), NAME(CLAC), NAME(MOV_FROM_SEG),
-        NAME(MOV_TO_SEG), NAME(LOAD_FAR_PTR), NAME(MONITOR), NAME(MWAIT), NAME(VMCALL),
-        NAME(BOUND), NAME(FAULT_NM),
+        NAME(COPY),        NAME(INVALID),      NAME(NOP),         NAME(JMP),
+        NAME(JCC),         NAME(CALL),         NAME(LOOP),        NAME(LOOPE),
+        NAME(LOOPNE),      NAME(JRCXZ),        NAME(JMP_IND),     NAME(CALL_IND),
+        NAME(RET),         NAME(JMP_FAR),      NAME(CALL_FAR),    NAME(RETF),
+        NAME(IRET),        NAME(INT),          NAME(INT3),        NAME(INT1),
+        NAME(INTO),        NAME(SYSCALL),      NAME(SYSRET),      NAME(SYSENTER),
+        NAME(SYSEXIT),     NAME(UD),           NAME(PUSH),        NAME(POP),
+        NAME(PUSHF),       NAME(POPF),         NAME(ENTER),       NAME(LEAVE),
+        NAME(PUSHA),       NAME(POPA),         NAME(PUSH_SEG),    NAME(POP_SEG),
+        NAME(LEA),         NAME(MOV_MOFFS),    NAME(MOVS),        NAME(CMPS),
+        NAME(STOS),        NAME(LODS),         NAME(SCAS),        NAME(INS),
+        NAME(OUTS),        NAME(BT_MEM_REG),   NAME(XLAT),        NAME(MASKMOV),
+        NAME(GATHER),      NAME(SCATTER),      NAME(FXSAVE),      NAME(FXRSTOR),
+        NAME(XSAVE),       NAME(XSAVEC),       NAME(XSAVEOPT),    NAME(XRSTOR),
+        NAME(FNSAVE),      NAME(FRSTOR),       NAME(FNSTENV),     NAME(FLDENV),
+        NAME(IN),          NAME(OUT),          NAME(HLT),         NAME(CLI),
+        NAME(STI),         NAME(CPUID),        NAME(RDMSR),       NAME(WRMSR),
+        NAME(RDTSC),       NAME(RDTSCP),       NAME(RDPMC),       NAME(RDPID),
+        NAME(MOV_FROM_CR), NAME(MOV_TO_CR),    NAME(MOV_FROM_DR), NAME(MOV_TO_DR),
+        NAME(CLTS),        NAME(LMSW),         NAME(SMSW),        NAME(SGDT),
+        NAME(SIDT),        NAME(LGDT),         NAME(LIDT),        NAME(SLDT),
+        NAME(STR),         NAME(LLDT),         NAME(LTR),         NAME(LAR),
+        NAME(LSL),         NAME(VERR),         NAME(VERW),        NAME(ARPL),
+        NAME(INVLPG),      NAME(INVPCID),      NAME(INVD),        NAME(WBINVD),
+        NAME(SWAPGS),      NAME(RDFSBASE),     NAME(RDGSBASE),    NAME(WRFSBASE),
+        NAME(WRGSBASE),    NAME(XGETBV),       NAME(XSETBV),      NAME(STAC),
+        NAME(CLAC),        NAME(MOV_FROM_SEG), NAME(MOV_TO_SEG),  NAME(LOAD_FAR_PTR),
+        NAME(MONITOR),     NAME(MWAIT),        NAME(VMCALL),      NAME(BOUND),
+        NAME(FAULT_NM),
 #undef NAME
     };
 

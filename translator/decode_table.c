@@ -25,6 +25,7 @@
  *   GR GW GX        ModRM.reg is a GPR;  ZR ZW ZX: low opcode bits;  VR VW VX: VEX.vvvv
  *   VV              VEX.vvvv is a vector or mask register (else it must be 1111b)
  *   IB UB IZ IV IMW IWIB JB JZ AP MOFFS  immediate (enum imm_kind)
+ *   XA XU           SSE source of 16 bytes that must be, need not be aligned
  *   the rest as the A_ constants in decode_table.h are named
  * effects: FR(flags) FW(flags) read and written flags, IR(regs) IW(regs) implicit GPRs.
  * Undefined flags count as written.  SDM vol. 2; appendix A for the maps.
@@ -115,6 +116,8 @@
 #define X87 FPUC(X87)
 #define MMX FPUC(MMX)
 #define SSE FPUC(SSE)
+#define XA (SSE | MR | S16 | ALIGN)
+#define XU (SSE | MR | S16)
 #define AVX FPUC(AVX)
 #define Z512 FPUC(AVX512)
 #define ER A_RM_R
@@ -184,6 +187,8 @@
 #define BP (1u << RBP)
 #define SI (1u << RSI)
 #define DI (1u << RDI)
+#define AD (AX | DX)
+#define ABCD (AX | BX | CX | DX)
 #define BIT_R11 (1u << R11)
 #define STACK (IR(SP) | IW(SP))
 

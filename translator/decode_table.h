@@ -28,6 +28,8 @@ enum {
     KEY_REXB = 13, /* REX.B                                                                     */
 };
 
+/* clang-format off */
+
 /* How the effective operand size follows from mode, 66H and W. */
 enum opsize {
     OS_V,   /* 2, 4 or 8                                                                        */
@@ -67,58 +69,60 @@ enum imm_kind {
     IMM_MOFFS, /* an absolute address, address-size bytes                                       */
 };
 
+/* clang-format on */
+
 /* row.attr */
-#define A_OPSIZE_SHIFT 0 /* 4 bits: enum opsize */
-#define A_MEMSIZE_SHIFT 4 /* 5 bits: enum memsize */
-#define A_IMM_SHIFT 9 /* 4 bits: enum imm_kind */
-#define A_FPU_SHIFT 13 /* 4 bits: enum insn_fpu */
-#define A_ELEM_SHIFT 17 /* 2 bits: log2 of the element size that EVEX.b broadcasts */
-#define A_BIT(n) (UINT64_C(1) << (n))
-#define A_BCAST A_BIT(19)  /* EVEX.b with a memory operand broadcasts one element */
-#define A_REG_R A_BIT(20)  /* ModRM.reg is a GPR that is read */
-#define A_REG_W A_BIT(21)
-#define A_RM_R A_BIT(22)   /* ModRM.rm is a GPR or memory that is read */
-#define A_RM_W A_BIT(23)
-#define A_MEM_R A_BIT(24)  /* ModRM.rm is memory that is read, or something that is no GPR */
-#define A_MEM_W A_BIT(25)
-#define A_OPC_R A_BIT(26)  /* the low opcode bits are a GPR that is read */
-#define A_OPC_W A_BIT(27)
-#define A_V_R A_BIT(28)    /* VEX.vvvv is a GPR that is read */
-#define A_V_W A_BIT(29)
-#define A_V_VEC A_BIT(30)  /* VEX.vvvv is used, but is no GPR */
-#define A_REG8 A_BIT(31)   /* ModRM.reg is a byte register whatever op_size says */
-#define A_RM8 A_BIT(32)
-#define A_LOCK A_BIT(33)   /* LOCK is allowed if the destination is memory */
-#define A_PRIV A_BIT(34)
-#define A_ALIGN A_BIT(35)  /* INSN_MEM_ALIGNED */
-#define A_MASKED A_BIT(36) /* INSN_MASKED whatever EVEX.aaa says */
-#define A_STRING A_BIT(37) /* F3/F2 repeat it */
-#define A_CC A_BIT(38)     /* the low opcode bits are a condition code */
-#define A_FCOND A_BIT(39)  /* INSN_FLAGS_COND */
-#define A_COUNT A_BIT(40)  /* INSN_FLAGS_COND if the immediate count is masked to zero */
-#define A_ADDR A_BIT(41)   /* the memory operand is only an address: no access */
-#define A_MODIGN A_BIT(42) /* ModRM.mod is taken as 3 */
-#define A_VSIB A_BIT(43)
-#define A_K_REG A_BIT(44)  /* ModRM.reg is an opmask register */
-#define A_K_V A_BIT(45)    /* VEX.vvvv is an opmask register */
-#define A_ROUND A_BIT(46)  /* EVEX.b with registers: embedded rounding or SAE, length 64 */
-#define A_NOK A_BIT(47)    /* EVEX.aaa must be 0 */
-#define A_NOZ A_BIT(48)    /* EVEX.z must be 0 */
-#define A_LIG A_BIT(49)    /* EVEX.L'L is ignored (scalar) */
-#define A_D8ELEM A_BIT(50) /* disp8 is scaled by the element size, not the operand size */
-#define A_SREG A_BIT(51)   /* ModRM.reg is a segment register: no extension */
-#define A_CREG A_BIT(52)   /* ModRM.reg is a control register: CR8 is the only extended one */
-#define A_DISTINCT A_BIT(53) /* #UD if the destination is also a source */
-#define A_HEAD A_BIT(62)   /* first row of an opcode: ends the alternatives before it */
-#define A_VALID A_BIT(63)
+#define A_OPSIZE_SHIFT  0  /* 4 bits: enum opsize */
+#define A_MEMSIZE_SHIFT 4  /* 5 bits: enum memsize */
+#define A_IMM_SHIFT     9  /* 4 bits: enum imm_kind */
+#define A_FPU_SHIFT     13 /* 4 bits: enum insn_fpu */
+#define A_ELEM_SHIFT    17 /* 2 bits: log2 of the element size that EVEX.b broadcasts */
+#define A_BIT(n)        (UINT64_C(1) << (n))
+#define A_BCAST         A_BIT(19) /* EVEX.b with a memory operand broadcasts one element */
+#define A_REG_R         A_BIT(20) /* ModRM.reg is a GPR that is read */
+#define A_REG_W         A_BIT(21)
+#define A_RM_R          A_BIT(22) /* ModRM.rm is a GPR or memory that is read */
+#define A_RM_W          A_BIT(23)
+#define A_MEM_R         A_BIT(24) /* ModRM.rm is memory that is read, or something that is no GPR */
+#define A_MEM_W         A_BIT(25)
+#define A_OPC_R         A_BIT(26) /* the low opcode bits are a GPR that is read */
+#define A_OPC_W         A_BIT(27)
+#define A_V_R           A_BIT(28) /* VEX.vvvv is a GPR that is read */
+#define A_V_W           A_BIT(29)
+#define A_V_VEC         A_BIT(30) /* VEX.vvvv is used, but is no GPR */
+#define A_REG8          A_BIT(31) /* ModRM.reg is a byte register whatever op_size says */
+#define A_RM8           A_BIT(32)
+#define A_LOCK          A_BIT(33) /* LOCK is allowed if the destination is memory */
+#define A_PRIV          A_BIT(34)
+#define A_ALIGN         A_BIT(35) /* INSN_MEM_ALIGNED */
+#define A_MASKED        A_BIT(36) /* INSN_MASKED whatever EVEX.aaa says */
+#define A_STRING        A_BIT(37) /* F3/F2 repeat it */
+#define A_CC            A_BIT(38) /* the low opcode bits are a condition code */
+#define A_FCOND         A_BIT(39) /* INSN_FLAGS_COND */
+#define A_COUNT         A_BIT(40) /* INSN_FLAGS_COND if the immediate count is masked to zero */
+#define A_ADDR          A_BIT(41) /* the memory operand is only an address: no access */
+#define A_MODIGN        A_BIT(42) /* ModRM.mod is taken as 3 */
+#define A_VSIB          A_BIT(43)
+#define A_K_REG         A_BIT(44) /* ModRM.reg is an opmask register */
+#define A_K_V           A_BIT(45) /* VEX.vvvv is an opmask register */
+#define A_ROUND         A_BIT(46) /* EVEX.b with registers: embedded rounding or SAE, length 64 */
+#define A_NOK           A_BIT(47) /* EVEX.aaa must be 0 */
+#define A_NOZ           A_BIT(48) /* EVEX.z must be 0 */
+#define A_LIG           A_BIT(49) /* EVEX.L'L is ignored (scalar) */
+#define A_D8ELEM        A_BIT(50) /* disp8 is scaled by the element size, not the operand size */
+#define A_SREG          A_BIT(51) /* ModRM.reg is a segment register: no extension */
+#define A_CREG          A_BIT(52) /* ModRM.reg is a control register: CR8 is the only extended one */
+#define A_DISTINCT      A_BIT(53) /* #UD if the destination is also a source */
+#define A_HEAD          A_BIT(62) /* first row of an opcode: ends the alternatives before it */
+#define A_VALID         A_BIT(63)
 
 /* row.effects: flags read 0-11, flags written 12-23, implicit GPRs read 24-39, written 40-55,
  * enum insn_op 56-63. */
 #define E_FLAGS_W_SHIFT 12
-#define E_GPR_R_SHIFT 24
-#define E_GPR_W_SHIFT 40
-#define E_OP_SHIFT 56
-#define E_FLAGS_MASK 0xfffu
+#define E_GPR_R_SHIFT   24
+#define E_GPR_W_SHIFT   40
+#define E_OP_SHIFT      56
+#define E_FLAGS_MASK    0xfffu
 
 struct opcode_row {
     uint64_t match;
@@ -128,7 +132,7 @@ struct opcode_row {
 };
 
 #define INDEX_MODRM 0x8000u /* the opcode has a ModRM byte */
-#define INDEX_ROW 0x7fffu   /* the number of its first row; 0: no such opcode */
+#define INDEX_ROW   0x7fffu /* the number of its first row; 0: no such opcode */
 #define DECODE_MAPS 7       /* indexed by enum insn_map */
 
 struct opcode_table {

@@ -144,8 +144,8 @@ static unsigned flags_written(uint64_t e)
 
 static unsigned flags_tested(uint64_t e)
 {
-    static const uint64_t bits[6] = {X86_EFLAGS_TEST_OF, X86_EFLAGS_TEST_SF, X86_EFLAGS_TEST_ZF,
-                                     0,                  X86_EFLAGS_TEST_PF, X86_EFLAGS_TEST_CF};
+    static const uint64_t bits[6] = {X86_EFLAGS_TEST_OF, X86_EFLAGS_TEST_SF, X86_EFLAGS_TEST_ZF, 0,
+                                     X86_EFLAGS_TEST_PF, X86_EFLAGS_TEST_CF};
     return group_flags(e, bits);
 }
 
@@ -192,12 +192,14 @@ static bool known_difference(const struct check *c, const struct insn *in, const
     if (!valid && cs_valid) {
         /* Instructions that are never exposed, or of other makers' processors. */
         static const char *const hidden[] = {
-            "xabort", "xbegin", "xend", "xtest", "enclu", "encls", "xsaves", "xrstors", "getsec",
-            "rdpkru", "wrpkru", "rsm", "femms", "pf", "pi2f", "pavgusb", "pmulhrw", "pswapd",
-            "montmul", "xcrypt", "xsha", "xstore", "clzero", "monitorx", "mwaitx", "pcommit",
-            "vp", "vfrcz", "bextr", "blc", "bls", "t1mskc", "tzmsk", "llwpcb", "slwpcb", "lwp",
-            "rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase", "skinit", "extrq", "insertq", "cyrix",
-            "syscall", "sysret", "swapgs", "ud", "fstpnce", "ffreep", "incssp", "ptwrite", NULL};
+            "xabort",  "xbegin",   "xend",     "xtest",    "enclu",    "encls",  "xsaves",
+            "xrstors", "getsec",   "rdpkru",   "wrpkru",   "rsm",      "femms",  "pf",
+            "pi2f",    "pavgusb",  "pmulhrw",  "pswapd",   "montmul",  "xcrypt", "xsha",
+            "xstore",  "clzero",   "monitorx", "mwaitx",   "pcommit",  "vp",     "vfrcz",
+            "bextr",   "blc",      "bls",      "t1mskc",   "tzmsk",    "llwpcb", "slwpcb",
+            "lwp",     "rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase", "skinit", "extrq",
+            "insertq", "cyrix",    "syscall",  "sysret",   "swapgs",   "ud",     "fstpnce",
+            "ffreep",  "incssp",   "ptwrite",  NULL};
         if (one_of(cs, hidden) || bytes[i] == 0x8f)
             return true;
         if (bytes[i] == 0x8e && (bytes[i + 1] >> 3 & 7) == SEG_CS)
@@ -209,11 +211,11 @@ static bool known_difference(const struct check *c, const struct insn *in, const
     }
     if (valid && !cs_valid) {
         /* Younger than Capstone 4; or more than it knows: hints, x87 aliases, EVEX forms. */
-        static const char *const young[] = {"serialize", "gf2p8", "movdiri", "ud0", "rdpid",
-                                            "lfence", "mfence", "sfence", "nop", "vm", "inv",
-                                            "smsw", "k", "prefetchw", NULL};
-        return vector_prefix || one_of(in->mnemonic, young) || in->fpu == FPU_X87 ||
-               prefixed || in->op == OP_MOV_FROM_SEG || in->op == OP_MOV_TO_SEG; /* REX.R is ignored */
+        static const char *const young[] = {"serialize", "gf2p8",  "movdiri", "ud0",       "rdpid",
+                                            "lfence",    "mfence", "sfence",  "nop",       "vm",
+                                            "inv",       "smsw",   "k",       "prefetchw", NULL};
+        return vector_prefix || one_of(in->mnemonic, young) || in->fpu == FPU_X87 || prefixed ||
+               in->op == OP_MOV_FROM_SEG || in->op == OP_MOV_TO_SEG; /* REX.R is ignored */
     }
     /* Near branches ignore 66H in 64-bit mode on Intel; Capstone takes AMD's side. */
     if (c->mode == MODE_64 && p66 && in->op >= OP_JMP && in->op <= OP_RET)
@@ -225,8 +227,7 @@ static bool known_difference(const struct check *c, const struct insn *in, const
     if (in->op == OP_UD || in->op == OP_VMCALL)
         return true;
     /* V' as part of the index, embedded rounding, broadcasts with disp8. */
-    if (in->enc == ENC_EVEX &&
-        (in->vvvv > 15 || (in->raw[in->prefix_len + 3] & 0x18) != 8))
+    if (in->enc == ENC_EVEX && (in->vvvv > 15 || (in->raw[in->prefix_len + 3] & 0x18) != 8))
         return true;
     return false;
 }
@@ -277,8 +278,8 @@ static void compare_memory(struct check *c, const struct insn *in, const uint8_t
                in->op == OP_LSL || in->op == OP_LAR || !strcmp(in->mnemonic, "clwb") ||
                !strcmp(in->mnemonic, "crc32");
     bool rep66 = in->op_size == 2; /* 66H together with F2 or F3 is not seen as 16 bits */
-    if (op->size > in->mem.size && in->mem.size && (in->flags & INSN_MEM) &&
-        in->fpu == FPU_NONE && !far && !rep66) {
+    if (op->size > in->mem.size && in->mem.size && (in->flags & INSN_MEM) && in->fpu == FPU_NONE &&
+        !far && !rep66) {
         snprintf(text, sizeof(text), "size %u, Capstone %u", in->mem.size, op->size);
         difference(c, "memory size", in, bytes, in->len, text);
     }
@@ -292,9 +293,10 @@ static void compare_registers(struct check *c, const struct insn *in, const uint
     char text[120];
 
     /* Wrong in Capstone 4: CWD writes no source, TEST and BOUND no operand; hints read nothing. */
-    if (in->op == OP_NOP || in->op == OP_BOUND || !strcmp(in->mnemonic, "cwd") || !strcmp(in->mnemonic, "test") ||
-        !strcmp(in->mnemonic, "movq") || in->op == OP_STOS || in->op == OP_SYSENTER ||
-        in->op == OP_SYSEXIT || in->op == OP_RDPID || !strcmp(in->mnemonic, "clwb"))
+    if (in->op == OP_NOP || in->op == OP_BOUND || !strcmp(in->mnemonic, "cwd") ||
+        !strcmp(in->mnemonic, "test") || !strcmp(in->mnemonic, "movq") || in->op == OP_STOS ||
+        in->op == OP_SYSENTER || in->op == OP_SYSEXIT || in->op == OP_RDPID ||
+        !strcmp(in->mnemonic, "clwb"))
         return;
     if (cs_regs_access(c->handle, c->cs, read, &nread, written, &nwritten))
         return;

@@ -54,8 +54,7 @@ static const char *check_fields(const struct insn *in, int len)
     CHECK(!(in->flags & (INSN_MEM_READ | INSN_MEM_WRITE)) || (in->flags & INSN_MEM));
     CHECK(!(in->flags & INSN_LOCK) || (in->flags & INSN_MEM_WRITE));
     CHECK(!(in->flags & INSN_MEM) || (in->flags & (INSN_MEM_READ | INSN_MEM_WRITE)));
-    CHECK(!(in->flags & INSN_MEM) || in->mem.size ||
-          (in->op >= OP_XSAVE && in->op <= OP_XRSTOR));
+    CHECK(!(in->flags & INSN_MEM) || in->mem.size || (in->op >= OP_XSAVE && in->op <= OP_XRSTOR));
     CHECK(!(in->flags & INSN_RM_GPR) || in->mod == 3);
     CHECK(!(in->flags & INSN_VSIB) || in->op == OP_GATHER || in->op == OP_SCATTER);
     if (in->flags & INSN_MEM && !(in->flags & INSN_VSIB) && in->mem.index < 16)
@@ -112,7 +111,9 @@ int main(int argc, char **argv)
         unsigned k = rng() % 16 == 0 ? 15 : rng() % 5; /* now and then nothing but prefixes */
         for (unsigned j = 0; j < k; j++)
             code[j] = prefixes[rng() % (k == 15 ? 13 : sizeof(prefixes))];
-        enum insn_mode mode = (enum insn_mode)(i % 4 == 0 ? MODE_32 : i % 4 == 1 ? MODE_16 : MODE_64);
+        enum insn_mode mode = (enum insn_mode)(i % 4 == 0   ? MODE_32
+                                               : i % 4 == 1 ? MODE_16
+                                                            : MODE_64);
         const char *error = check_one(code, page + 4096, mode);
         if (error) {
             printf("mode %d:", mode);

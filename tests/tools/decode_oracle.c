@@ -37,45 +37,54 @@
 
 #include "translator/insn.h"
 
-#define PAGE 4096UL
-#define CODE_PAGE 0x30000000UL /* RWX, one page; the next one is not mapped */
-#define DATA_BASE 0x20000000UL /* DATA_SIZE bytes read-write, then nothing */
-#define DATA_SIZE (64 * 1024UL)
-#define DATA_END (DATA_BASE + DATA_SIZE)
-#define DATA_MID (DATA_BASE + DATA_SIZE / 2)
-#define RO_BASE 0x24000000UL /* the same, read-only */
-#define RO_SIZE (16 * 1024UL)
-#define RO_END (RO_BASE + RO_SIZE)
-#define NONE_PAGE 0x28000000UL /* never mapped */
+#define PAGE        4096UL
+#define CODE_PAGE   0x30000000UL /* RWX, one page; the next one is not mapped */
+#define DATA_BASE   0x20000000UL /* DATA_SIZE bytes read-write, then nothing */
+#define DATA_SIZE   (64 * 1024UL)
+#define DATA_END    (DATA_BASE + DATA_SIZE)
+#define DATA_MID    (DATA_BASE + DATA_SIZE / 2)
+#define RO_BASE     0x24000000UL /* the same, read-only */
+#define RO_SIZE     (16 * 1024UL)
+#define RO_END      (RO_BASE + RO_SIZE)
+#define NONE_PAGE   0x28000000UL /* never mapped */
 #define FPSTATE_MAX 16384
-#define DATA_FILL 0x01
+#define DATA_FILL   0x01
 
 /* -- Results, in memory shared with the parent ------------------------------------------------ */
 
 enum kind {
-    CPU_VALID,     /* decoder says invalid, the CPU executes it                                 */
-    CPU_UD,        /* decoder says valid, the CPU does not know it                              */
-    LENGTH,        /* different length                                                          */
-    MEM_NONE,      /* decoder says no access, but there is one                                  */
-    MEM_SMALLER,   /* the CPU touches more bytes than decoded                                   */
-    MEM_LARGER,    /* the CPU touches fewer bytes                                               */
-    MEM_WRITES,    /* writes, but is not decoded as writing                                     */
-    MEM_NO_WRITE,  /* decoded as writing, but does not                                          */
-    GPR_WRITES,    /* a register outside gpr_written changed                                    */
-    GPR_READS,     /* results depend on something outside what is decoded as read               */
-    FLAG_WRITES,   /* a flag outside flags_written changed                                      */
-    FLAG_DEPENDS,  /* a flag decoded as overwritten keeps its old value (note only)             */
-    NO_PRIV,       /* decoded as privileged, but executes                                       */
-    CRASH,         /* the child died                                                            */
+    CPU_VALID,    /* decoder says invalid, the CPU executes it                                 */
+    CPU_UD,       /* decoder says valid, the CPU does not know it                              */
+    LENGTH,       /* different length                                                          */
+    MEM_NONE,     /* decoder says no access, but there is one                                  */
+    MEM_SMALLER,  /* the CPU touches more bytes than decoded                                   */
+    MEM_LARGER,   /* the CPU touches fewer bytes                                               */
+    MEM_WRITES,   /* writes, but is not decoded as writing                                     */
+    MEM_NO_WRITE, /* decoded as writing, but does not                                          */
+    GPR_WRITES,   /* a register outside gpr_written changed                                    */
+    GPR_READS,    /* results depend on something outside what is decoded as read               */
+    FLAG_WRITES,  /* a flag outside flags_written changed                                      */
+    FLAG_DEPENDS, /* a flag decoded as overwritten keeps its old value (note only)             */
+    NO_PRIV,      /* decoded as privileged, but executes                                       */
+    CRASH,        /* the child died                                                            */
     KIND_COUNT
 };
 
 static const char *const kind_name[KIND_COUNT] = {
-    "decoder-invalid-but-cpu-executes", "decoder-valid-but-cpu-#UD", "length",
-    "memory-access-not-decoded", "memory-operand-larger-than-decoded",
-    "memory-operand-smaller-than-decoded", "memory-write-not-decoded",
-    "decoded-as-memory-write-but-is-none", "gpr-write-not-decoded", "gpr-read-not-decoded",
-    "flag-write-not-decoded", "flag-kept (note)", "privileged-but-executes", "child-crash",
+    "decoder-invalid-but-cpu-executes",
+    "decoder-valid-but-cpu-#UD",
+    "length",
+    "memory-access-not-decoded",
+    "memory-operand-larger-than-decoded",
+    "memory-operand-smaller-than-decoded",
+    "memory-write-not-decoded",
+    "decoded-as-memory-write-but-is-none",
+    "gpr-write-not-decoded",
+    "gpr-read-not-decoded",
+    "flag-write-not-decoded",
+    "flag-kept (note)",
+    "privileged-but-executes",
+    "child-crash",
 };
 
 #define MAX_REPORTS 4096
@@ -98,7 +107,8 @@ struct shared {
 
 static struct shared *shared;
 
-/* -- Native execution --------------------------------------------------------------------------- */
+/* -- Native execution ---------------------------------------------------------------------------
+ */
 
 struct state {
     uint64_t gpr[16]; /* enum gpr order */
@@ -107,7 +117,7 @@ struct state {
 
 struct outcome {
     struct state s;
-    int trap;      /* exception vector */
+    int trap; /* exception vector */
     uint64_t err, cr2;
     uint8_t fp[FPSTATE_MAX];
 };
@@ -254,7 +264,8 @@ static void make_template(void)
     }
 }
 
-/* -- Reports -------------------------------------------------------------------------------------- */
+/* -- Reports --------------------------------------------------------------------------------------
+ */
 
 static uint32_t report_key(const struct insn *in, enum kind kind, const uint8_t *bytes)
 {
@@ -327,9 +338,9 @@ static bool hidden(const uint8_t *bytes)
         return true; /* XABORT, XBEGIN */
     if (o[0] != 0x0f)
         return false;
-    if (o[1] == 0x01 && (o[2] == 0xd5 || o[2] == 0xd6 || o[2] == 0xee || o[2] == 0xef ||
-                         o[2] == 0xe8 || o[2] == 0xe9 || o[2] == 0xc0 || o[2] == 0xcf ||
-                         o[2] == 0xd7 || o[2] == 0xc5))
+    if (o[1] == 0x01 &&
+        (o[2] == 0xd5 || o[2] == 0xd6 || o[2] == 0xee || o[2] == 0xef || o[2] == 0xe8 ||
+         o[2] == 0xe9 || o[2] == 0xc0 || o[2] == 0xcf || o[2] == 0xd7 || o[2] == 0xc5))
         return true; /* XEND, XTEST, RDPKRU, WRPKRU, XSUSLDTRK, XRESLDTRK, SGX, PCONFIG */
     if (o[1] == 0xc7 && (o[2] >> 3 & 7) >= 3 && o[2] < 0xc0)
         return true; /* XRSTORS, XSAVES: #GP here */
@@ -349,11 +360,30 @@ static bool hidden(const uint8_t *bytes)
 static bool not_executable(const struct insn *in)
 {
     switch (in->op) {
-    case OP_SYSCALL: case OP_SYSRET: case OP_SYSENTER: case OP_SYSEXIT: case OP_INT: case OP_INT1:
-    case OP_INTO: case OP_IRET: case OP_RETF: case OP_JMP_FAR: case OP_CALL_FAR:
-    case OP_MOV_TO_SEG: case OP_POP_SEG: case OP_LOAD_FAR_PTR:
-    case OP_WRFSBASE: case OP_WRGSBASE: case OP_POPF: case OP_XRSTOR: case OP_FXRSTOR:
-    case OP_SGDT: case OP_SIDT: case OP_SLDT: case OP_STR: case OP_SMSW: /* UMIP emulation */
+    case OP_SYSCALL:
+    case OP_SYSRET:
+    case OP_SYSENTER:
+    case OP_SYSEXIT:
+    case OP_INT:
+    case OP_INT1:
+    case OP_INTO:
+    case OP_IRET:
+    case OP_RETF:
+    case OP_JMP_FAR:
+    case OP_CALL_FAR:
+    case OP_MOV_TO_SEG:
+    case OP_POP_SEG:
+    case OP_LOAD_FAR_PTR:
+    case OP_WRFSBASE:
+    case OP_WRGSBASE:
+    case OP_POPF:
+    case OP_XRSTOR:
+    case OP_FXRSTOR:
+    case OP_SGDT:
+    case OP_SIDT:
+    case OP_SLDT:
+    case OP_STR:
+    case OP_SMSW: /* UMIP emulation */
         return true;
     default:
         return false;
@@ -370,15 +400,23 @@ static bool ud_at_cpl3(const struct insn *in)
 static bool not_deterministic(const struct insn *in)
 {
     switch (in->op) {
-    case OP_RDTSC: case OP_RDTSCP: case OP_RDPMC: case OP_CPUID: case OP_XSAVE: case OP_XSAVEC:
-    case OP_XSAVEOPT: case OP_RDPID: case OP_PUSHF:
+    case OP_RDTSC:
+    case OP_RDTSCP:
+    case OP_RDPMC:
+    case OP_CPUID:
+    case OP_XSAVE:
+    case OP_XSAVEC:
+    case OP_XSAVEOPT:
+    case OP_RDPID:
+    case OP_PUSHF:
         return true;
     default:
         return !strcmp(in->mnemonic, "rdrand") || !strcmp(in->mnemonic, "rdseed");
     }
 }
 
-/* -- One case --------------------------------------------------------------------------------------- */
+/* -- One case
+ * --------------------------------------------------------------------------------------- */
 
 static uint64_t rng_state;
 
@@ -520,15 +558,15 @@ static void check_effects(const struct insn *in, const uint8_t *code, const stru
             report(GPR_WRITES, in, code, in->len, text);
         }
         if (written && a.s.gpr[i] != b.s.gpr[i]) {
-            snprintf(text, sizeof(text), "register %d: %#lx or %#lx", i,
-                     (unsigned long)a.s.gpr[i], (unsigned long)b.s.gpr[i]);
+            snprintf(text, sizeof(text), "register %d: %#lx or %#lx", i, (unsigned long)a.s.gpr[i],
+                     (unsigned long)b.s.gpr[i]);
             report(GPR_READS, in, code, in->len, text);
         }
     }
     uint64_t keep = FL_HOST & ~in->flags_written;
     if (((a.s.flags ^ sa.flags) & keep) || ((b.s.flags ^ sb.flags) & keep)) {
-        snprintf(text, sizeof(text), "flags %#lx", (unsigned long)(((a.s.flags ^ sa.flags) |
-                                                   (b.s.flags ^ sb.flags)) & keep));
+        snprintf(text, sizeof(text), "flags %#lx",
+                 (unsigned long)(((a.s.flags ^ sa.flags) | (b.s.flags ^ sb.flags)) & keep));
         report(FLAG_WRITES, in, code, in->len, text);
     }
     if (!(in->flags & INSN_FLAGS_COND) && ((a.s.flags ^ b.s.flags) & in->flags_written)) {
@@ -684,7 +722,8 @@ static void run_case(const uint8_t *code)
         check_effects(&in, bytes, &s);
 }
 
-/* -- Case generation ----------------------------------------------------------------------------- */
+/* -- Case generation -----------------------------------------------------------------------------
+ */
 
 static unsigned pick(uint64_t *n, unsigned radix)
 {
@@ -717,19 +756,34 @@ static unsigned legacy_prefix(unsigned n, uint8_t *p)
     static const struct {
         uint8_t len, bytes[3];
     } sets[LEGACY_PREFIXES] = {
-        {0, {0}},          {1, {0x66}},       {1, {0xf3}},       {1, {0xf2}},
-        {1, {0x48}},       {2, {0x66, 0x48}}, {2, {0xf3, 0x48}}, {2, {0xf2, 0x48}},
-        {1, {0x40}},       {1, {0x45}},       {1, {0x4f}},       {2, {0x66, 0xf3}},
-        {2, {0xf2, 0x66}}, {1, {0x67}},       {1, {0xf0}},       {2, {0x66, 0xf0}},
-        {2, {0x48, 0x66}}, {1, {0x65}},       {3, {0xf2, 0xf3, 0x41}}, {2, {0x64, 0x42}},
+        {0, {0}},
+        {1, {0x66}},
+        {1, {0xf3}},
+        {1, {0xf2}},
+        {1, {0x48}},
+        {2, {0x66, 0x48}},
+        {2, {0xf3, 0x48}},
+        {2, {0xf2, 0x48}},
+        {1, {0x40}},
+        {1, {0x45}},
+        {1, {0x4f}},
+        {2, {0x66, 0xf3}},
+        {2, {0xf2, 0x66}},
+        {1, {0x67}},
+        {1, {0xf0}},
+        {2, {0x66, 0xf0}},
+        {2, {0x48, 0x66}},
+        {1, {0x65}},
+        {3, {0xf2, 0xf3, 0x41}},
+        {2, {0x64, 0x42}},
     };
     memcpy(p, sets[n].bytes, 3);
     return sets[n].len;
 }
 
 #define N_LEGACY (4ull * 256 * 256 * LEGACY_PREFIXES)
-#define N_VEX (4ull * 256 * 4 * 2 * 2 * 3 * 8 * sizeof(mod_forms) * 2)
-#define N_EVEX (5ull * 256 * 4 * 2 * 4 * 2 * 4 * 3 * 2 * 4)
+#define N_VEX    (4ull * 256 * 4 * 2 * 2 * 3 * 8 * sizeof(mod_forms) * 2)
+#define N_EVEX   (5ull * 256 * 4 * 2 * 4 * 2 * 4 * 3 * 2 * 4)
 
 static void gen_legacy(uint64_t n, uint8_t *code)
 {
@@ -821,7 +875,8 @@ static void generate(const struct options *opt, uint64_t i, uint8_t *code)
         gen_evex(n - N_LEGACY - N_VEX, code);
 }
 
-/* -- The child -------------------------------------------------------------------------------------- */
+/* -- The child
+ * -------------------------------------------------------------------------------------- */
 
 static void map_fixed(uint64_t addr, uint64_t size, int prot)
 {
@@ -845,7 +900,8 @@ static void fence(void)
     };
     struct sock_fprog prog = {sizeof(filter) / sizeof(filter[0]), filter};
 
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog)) {
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog)) {
         perror("seccomp");
         _exit(98);
     }
@@ -885,7 +941,8 @@ static void child(const struct options *opt)
     _exit(0);
 }
 
-/* -- The parent ------------------------------------------------------------------------------------- */
+/* -- The parent
+ * ------------------------------------------------------------------------------------- */
 
 static bool intel_host, complete_host;
 
@@ -903,14 +960,14 @@ static void look_at_host(void)
                             bit_AVX512VL | bit_AVX512IFMA | bit_CLWB | bit_CLFLUSHOPT;
     const unsigned need_c = bit_GFNI | bit_VAES | bit_VPCLMULQDQ | bit_AVX512VBMI2 |
                             bit_AVX512BITALG | bit_AVX512VPOPCNTDQ | bit_MOVDIRI | bit_RDPID;
-    complete_host = (b7 & need_b) == need_b && (c7 & need_c) == need_c &&
-                    (d7 >> 23 & 1) && (d7 >> 14 & 1); /* AVX512_FP16, SERIALIZE */
+    complete_host = (b7 & need_b) == need_b && (c7 & need_c) == need_c && (d7 >> 23 & 1) &&
+                    (d7 >> 14 & 1); /* AVX512_FP16, SERIALIZE */
 }
 
 static bool excused(const struct report *r)
 {
     if (r->kind == CPU_UD && !complete_host)
-        return true; /* an extension that this host lacks */
+        return true;                /* an extension that this host lacks */
     return r->kind == FLAG_DEPENDS; /* undefined flags that this processor happens to keep */
 }
 
@@ -940,8 +997,10 @@ int main(int argc, char **argv)
         else if (i + 1 < argc && !strcmp(argv[i], "--seed"))
             opt.seed = strtoull(argv[++i], NULL, 0);
         else {
-            fprintf(stderr, "usage: %s [--stride N] [--offset N] [--random N] [--seed N] [--all] "
-                            "[--list]\n", argv[0]);
+            fprintf(stderr,
+                    "usage: %s [--stride N] [--offset N] [--random N] [--seed N] [--all] "
+                    "[--list]\n",
+                    argv[0]);
             return 2;
         }
     }

@@ -142,7 +142,8 @@ Test(decode, too_long_and_cut_off)
     cr_assert_eq(in.imm, 0);
 }
 
-/* -- Memory operands ----------------------------------------------------------------------------- */
+/* -- Memory operands -----------------------------------------------------------------------------
+ */
 
 static void assert_mem(struct insn in, int base, int index, int scale, int64_t disp, int size)
 {
@@ -243,43 +244,43 @@ Test(decode, memory_sizes)
         uint8_t bytes[10], size;
         bool write;
     } cases[] = {
-        {{0x0f, 0x16, 0x03}, 8, false},                   /* movhps */
-        {{0x66, 0x0f, 0x38, 0x21, 0x03}, 4, false},       /* pmovsxbd */
-        {{0x66, 0x0f, 0x38, 0x22, 0x03}, 2, false},       /* pmovsxbq */
-        {{0xf3, 0x0f, 0xe6, 0x03}, 8, false},             /* cvtdq2pd */
-        {{0x66, 0x0f, 0x3a, 0x21, 0x03, 0}, 4, false},    /* insertps */
-        {{0x66, 0x0f, 0x3a, 0x20, 0x03, 0}, 1, false},    /* pinsrb */
-        {{0x66, 0x0f, 0xc4, 0x03, 0}, 2, false},          /* pinsrw */
+        {{0x0f, 0x16, 0x03}, 8, false},                     /* movhps */
+        {{0x66, 0x0f, 0x38, 0x21, 0x03}, 4, false},         /* pmovsxbd */
+        {{0x66, 0x0f, 0x38, 0x22, 0x03}, 2, false},         /* pmovsxbq */
+        {{0xf3, 0x0f, 0xe6, 0x03}, 8, false},               /* cvtdq2pd */
+        {{0x66, 0x0f, 0x3a, 0x21, 0x03, 0}, 4, false},      /* insertps */
+        {{0x66, 0x0f, 0x3a, 0x20, 0x03, 0}, 1, false},      /* pinsrb */
+        {{0x66, 0x0f, 0xc4, 0x03, 0}, 2, false},            /* pinsrw */
         {{0x66, 0x48, 0x0f, 0x3a, 0x16, 0x03, 0}, 8, true}, /* pextrq */
-        {{0x66, 0x0f, 0x3a, 0x15, 0x03, 0}, 2, true},     /* pextrw */
-        {{0xc4, 0xe2, 0x7d, 0x18, 0x03}, 4, false},       /* vbroadcastss */
-        {{0xc4, 0xe2, 0x7d, 0x1a, 0x03}, 16, false},      /* vbroadcastf128 */
-        {{0xc4, 0xe3, 0x7d, 0x19, 0x03, 1}, 16, true},    /* vextractf128 */
-        {{0xc5, 0xfc, 0x5a, 0x03}, 16, false},            /* vcvtps2pd ymm */
-        {{0xc4, 0xe3, 0x7d, 0x1d, 0x03, 0}, 16, true},    /* vcvtps2ph ymm */
-        {{0xd8, 0x03}, 4, false},                         /* fadd m32 */
-        {{0xdc, 0x03}, 8, false},                         /* fadd m64 */
-        {{0xdb, 0x2b}, 10, false},                        /* fld m80 */
-        {{0xdf, 0x33}, 10, true},                         /* fbstp */
-        {{0xd9, 0x2b}, 2, false},                         /* fldcw */
-        {{0xd9, 0x33}, 28, true},                         /* fnstenv */
-        {{0x66, 0xd9, 0x33}, 14, true},                   /* fnstenv, 16 bits */
-        {{0xdd, 0x33}, 108, true},                        /* fnsave */
-        {{0x66, 0xdd, 0x23}, 94, false},                  /* frstor, 16 bits */
-        {{0x0f, 0xc7, 0x0b}, 8, true},                    /* cmpxchg8b */
-        {{0x48, 0x0f, 0xc7, 0x0b}, 16, true},             /* cmpxchg16b */
-        {{0x0f, 0x01, 0x03}, 10, true},                   /* sgdt */
-        {{0x0f, 0x01, 0x13}, 10, false},                  /* lgdt */
-        {{0xff, 0x2b}, 6, false},                         /* jmp far m16:32 */
-        {{0x48, 0xff, 0x2b}, 10, false},                  /* jmp far m16:64 */
-        {{0x48, 0x0f, 0xb2, 0x03}, 10, false},            /* lss */
-        {{0x48, 0x0f, 0xba, 0x23, 0x45}, 8, false},       /* bt qword, 0x45: no address change */
-        {{0x48, 0x63, 0x03}, 4, false},                   /* movsxd */
-        {{0x0f, 0xb6, 0x03}, 1, false},                   /* movzx */
-        {{0x8c, 0x03}, 2, true},                          /* mov m16, sreg */
-        {{0x0f, 0xc3, 0x03}, 4, true},                    /* movnti */
-        {{0x0f, 0x38, 0xf9, 0x03}, 4, true},              /* movdiri */
-        {{0x0f, 0x62, 0x03}, 4, false},                   /* punpckldq mm, m32 */
+        {{0x66, 0x0f, 0x3a, 0x15, 0x03, 0}, 2, true},       /* pextrw */
+        {{0xc4, 0xe2, 0x7d, 0x18, 0x03}, 4, false},         /* vbroadcastss */
+        {{0xc4, 0xe2, 0x7d, 0x1a, 0x03}, 16, false},        /* vbroadcastf128 */
+        {{0xc4, 0xe3, 0x7d, 0x19, 0x03, 1}, 16, true},      /* vextractf128 */
+        {{0xc5, 0xfc, 0x5a, 0x03}, 16, false},              /* vcvtps2pd ymm */
+        {{0xc4, 0xe3, 0x7d, 0x1d, 0x03, 0}, 16, true},      /* vcvtps2ph ymm */
+        {{0xd8, 0x03}, 4, false},                           /* fadd m32 */
+        {{0xdc, 0x03}, 8, false},                           /* fadd m64 */
+        {{0xdb, 0x2b}, 10, false},                          /* fld m80 */
+        {{0xdf, 0x33}, 10, true},                           /* fbstp */
+        {{0xd9, 0x2b}, 2, false},                           /* fldcw */
+        {{0xd9, 0x33}, 28, true},                           /* fnstenv */
+        {{0x66, 0xd9, 0x33}, 14, true},                     /* fnstenv, 16 bits */
+        {{0xdd, 0x33}, 108, true},                          /* fnsave */
+        {{0x66, 0xdd, 0x23}, 94, false},                    /* frstor, 16 bits */
+        {{0x0f, 0xc7, 0x0b}, 8, true},                      /* cmpxchg8b */
+        {{0x48, 0x0f, 0xc7, 0x0b}, 16, true},               /* cmpxchg16b */
+        {{0x0f, 0x01, 0x03}, 10, true},                     /* sgdt */
+        {{0x0f, 0x01, 0x13}, 10, false},                    /* lgdt */
+        {{0xff, 0x2b}, 6, false},                           /* jmp far m16:32 */
+        {{0x48, 0xff, 0x2b}, 10, false},                    /* jmp far m16:64 */
+        {{0x48, 0x0f, 0xb2, 0x03}, 10, false},              /* lss */
+        {{0x48, 0x0f, 0xba, 0x23, 0x45}, 8, false},         /* bt qword, 0x45: no address change */
+        {{0x48, 0x63, 0x03}, 4, false},                     /* movsxd */
+        {{0x0f, 0xb6, 0x03}, 1, false},                     /* movzx */
+        {{0x8c, 0x03}, 2, true},                            /* mov m16, sreg */
+        {{0x0f, 0xc3, 0x03}, 4, true},                      /* movnti */
+        {{0x0f, 0x38, 0xf9, 0x03}, 4, true},                /* movdiri */
+        {{0x0f, 0x62, 0x03}, 4, false},                     /* punpckldq mm, m32 */
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -293,21 +294,22 @@ Test(decode, memory_sizes)
 
 Test(decode, alignment)
 {
-    cr_assert(decode(B(0x0f, 0x28, 0x03)).flags & INSN_MEM_ALIGNED);             /* movaps */
-    cr_assert(decode(B(0x0f, 0x58, 0x03)).flags & INSN_MEM_ALIGNED);             /* addps */
-    cr_assert_not(decode(B(0x0f, 0x10, 0x03)).flags & INSN_MEM_ALIGNED);         /* movups */
-    cr_assert_not(decode(B(0xf3, 0x0f, 0x58, 0x03)).flags & INSN_MEM_ALIGNED);   /* addss */
-    cr_assert_not(decode(B(0xf2, 0x0f, 0xf0, 0x03)).flags & INSN_MEM_ALIGNED);   /* lddqu */
+    cr_assert(decode(B(0x0f, 0x28, 0x03)).flags & INSN_MEM_ALIGNED);           /* movaps */
+    cr_assert(decode(B(0x0f, 0x58, 0x03)).flags & INSN_MEM_ALIGNED);           /* addps */
+    cr_assert_not(decode(B(0x0f, 0x10, 0x03)).flags & INSN_MEM_ALIGNED);       /* movups */
+    cr_assert_not(decode(B(0xf3, 0x0f, 0x58, 0x03)).flags & INSN_MEM_ALIGNED); /* addss */
+    cr_assert_not(decode(B(0xf2, 0x0f, 0xf0, 0x03)).flags & INSN_MEM_ALIGNED); /* lddqu */
     cr_assert_not(decode(B(0x66, 0x0f, 0x3a, 0x63, 0x03, 0)).flags & INSN_MEM_ALIGNED);
-    cr_assert(decode(B(0xc5, 0xfc, 0x28, 0x03)).flags & INSN_MEM_ALIGNED);       /* vmovaps */
-    cr_assert_not(decode(B(0xc5, 0xfc, 0x58, 0x03)).flags & INSN_MEM_ALIGNED);   /* vaddps */
+    cr_assert(decode(B(0xc5, 0xfc, 0x28, 0x03)).flags & INSN_MEM_ALIGNED);     /* vmovaps */
+    cr_assert_not(decode(B(0xc5, 0xfc, 0x58, 0x03)).flags & INSN_MEM_ALIGNED); /* vaddps */
     cr_assert(decode(B(0x62, 0xf1, 0x7d, 0x48, 0x6f, 0x03)).flags & INSN_MEM_ALIGNED);
-    cr_assert(decode(B(0x0f, 0xae, 0x03)).flags & INSN_MEM_ALIGNED);             /* fxsave */
-    cr_assert(decode(B(0x48, 0x0f, 0xc7, 0x0b)).flags & INSN_MEM_ALIGNED);       /* cmpxchg16b */
+    cr_assert(decode(B(0x0f, 0xae, 0x03)).flags & INSN_MEM_ALIGNED);       /* fxsave */
+    cr_assert(decode(B(0x48, 0x0f, 0xc7, 0x0b)).flags & INSN_MEM_ALIGNED); /* cmpxchg16b */
     cr_assert_not(decode(B(0x0f, 0xc7, 0x0b)).flags & INSN_MEM_ALIGNED);
 }
 
-/* -- Registers and flags ------------------------------------------------------------------------ */
+/* -- Registers and flags ------------------------------------------------------------------------
+ */
 
 Test(decode, partial_registers)
 {
@@ -425,15 +427,15 @@ Test(decode, flags)
     cr_assert_not(decode(B(0xc1, 0xc0, 3)).flags & INSN_FLAGS_COND);
     cr_assert(decode(B(0xc1, 0xe0, 0x20)).flags & INSN_FLAGS_COND); /* shl eax, 32 */
     cr_assert_not(decode(B(0x48, 0xc1, 0xe0, 0x20)).flags & INSN_FLAGS_COND);
-    cr_assert(decode(B(0xc0, 0xd0, 9)).flags & INSN_FLAGS_COND); /* rcl al, 9 */
-    cr_assert_eq(decode(B(0xd1, 0xd0)).flags_read, FL_CF);       /* rcl */
-    cr_assert_eq(decode(B(0xf7, 0xd0)).flags_written, 0);        /* not */
+    cr_assert(decode(B(0xc0, 0xd0, 9)).flags & INSN_FLAGS_COND);                /* rcl al, 9 */
+    cr_assert_eq(decode(B(0xd1, 0xd0)).flags_read, FL_CF);                      /* rcl */
+    cr_assert_eq(decode(B(0xf7, 0xd0)).flags_written, 0);                       /* not */
     cr_assert_eq(decode(B(0x0f, 0xa3, 0xc8)).flags_written, FL_ARITH & ~FL_ZF); /* bt */
     cr_assert_eq(decode(B(0x0f, 0xc7, 0x0b)).flags_written, FL_ZF);
     cr_assert_eq(decode(B(0x66, 0x0f, 0x38, 0xf6, 0xc1)).flags_written, FL_CF); /* adcx */
     cr_assert_eq(decode(B(0xf3, 0x0f, 0x38, 0xf6, 0xc1)).flags_read, FL_OF);    /* adox */
     cr_assert_eq(decode(B(0x66, 0x0f, 0x38, 0x17, 0xc1)).flags_written, FL_ARITH);
-    cr_assert_eq(decode(B(0x0f, 0x2e, 0xc1)).flags_written, FL_ARITH); /* ucomiss */
+    cr_assert_eq(decode(B(0x0f, 0x2e, 0xc1)).flags_written, FL_ARITH);       /* ucomiss */
     cr_assert_eq(decode(B(0xc5, 0xf8, 0x98, 0xc1)).flags_written, FL_ARITH); /* kortestw */
     cr_assert_eq(decode(B(0xda, 0xd1)).flags_read, FL_CF | FL_ZF);           /* fcmovbe */
     cr_assert_eq(decode(B(0xc4, 0xe2, 0xf9, 0xf7, 0xc1)).flags_written, 0);  /* shlx */
@@ -443,7 +445,8 @@ Test(decode, flags)
     cr_assert_eq(decode(B(0x7f, 0)).flags_read, FL_ZF | FL_SF | FL_OF); /* jg */
 }
 
-/* -- VEX and EVEX ------------------------------------------------------------------------------- */
+/* -- VEX and EVEX -------------------------------------------------------------------------------
+ */
 
 Test(decode, vex_constraints)
 {
@@ -506,28 +509,29 @@ Test(decode, evex)
     assert_mem(in, RBX, REG_NONE, 1, 2, 2);
 }
 
-/* -- Classes -------------------------------------------------------------------------------------- */
+/* -- Classes --------------------------------------------------------------------------------------
+ */
 
 Test(decode, never_exposed)
 {
-    cr_assert(refused(B(0xc7, 0xf8, 0, 0, 0, 0)));            /* xbegin */
-    cr_assert(refused(B(0xc6, 0xf8, 0)));                     /* xabort */
-    cr_assert(refused(B(0x0f, 0x01, 0xd5)));                  /* xend */
-    cr_assert(refused(B(0x0f, 0xc7, 0x2b)));                  /* xsaves */
-    cr_assert(refused(B(0x0f, 0xc7, 0x1b)));                  /* xrstors */
-    cr_assert(refused(B(0x66, 0x0f, 0xae, 0xf0)));            /* tpause */
-    cr_assert(refused(B(0xf3, 0x0f, 0xae, 0x23)));            /* ptwrite */
-    cr_assert(refused(B(0x66, 0x0f, 0x38, 0xf8, 0x03)));      /* movdir64b */
-    cr_assert(refused(B(0xf2, 0x0f, 0x38, 0xf8, 0x03)));      /* enqcmd */
-    cr_assert(refused(B(0x0f, 0x01, 0xee)));                  /* rdpkru */
-    cr_assert(refused(B(0x0f, 0x01, 0xcf)));                  /* encls */
-    cr_assert(refused(B(0x0f, 0x38, 0xf6, 0x03)));            /* wrss */
-    cr_assert(refused(B(0xc4, 0xe2, 0x78, 0x49, 0xc0)));      /* tilerelease */
-    cr_assert(refused(B(0x8f, 0xe9, 0x78, 0x80, 0xc0)));      /* XOP */
-    cr_assert(refused(B(0x0f, 0x0f, 0xc0, 0x9e)));            /* 3DNow! */
+    cr_assert(refused(B(0xc7, 0xf8, 0, 0, 0, 0)));       /* xbegin */
+    cr_assert(refused(B(0xc6, 0xf8, 0)));                /* xabort */
+    cr_assert(refused(B(0x0f, 0x01, 0xd5)));             /* xend */
+    cr_assert(refused(B(0x0f, 0xc7, 0x2b)));             /* xsaves */
+    cr_assert(refused(B(0x0f, 0xc7, 0x1b)));             /* xrstors */
+    cr_assert(refused(B(0x66, 0x0f, 0xae, 0xf0)));       /* tpause */
+    cr_assert(refused(B(0xf3, 0x0f, 0xae, 0x23)));       /* ptwrite */
+    cr_assert(refused(B(0x66, 0x0f, 0x38, 0xf8, 0x03))); /* movdir64b */
+    cr_assert(refused(B(0xf2, 0x0f, 0x38, 0xf8, 0x03))); /* enqcmd */
+    cr_assert(refused(B(0x0f, 0x01, 0xee)));             /* rdpkru */
+    cr_assert(refused(B(0x0f, 0x01, 0xcf)));             /* encls */
+    cr_assert(refused(B(0x0f, 0x38, 0xf6, 0x03)));       /* wrss */
+    cr_assert(refused(B(0xc4, 0xe2, 0x78, 0x49, 0xc0))); /* tilerelease */
+    cr_assert(refused(B(0x8f, 0xe9, 0x78, 0x80, 0xc0))); /* XOP */
+    cr_assert(refused(B(0x0f, 0x0f, 0xc0, 0x9e)));       /* 3DNow! */
     cr_assert_eq(decode(B(0x0f, 0x01, 0xc1)).op, OP_VMCALL);
-    cr_assert_eq(decode(B(0x0f, 0x01, 0xd8)).op, OP_VMCALL);  /* vmrun */
-    cr_assert_eq(decode(B(0x0f, 0x78, 0xc0)).op, OP_VMCALL);  /* vmread */
+    cr_assert_eq(decode(B(0x0f, 0x01, 0xd8)).op, OP_VMCALL); /* vmrun */
+    cr_assert_eq(decode(B(0x0f, 0x78, 0xc0)).op, OP_VMCALL); /* vmread */
 }
 
 Test(decode, system)
@@ -578,7 +582,8 @@ Test(decode, op_names)
     cr_assert_str_eq(insn_op_name(OP_COUNT), "?");
 }
 
-/* -- The tables ------------------------------------------------------------------------------------ */
+/* -- The tables
+ * ------------------------------------------------------------------------------------ */
 
 /* Builds an instruction for a selection key. Returns its mode. */
 static enum insn_mode encode(enum insn_enc enc, unsigned map, unsigned opcode, uint32_t key,
