@@ -225,8 +225,9 @@ struct engine_vcpu {
         bool ram[2], skip[2];
         uint8_t *src;
         bool active;
-        uint64_t valid_mask;
+        struct exception exc[2]; /* of a skipped piece, should it be touched after all */
     } bounce;
+    uint8_t *guard; /* none, RW, none, none: pages for masked operands that fault in part */
     stack_t altstack;
     unsigned long long chaos_seed;
 };
@@ -280,8 +281,11 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
  * EXIT_FAULT. */
 uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s);
 uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s);
+#define GUARD_SIZE (4u * GUEST_PAGE_SIZE)
+/* Fills v->exc if a host fault at this address is a masked operand's; called by signal handlers. */
+bool bt_guard_fault(struct vcpu *v, uint64_t address);
 /* Host instruction pointers in an x87 image become guest ones (invariant 2: no leaks). */
-void bt_fix_fip(struct vcpu *v, uint8_t *image, bool fxsave_format);
+void bt_fix_fip(struct vcpu *v, const struct insn *in, uint8_t *image);
 
 /* gather.c */
 enum cpu_result gather_execute(struct vcpu *v, const struct insn *in);

@@ -494,6 +494,12 @@ static int bt_vcpu_init(struct engine *e, struct vcpu *v)
     struct engine_vcpu *ev = calloc(1, sizeof *ev);
     if (!ev)
         return -ENOMEM;
+    ev->guard = mmap(NULL, GUARD_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (ev->guard == MAP_FAILED ||
+        mprotect(ev->guard + GUEST_PAGE_SIZE, GUEST_PAGE_SIZE, PROT_READ | PROT_WRITE)) {
+        free(ev);
+        return -ENOMEM;
+    }
     ev->bt = bt;
     v->engine = ev;
     v->bt.self = (uint64_t)(uintptr_t)v;
@@ -503,6 +509,7 @@ static int bt_vcpu_init(struct engine *e, struct vcpu *v)
     jump_cache_init(v);
     int r = signals_init_thread(v);
     if (r) {
+        munmap(ev->guard, GUARD_SIZE);
         free(ev);
         v->engine = NULL;
         return r;
@@ -520,6 +527,7 @@ static void bt_vcpu_destroy(struct engine *e, struct vcpu *v)
         if (bt->vcpus[i] == v)
             bt->vcpus[i] = bt->vcpus[--bt->n_vcpus];
     signals_destroy_thread(v);
+    munmap(v->engine->guard, GUARD_SIZE);
     free(v->engine);
     v->engine = NULL;
 }

@@ -69,11 +69,13 @@ enum cpu_result gather_execute(struct vcpu *v, const struct insn *in)
     uint64_t kmask = 0;
     if (evex) {
         __builtin_memcpy(&kmask, k, 8);
-    } else { /* every mask element becomes all-ones or all-zeros by its sign bit */
-        for (unsigned i = 0; i < n; i++) {
+    } else { /* every mask element becomes all-ones or all-zeros by its sign bit, even those of
+              * VPGATHERQD and VGATHERQPS that have no index */
+        for (unsigned i = 0; i < in->vec_len / data; i++) {
             bool set = vec_read(v, in->vvvv, i * data, data) >> (8 * data - 1) & 1;
             vec_write(v, in->vvvv, i * data, data, set ? ~0ull : 0);
         }
+        zero_above(v, in->vvvv, in->vec_len);
     }
 
     const struct insn_mem *m = &in->mem;

@@ -171,6 +171,10 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
     case EXC_GP: case EXC_SS: case EXC_AC:
         cpu_raise_code(v, (uint8_t)g[REG_TRAPNO], 0);
         break;
+    case EXC_PF:
+        if (!bt_guard_fault(v, (uint64_t)g[REG_CR2]))
+            fatal_signal(sig, si, uc);
+        break;
     default:
         fatal_signal(sig, si, uc);
     }

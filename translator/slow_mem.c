@@ -24,64 +24,6 @@ static void copy_bytes(void *dst, const void *src, unsigned n)
         d[i] = s[i];
 }
 
-/* -- Masked operands ------------------------------------------------------------------------------ */
-
-static uint64_t read_opmask(unsigned k)
-{
-    uint64_t m = ~0ull;
-    switch (k) { /* the guest runs EVEX code, so the host has the registers */
-    case 1: __asm__ volatile("kmovq %%k1, %0" : "=r"(m)); break;
-    case 2: __asm__ volatile("kmovq %%k2, %0" : "=r"(m)); break;
-    case 3: __asm__ volatile("kmovq %%k3, %0" : "=r"(m)); break;
-    case 4: __asm__ volatile("kmovq %%k4, %0" : "=r"(m)); break;
-    case 5: __asm__ volatile("kmovq %%k5, %0" : "=r"(m)); break;
-    case 6: __asm__ volatile("kmovq %%k6, %0" : "=r"(m)); break;
-    case 7: __asm__ volatile("kmovq %%k7, %0" : "=r"(m)); break;
-    }
-    return m;
-}
-
-/* Does the instruction touch any byte of its operand in [lo, hi)? */
-static bool masked_touches(struct vcpu *v, const struct insn *in, unsigned lo, unsigned hi)
-{
-    if (in->enc == ENC_EVEX) {
-        bool w = in->raw[in->prefix_len + 2] & 0x80;
-        unsigned pp = in->raw[in->prefix_len + 2] & 3;
-        bool bw = (in->map == MAP_0F && pp == 3 && (in->opcode == 0x6f || in->opcode == 0x7f)) ||
-                  (in->map == MAP_0F38 && (in->opcode == 0x62 || in->opcode == 0x63));
-        unsigned elem = bw ? (w ? 2 : 1) : (w ? 8 : 4);
-        unsigned lanes = in->vec_len / elem;
-        uint64_t mask = read_opmask(in->evex_mask);
-        if (lanes < 64)
-            mask &= (1ull << lanes) - 1;
-        bool packed = in->map == MAP_0F38 && (in->opcode == 0x62 || in->opcode == 0x63 ||
-                                              (in->opcode >= 0x88 && in->opcode <= 0x8b));
-        if (packed) /* compress/expand: the operand is contiguous */
-            return lo < (unsigned)__builtin_popcountll(mask) * elem;
-        if (in->mem.size < in->vec_len) {
-            if (in->mem.size <= elem)
-                return mask != 0; /* broadcast or scalar */
-            elem = in->mem.size / lanes ? in->mem.size / lanes : 1;
-        }
-        for (unsigned i = 0; i < lanes; i++)
-            if ((mask >> i & 1) && i * elem < hi && (i + 1) * elem > lo)
-                return true;
-        return false;
-    }
-    /* VMASKMOVPS/PD, VPMASKMOVD/Q: sign bits of the vector register in vvvv. */
-    vcpu_fp_save(v);
-    bool w = in->raw[in->prefix_len + 2] & 0x80;
-    unsigned elem = (in->opcode & 0xf0) == 0x80 ? (w ? 8 : 4) : (in->opcode & 1 ? 8 : 4);
-    for (unsigned i = 0; i < in->vec_len / elem; i++) {
-        unsigned byte = (i + 1) * elem - 1;
-        const uint8_t *reg = byte < 16 ? v->fp_area + 160 + 16 * in->vvvv + byte
-                                       : v->fp_area + 576 + 16 * in->vvvv + (byte - 16);
-        if ((*reg & 0x80) && i * elem < hi && (i + 1) * elem > lo)
-            return true;
-    }
-    return false;
-}
-
 /* -- Prepare -------------------------------------------------------------------------------------- */
 
 static uint64_t resume_at(struct vcpu *v, uint64_t target)
@@ -97,48 +39,85 @@ static uint64_t address_fault(struct vcpu *v, const struct mem_site *s)
     return 0;
 }
 
-/* Splits the operand at the page boundary, translates every piece, and only then reads it. */
+/*
+ * Splits the operand at the page boundary, translates every piece, and only then reads it.
+ *
+ * A masked operand may name pages that are not there, as long as no active element is on them.  The
+ * CPU itself says which elements are: the copy of such an operand is placed so that the piece that
+ * cannot be had lies in a page without access, and if the instruction touches that, the host's page
+ * fault is the guest's (bt_guard_fault).
+ */
 static uint64_t bounce(struct vcpu *v, struct mem_site *s, uint64_t gva, unsigned size)
 {
     struct engine_vcpu *ev = v->engine;
     bool write = s->access & MMU_WRITE, read = !write || (s->access & MMU_RMW);
-    unsigned first = GUEST_PAGE_SIZE - (unsigned)(gva & (GUEST_PAGE_SIZE - 1));
+    unsigned page_off = (unsigned)(gva & (GUEST_PAGE_SIZE - 1)), first = GUEST_PAGE_SIZE - page_off;
     unsigned len[2] = {size < first ? size : first, 0};
     void *host[2] = {0};
     uint8_t *buf = v->bounce + 64 + (gva & 63);
+    bool canonical = mmu_canonical(gva) && mmu_canonical(gva + size - 1);
     len[1] = size - len[0];
     ev->bt->stats.bounces++;
+    ev->bounce.gva = gva;
     for (unsigned i = 0, off = 0; i < 2; off += len[i], i++) {
         ev->bounce.len[i] = (uint16_t)len[i];
         ev->bounce.skip[i] = false;
         if (!len[i])
             continue;
-        int t = mmu_translate(v, gva + off, s->access, s->flags & SITE_STACK, &host[i],
+        int t = -1;
+        if (mmu_canonical(gva + off))
+            t = mmu_translate(v, gva + off, s->access, s->flags & SITE_STACK, &host[i],
                               &ev->bounce.gpa[i]);
         if (t < 0) {
-            if (!(s->flags & SITE_MASKED) || masked_touches(v, s->insn, off, off + len[i]))
+            if (!canonical)
+                address_fault(v, s);
+            if (!(s->flags & SITE_MASKED))
                 return 0;
             ev->bounce.skip[i] = true;
+            ev->bounce.exc[i] = v->exc;
         }
         ev->bounce.ram[i] = t != MMU_MMIO;
     }
-    for (unsigned i = 0, off = 0; i < 2 && read; off += len[i], i++) {
-        if (!len[i])
+    if (ev->bounce.skip[0] && ev->bounce.skip[1])
+        buf = ev->guard + 3 * GUEST_PAGE_SIZE - len[0];
+    else if (ev->bounce.skip[0])
+        buf = ev->guard + page_off;
+    else if (ev->bounce.skip[1])
+        buf = ev->guard + 2 * GUEST_PAGE_SIZE - len[0];
+    /* What is written back starts out as what is there: not every instruction that writes does
+     * (an x87 store that finds an unmasked exception). */
+    for (unsigned i = 0, off = 0; i < 2; off += len[i], i++) {
+        if (!len[i] || ev->bounce.skip[i])
             continue;
-        if (ev->bounce.skip[i]) {
-            for (unsigned k = 0; k < len[i]; k++)
-                buf[off + k] = 0;
-        } else if (ev->bounce.ram[i]) {
+        if (ev->bounce.ram[i]) {
             copy_bytes(buf + off, host[i], len[i]);
-        } else {
+        } else if (read) {
             ev->bt->stats.mmio++;
             mmu_mmio_read(v, ev->bounce.gpa[i], buf + off, len[i]);
+        } else {
+            for (unsigned k = 0; k < len[i]; k++)
+                buf[off + k] = 0;
         }
     }
     ev->bounce.active = write;
     ev->bounce.src = buf;
     v->bt.r10 = (uint64_t)(uintptr_t)buf;
     return resume_at(v, s->resume_bounce);
+}
+
+bool bt_guard_fault(struct vcpu *v, uint64_t address)
+{
+    struct engine_vcpu *ev = v->engine;
+    uint64_t buf = (uint64_t)(uintptr_t)ev->bounce.src;
+    if (address - (uint64_t)(uintptr_t)ev->guard >= GUARD_SIZE || address < buf)
+        return false;
+    unsigned off = (unsigned)(address - buf), i = off >= ev->bounce.len[0];
+    if (off >= (unsigned)ev->bounce.len[0] + ev->bounce.len[1] || !ev->bounce.skip[i])
+        return false;
+    v->exc = ev->bounce.exc[i];
+    if (v->exc.vector == EXC_PF)
+        v->exc.cr2 = ev->bounce.gva + off;
+    return true;
 }
 
 uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
@@ -154,15 +133,19 @@ uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
         uint64_t rfbm = ((v->gpr[RDX] << 32) | (uint32_t)v->gpr[RAX]) & v->xcr0;
         size = xstate_size(rfbm, s->insn->op == OP_XSAVEC);
     }
-    if (!mmu_canonical(gva) || !mmu_canonical(gva + size - 1))
-        return address_fault(v, s);
     /* The instruction would find out by itself, but only once its pages are there. */
-    if ((s->flags & SITE_ALIGNED) && (gva & (size > 64 ? 15 : size - 1))) {
+    unsigned align = s->flags & SITE_XSAVE ? 64 : !(s->flags & SITE_ALIGNED) ? 1
+                     : size > 64           ? 16
+                                           : size;
+    if (gva & (align - 1)) {
         cpu_raise_code(v, EXC_GP, 0);
         return 0;
     }
+    if (!mmu_canonical(gva) || !mmu_canonical(gva + size - 1))
+        return s->flags & SITE_MASKED ? bounce(v, s, gva, size) : address_fault(v, s);
     if (ev->watch) {
-        if (ev->watch & WATCH_ALIGN && size <= 8 && (gva & (size - 1))) {
+        unsigned natural = size == 10 ? 8 : size; /* SDM vol. 3, table 6-7 */
+        if (ev->watch & WATCH_ALIGN && natural <= 8 && (gva & (natural - 1))) {
             cpu_raise_code(v, EXC_AC, 0);
             return 0;
         }
@@ -215,33 +198,43 @@ uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
 
 /* -- Commit --------------------------------------------------------------------------------------- */
 
-void bt_fix_fip(struct vcpu *v, uint8_t *image, bool fxsave_format)
+/* The guest address of the x87 instruction at host address `fip`. */
+static uint64_t guest_fip(struct bt_engine *bt, uint64_t fip)
+{
+    struct tb *tb = cache_find_pc(bt, fip);
+    const struct side_entry *se = tb ? tb_side_lookup(tb, fip) : NULL;
+    return se ? tb->gva + se->guest_off : 0;
+}
+
+/*
+ * A data pointer is ours exactly if the instruction pointer is: every instruction that sets the one
+ * sets the other, and a guest that loads values of its own loads both.  What guest address it stood
+ * for is not known any more, so it becomes 0, which is also what CPUs leave that update it on
+ * exceptions only (SDM vol. 1, 8.1.8).
+ */
+void bt_fix_fip(struct vcpu *v, const struct insn *in, uint8_t *image)
 {
     struct bt_engine *bt = v->engine->bt;
-    unsigned fip_off = fxsave_format ? 8 : 12, fdp_off = fxsave_format ? 16 : 20;
-    uint32_t fip;
-    __builtin_memcpy(&fip, image + fip_off, 4);
-    if (cache_contains(bt, fip)) {
-        uint64_t gva = 0;
-        struct tb *tb = cache_find_pc(bt, fip);
-        const struct side_entry *se = tb ? tb_side_lookup(tb, fip) : NULL;
-        if (se)
-            gva = tb->gva + se->guest_off;
-        if (fxsave_format)
-            __builtin_memcpy(image + fip_off, &gva, 8);
-        else
-            __builtin_memcpy(image + fip_off, &gva, 4);
+    bool env = in->op == OP_FNSAVE || in->op == OP_FNSTENV, wide = !env && (in->rex & 8);
+    if (env && in->op_size == 2) { /* 16-bit image: FIP at 6, FDP at 10; too short to tell */
+        for (unsigned i = 6; i < 8; i++)
+            image[i] = image[i + 4] = 0;
+        return;
     }
-    /* A data pointer into our own mappings tells the guest nothing it may know. */
-    uint64_t fdp = 0;
-    __builtin_memcpy(&fdp, image + fdp_off, fxsave_format ? 8 : 4);
-    uint64_t base = (uint64_t)(uintptr_t)v->ram->base, self = (uint64_t)(uintptr_t)v;
-    bool ours = fxsave_format
-                    ? (fdp - base < v->ram->span || fdp - self < sizeof *v)
-                    : (uint32_t)(fdp - base) < v->ram->span || (uint32_t)(fdp - self) < sizeof *v;
-    if (ours) {
-        fdp = 0;
-        __builtin_memcpy(image + fdp_off, &fdp, fxsave_format ? 8 : 4);
+    unsigned fip_off = env ? 12 : 8, fdp_off = env ? 20 : 16;
+    uint64_t fip = 0, zero = 0;
+    __builtin_memcpy(&fip, image + fip_off, 4);
+    if (wide)
+        __builtin_memcpy(&fip, image + fip_off, 8);
+    if (!cache_contains(bt, fip))
+        return;
+    fip = guest_fip(bt, fip);
+    if (wide) {
+        __builtin_memcpy(image + fip_off, &fip, 8);
+        __builtin_memcpy(image + fdp_off, &zero, 8);
+    } else {
+        __builtin_memcpy(image + fip_off, &fip, 4);
+        __builtin_memcpy(image + fdp_off, &zero, 4);
     }
 }
 
@@ -258,7 +251,7 @@ uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s)
     if (ev->bounce.active) {
         uint8_t *src = ev->bounce.src;
         if ((s->flags & SITE_FIP) && x87)
-            bt_fix_fip(v, src, s->insn->op != OP_FNSAVE && s->insn->op != OP_FNSTENV);
+            bt_fix_fip(v, s->insn, src);
         for (unsigned i = 0; i < 2; src += ev->bounce.len[i], i++) {
             unsigned len = ev->bounce.len[i];
             if (!len || ev->bounce.skip[i])

@@ -324,33 +324,64 @@ static inline int diff_report(FILE *out, const char *what, uint64_t native, uint
  *  - MMX: the host may switch the x87 registers to MMX before it finds that the operand faults.
  *  - branches to non-canonical addresses: #GP before (Intel) or after the branch is taken.
  *  - CMPS with two faulting operands: which comes first.
- *  - masked vector operands: CR2 is somewhere in the operand's part on the page.
+ *  - alignment checks (#AC) of instructions that are done in C: not made.
+ *  - stores that convert: MXCSR may have the conversion's flags.
+ *  - x87 instructions that find an unmasked exception: the host does not touch memory then.
+ *  - masked operands that cross into non-canonical addresses: #PF or #GP.
+ *  - x87 and big operands: CR2 is somewhere in the operand's part on the page.
+ *  - x87 and state images: the host may have written a part before it faults.
+ *  - a pending x87 exception and a memory fault: which comes first.
  */
 struct diff_excuses {
     uint64_t flags;
-    bool x87, branch, cr2, cr2_page;
+    bool all, x87, mxcsr, branch, cr2, cr2_page, memory, vector;
 };
+static inline bool diff_is_fault(uint32_t vector)
+{
+    return vector == EXC_PF || vector == EXC_GP || vector == EXC_SS || vector == EXC_AC;
+}
+
 static inline struct diff_excuses diff_excuse(const struct diff_case *c, const struct diff_result *n,
                                               const struct diff_result *g)
 {
     struct diff_excuses x = {0};
-    if (n->vector != g->vector || n->vector > 31 || n->rip == diff_end(c))
-        return x;
-    switch (n->vector) {
-    case EXC_PF: case EXC_GP: case EXC_SS: case EXC_AC: case EXC_DE: case EXC_MF: case EXC_XM:
-        x.flags = FL_ARITH;
-        break;
-    default:
-        return x;
-    }
-    uint64_t off = n->rip - diff_start(c);
     struct insn in;
-    if (off >= c->len || insn_decode(&in, c->code + off, c->len - off, MODE_64) <= 0)
+    uint64_t off = g->rip - diff_start(c);
+    bool fault = diff_is_fault(g->vector) && g->rip != diff_end(c);
+    bool known = off < c->len && insn_decode(&in, c->code + off, c->len - off, MODE_64) > 0;
+    if (fault && known && in.fpu == FPU_X87 && (in.flags & INSN_MEM)) {
+        uint16_t fsw;
+        memcpy(&fsw, n->xsave + 2, 2);
+        x.all = fsw & 0x80; /* the host suppressed the access */
+    }
+    if (n->vector > 31 || n->rip == diff_end(c))
         return x;
-    x.x87 = in.fpu == FPU_MMX;
+    uint64_t noff = n->rip - diff_start(c);
+    struct insn nin;
+    if (n->vector == EXC_AC && noff < c->len &&
+        insn_decode(&nin, c->code + noff, c->len - noff, MODE_64) > 0)
+        x.all = nin.op != OP_COPY && nin.op != OP_PUSH && nin.op != OP_POP;
+    if (diff_is_fault(n->vector) || n->vector == EXC_DE || n->vector == EXC_MF ||
+        n->vector == EXC_XM)
+        x.flags = FL_ARITH;
+    else
+        return x;
     x.branch = n->vector == EXC_GP && (int64_t)(g->rip << 16) >> 16 != (int64_t)g->rip;
-    x.cr2 = in.op == OP_CMPS;
-    x.cr2_page = in.flags & INSN_MASKED;
+    x.all |= x.branch && g->vector == EXC_DB;
+    if (!known || n->rip != g->rip)
+        return x;
+    bool mem = (in.flags & INSN_MEM) || in.op == OP_MASKMOV;
+    x.x87 = in.fpu == FPU_MMX;
+    x.vector = fault && ((n->vector == EXC_MF && mem) ||
+                         (diff_is_fault(n->vector) &&
+                          (in.op == OP_CMPS || in.fpu == FPU_XSAVE || (in.flags & INSN_MASKED) || (mem && in.fpu == FPU_X87) ||
+                           (mem && in.mem.size > 64))));
+    x.memory = (in.fpu == FPU_X87 || in.fpu == FPU_FXSR || in.fpu == FPU_XSAVE) &&
+               (in.flags & INSN_MEM_WRITE);
+    x.cr2 = in.op == OP_CMPS || in.mem.size > 64;
+    x.mxcsr = in.flags & INSN_MEM_WRITE;
+    x.cr2_page = in.fpu == FPU_XSAVE || in.fpu == FPU_X87 ||
+                 in.op == OP_MASKMOV;
     return x;
 }
 
@@ -363,8 +394,10 @@ static inline int diff_compare(const struct diff_result *n, const struct diff_re
     int d = 0;
     char name[32];
     struct diff_excuses ex = diff_excuse(c, n, g);
+    if (ex.all)
+        return 0;
     flags &= ~ex.flags;
-    if (n->vector != g->vector)
+    if (n->vector != g->vector && !ex.vector)
         d += diff_report(out, "vector", n->vector, g->vector);
     if (n->rip != g->rip && !ex.branch)
         d += diff_report(out, "rip", n->rip, g->rip);
@@ -403,7 +436,7 @@ static inline int diff_compare(const struct diff_result *n, const struct diff_re
         x = y = 0;
         memcpy(&x, a + ctl[i].off, ctl[i].size);
         memcpy(&y, b + ctl[i].off, ctl[i].size);
-        if (x != y && !(ex.x87 && i < 3))
+        if (x != y && !(ex.x87 && i < 3) && !(ex.mxcsr && i == 3))
             d += diff_report(out, ctl[i].name, x, y);
     }
     for (unsigned i = 0; i < 8 && !ex.x87; i++)
@@ -442,7 +475,7 @@ static inline int diff_compare(const struct diff_result *n, const struct diff_re
     for (unsigned p = 0; p < DIFF_PAGES; p++) {
         const uint8_t *pn = n->dirty >> p & 1 ? n->page[p] : pristine[p];
         const uint8_t *pg = g->dirty >> p & 1 ? g->page[p] : pristine[p];
-        if (pn == pg || !memcmp(pn, pg, 4096))
+        if (pn == pg || ex.memory || !memcmp(pn, pg, 4096))
             continue;
         unsigned shown = 0;
         for (unsigned o = 0; o < 4096 && shown < 6; o += 8)
