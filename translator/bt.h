@@ -141,7 +141,7 @@ enum exit_reason {
 };
 
 /* Use of vcpu.scratch[] by emitted code. */
-enum { SCR_FLAGS_RAX, SCR_TARGET, SCR_SPILL, SCR_RCX, SCR_VALUE, SCR_SPILL2 };
+enum { SCR_FLAGS_RAX, SCR_TARGET, SCR_SPILL, SCR_VALUE };
 
 /* -- Code cache ---------------------------------------------------------------------------------- */
 

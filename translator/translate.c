@@ -325,7 +325,7 @@ static struct access copy_access(const struct xlate *x, const struct insn *in, u
                        .flags_live = live_at(x, i)};
     if (in->flags & INSN_MEM_WRITE)
         a.kind = in->flags & INSN_MEM_READ ? MMU_WRITE | MMU_RMW : MMU_WRITE;
-    if (in->flags & INSN_MEM_ALIGNED)
+    if ((in->flags & (INSN_MEM_ALIGNED | INSN_MASKED)) == INSN_MEM_ALIGNED)
         a.flags |= SITE_ALIGNED;
     if (in->flags & INSN_MASKED) {
         a.flags |= SITE_MASKED;
@@ -794,31 +794,26 @@ static void emit_insn(struct xlate *x, unsigned i)
     }
 }
 
-/* The door for indirect jumps: R10 must be this block's address. */
+/*
+ * The door for indirect jumps: R10 must be this block's address. The check touches no flag even if
+ * this block needs none, for when it fails the flags belong to another block, which may.
+ */
 static void emit_entry_check(struct xlate *x)
 {
     struct emitter *e = &x->e;
-    uint64_t gva = x->tb->gva;
-    if (!live_at(x, 0)) {
-        if ((int64_t)gva == (int32_t)gva) {
-            e_bytes(e, (const uint8_t[]){0x49, 0x81, 0xfa}, 3); /* cmp r10, imm32 */
-            e32(e, (uint32_t)gva);
-        } else {
-            e_mov_imm(e, R11, gva);
-            e_bytes(e, (const uint8_t[]){0x4d, 0x39, 0xda}, 3); /* cmp r10, r11 */
-        }
-        e_jcc(e, CC_NE, x->bt->stub_lookup);
-        return;
+    uint64_t minus = -x->tb->gva;
+    e_mov_rr(e, R11, RCX);
+    if ((int64_t)minus == (int32_t)minus) {
+        e_lea(e, RCX, R10, 0xff, 1, (int32_t)minus);
+    } else {
+        e_mov_imm(e, RCX, minus);
+        e_lea(e, RCX, RCX, R10, 1, 0);
     }
-    /* Flags are live: r10 - gva through LEA, tested by JRCXZ. */
-    e_mov_imm(e, R11, -gva);
-    e_store_gs(e, VCPU_OFF(scratch[SCR_RCX]), RCX);
-    e_lea(e, RCX, R10, R11, 1, 0);
     e8(e, 0xe3);
-    e8(e, 9 + 5); /* jrcxz over the next two */
-    e_load_gs(e, RCX, VCPU_OFF(scratch[SCR_RCX]));
+    e8(e, 3 + 5); /* jrcxz over the next two */
+    e_mov_rr(e, RCX, R11);
     e_jmp(e, x->bt->stub_lookup);
-    e_load_gs(e, RCX, VCPU_OFF(scratch[SCR_RCX]));
+    e_mov_rr(e, RCX, R11);
 }
 
 /* -- The block ------------------------------------------------------------------------------------ */
