@@ -26,9 +26,9 @@ enum { HOUR_PM = 0x80, ALARM_ANY = 0xc0 };
 /* The first update comes half a second after the divider is released. */
 #define HALF_SECOND  (SEC / 2)
 
-/* What the guest may set the clock to, in seconds since 1970: the years 1900 to 2199. Keeps 64-bit
+/* What the guest may set the clock to, in seconds since 1970: the years 1930 to 2199. Keeps 64-bit
  * nanoseconds, and the difference of any two times, from overflowing. */
-#define FIRST_SECOND (-2208988800ll)
+#define FIRST_SECOND (-1262304000ll)
 #define LAST_SECOND  7258118399ll
 
 static int64_t floor_div(int64_t a, int64_t b)
