@@ -1367,29 +1367,25 @@ TEST(pf, smap)
 
 TEST(pf, smap_implicit)
 {
-    /* Implicit supervisor accesses (here: the stack of an interrupt) ignore AC. */
+    /* Implicit supervisor accesses (here: to the LDT by a segment load) ignore AC. */
     if (!feat.smap)
         SKIP("no SMAP");
-    map_new(UVA, PG_URW);
+    TCG_SKIP("descriptor accesses at CPL 0 honour AC");
+    u64 pa = map_new(UVA, PG_URW);
+    *(u64 *)(pa + 8) = DESC(0, 0xfffff, 0xf3, 0xc);
+    gdt[SEL_LDT / 8] = DESC(UVA, 0xffff, 0x82, 0);
+    gdt[SEL_LDT / 8 + 1] = UVA >> 32;
+    asm volatile("lldt %w0" ::"r"(SEL_LDT));
     struct regs r = regs_for(0);
-    r.rbx = (u64)gdt;
-    map_level(UVA2, (u64)gdt & ~0x1ffffful, PG_URW, 2);
-    struct {
-        u16 limit;
-        u64 base;
-    } __attribute__((packed)) gdtr = {sizeof(gdt) - 1, UVA2 + ((u64)gdt & 0x1fffff)}, old;
-    asm volatile("sgdt %0" : "=m"(old));
-    write_cr4(default_cr4 | CR4_SMAP);
     r.rflags |= F_AC;
-    r.rax = SEL_KDATA;
-    asm volatile("lgdt %0" ::"m"(gdtr));
-    TCG_SKIP("the descriptor access at CPL 0 honours AC");
+    r.rax = 8 + 4 + 3;
     u8 *code = SNIP("mov %%eax, %%fs");
-    idt_set(PF, (void *)(u64)0, 0, 0, 0); /* delivering would fault as well: look at #DF */
-    run_at(&r, code);
-    asm volatile("lgdt %0" ::"m"(old));
+    done(&r, code);
+    write_cr4(default_cr4 | CR4_SMAP);
+    fault(&r, code, PF, PF_P);
+    EQ(T.cr2, UVA + 8);
     write_cr4(default_cr4);
-    expect(DF, 0);
+    asm volatile("lldt %w0" ::"r"(0));
 }
 
 /* -- #MF, #XM, #AC -------------------------------------------------------------------------------*/

@@ -99,7 +99,7 @@ enum {
 #define CR4_SMAP       (1u << 21)
 
 /* Addresses.  The kernel is identity mapped; CPL 3 sees it USER_OFFSET higher. */
-#define USER_OFFSET 0x1000000000ul
+#define USER_OFFSET 0x40000000ul /* below 2 GiB: 32-bit addresses reach it */
 #define UVA         0x0000100000000000ul /* a PML4 slot for tests, lower half */
 #define UVA2        0x0000108000000000ul /* the slot after it */
 #define KVA         0xffffc00000000000ul /* a PML4 slot for tests, upper half */
