@@ -120,6 +120,15 @@ struct madt_lapic_nmi {
     uint8_t lint;
 } PACKED;
 
+struct mcfg { /* PCI Firmware 3.3, 4.1.2; one allocation */
+    struct sdt_header h;
+    uint64_t reserved0;
+    uint64_t base;
+    uint16_t segment;
+    uint8_t bus_first, bus_last;
+    uint32_t reserved1;
+} PACKED;
+
 /* MPS INTI flags (table 5.26). */
 enum { INTI_HIGH = 1, INTI_EDGE = 1 << 2, INTI_LEVEL = 3 << 2 };
 
@@ -231,6 +240,7 @@ static void write_system_resources(struct aml *a)
     aml_io(a, PIT_SPEAKER_PORT, 1);
     aml_io(a, RESET_FAST_PORT, 1);
     aml_io(a, ACPI_PM_PORT, ACPI_PM_PORTS);
+    aml_memory_fixed(a, (uint32_t)PCI_ECAM_BASE, (uint32_t)PCI_ECAM_SIZE);
     aml_end_resources(a);
     aml_end(a);
 }
@@ -251,7 +261,8 @@ static void write_pci_root(struct aml *a, const struct acpi_config *cfg)
     aml_io(a, PCI_CONFIG_PORT, PCI_CONFIG_PORTS);
     aml_io_range(a, 0x0000, PCI_CONFIG_PORT - 1);
     aml_io_range(a, PCI_CONFIG_PORT + PCI_CONFIG_PORTS, 0xffff);
-    aml_memory_range(a, hole, (uint32_t)IOAPIC_BASE - 1);
+    aml_memory_range(a, hole, (uint32_t)PCI_ECAM_BASE - 1);
+    aml_memory_range(a, (uint32_t)(PCI_ECAM_BASE + PCI_ECAM_SIZE), (uint32_t)IOAPIC_BASE - 1);
     aml_end_resources(a);
 
     aml_name(a, "_PRT"); /* 6.2.13 */
@@ -405,12 +416,22 @@ static int build_madt(struct area *a, const struct acpi_config *cfg, uint64_t *a
     return 0;
 }
 
-static int build_xsdt(struct area *a, uint64_t fadt, uint64_t madt, uint64_t *at)
+static int build_mcfg(struct area *a, uint64_t *at)
+{
+    struct mcfg m = {.base = PCI_ECAM_BASE, .bus_first = 0, .bus_last = 255};
+
+    init_header(&m.h, "MCFG", 1);
+    finish(&m.h, sizeof(m));
+    *at = next_table(a);
+    return append(a, &m, sizeof(m));
+}
+
+static int build_xsdt(struct area *a, uint64_t fadt, uint64_t madt, uint64_t mcfg, uint64_t *at)
 {
     struct {
         struct sdt_header h;
-        uint64_t entry[2];
-    } PACKED x = {.entry = {fadt, madt}};
+        uint64_t entry[3];
+    } PACKED x = {.entry = {fadt, madt, mcfg}};
 
     init_header(&x.h, "XSDT", 1);
     finish(&x.h, sizeof(x));
@@ -439,7 +460,7 @@ static void build_facs(struct facs *f)
 int acpi_build(const struct acpi_config *cfg, struct guest_ram *ram)
 {
     struct area a = {.image = calloc(1, ACPI_AREA_SIZE)};
-    uint64_t dsdt, fadt, madt, xsdt;
+    uint64_t dsdt, fadt, madt, mcfg, xsdt;
     int err;
 
     if (!a.image)
@@ -449,7 +470,8 @@ int acpi_build(const struct acpi_config *cfg, struct guest_ram *ram)
     err = build_dsdt(&a, cfg, &dsdt);
     err = err ? err : build_fadt(&a, dsdt, &fadt);
     err = err ? err : build_madt(&a, cfg, &madt);
-    err = err ? err : build_xsdt(&a, fadt, madt, &xsdt);
+    err = err ? err : build_mcfg(&a, &mcfg);
+    err = err ? err : build_xsdt(&a, fadt, madt, mcfg, &xsdt);
     if (!err) {
         build_rsdp((struct rsdp *)(a.image + ACPI_FACS_SIZE), xsdt);
         err = ram_write(ram, ACPI_AREA, a.image, ACPI_AREA_SIZE);

@@ -1,6 +1,6 @@
 /*
- * The ACPI tables of this machine (ACPI 6.5, chapter 5): RSDP, XSDT, FADT, FACS, MADT and DSDT,
- * in a fixed area below 1 MiB, where the RSDP is also found by scanning.
+ * The ACPI tables of this machine (ACPI 6.5, chapter 5): RSDP, XSDT, FADT, FACS, MADT, MCFG and
+ * DSDT, in a fixed area below 1 MiB, where the RSDP is also found by scanning.
  */
 #ifndef RINGSHIFT_DEVICES_ACPI_H
 #define RINGSHIFT_DEVICES_ACPI_H

@@ -15,22 +15,48 @@
 #define CLASS_BRIDGE_HOST    0x0600
 #define CLASS_BRIDGE_ISA     0x0601
 
-/* The addressed function, or NULL. */
+/* The function that this bus, slot and function number stand for, or NULL. */
+static struct pci_function *lookup(const struct pci_host *h, unsigned bus, unsigned slot,
+                                   unsigned function)
+{
+    return bus == 0 && function == 0 ? h->slot[slot] : NULL;
+}
+
+/* Reads `size` bytes of configuration space; `at` is at most 256 - size. */
+static uint64_t config_read(const struct pci_function *f, unsigned at, unsigned size)
+{
+    uint64_t value = 0;
+
+    if (!f)
+        return UINT64_MAX;
+    for (unsigned i = 0; i < size; i++)
+        value |= (uint64_t)f->config[at + i] << (8 * i);
+    return value;
+}
+
+static void config_write(struct pci_function *f, unsigned at, unsigned size, uint64_t value)
+{
+    if (!f)
+        return;
+    for (unsigned i = 0; i < size; i++) {
+        uint8_t byte = (uint8_t)(value >> (8 * i)), mask = f->writable[at + i];
+
+        f->config[at + i] = (uint8_t)((f->config[at + i] & ~mask) | (byte & mask));
+    }
+}
+
+/* -- Mechanism #1 ---------------------------------------------------------------------------------- */
+
 static struct pci_function *selected(const struct pci_host *h)
 {
-    unsigned bus = h->address >> 16 & 0xff, slot = h->address >> 11 & 31;
-    unsigned function = h->address >> 8 & 7;
-
-    if (!(h->address & ADDRESS_ENABLE) || bus != 0 || function != 0)
+    if (!(h->address & ADDRESS_ENABLE))
         return NULL;
-    return h->slot[slot];
+    return lookup(h, h->address >> 16 & 0xff, h->address >> 11 & 31, h->address >> 8 & 7);
 }
 
 static uint64_t pci_read(void *opaque, uint64_t offset, unsigned size)
 {
     const struct pci_host *h = opaque;
-    const struct pci_function *f;
-    uint64_t value = 0;
 
     if (offset < DATA_OFFSET) {
         /* Only a dword access to the port itself reaches the address register. */
@@ -40,18 +66,13 @@ static uint64_t pci_read(void *opaque, uint64_t offset, unsigned size)
             return reset_control_read(h->reset_control);
         return UINT64_MAX;
     }
-    f = selected(h);
-    if (!f)
-        return UINT64_MAX;
-    for (unsigned i = 0; i < size; i++)
-        value |= (uint64_t)f->config[(h->address & 0xfc) + (offset - DATA_OFFSET) + i] << (8 * i);
-    return value;
+    /* In bounds: the bus lets no access run past the eighth port, so this ends at 0xfc + 4. */
+    return config_read(selected(h), (h->address & 0xfc) + (unsigned)(offset - DATA_OFFSET), size);
 }
 
 static void pci_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
 {
     struct pci_host *h = opaque;
-    struct pci_function *f;
 
     if (offset < DATA_OFFSET) {
         if (offset == 0 && size == 4)
@@ -60,19 +81,33 @@ static void pci_write(void *opaque, uint64_t offset, unsigned size, uint64_t val
             reset_control_write(h->reset_control, (uint8_t)value);
         return;
     }
-    f = selected(h);
-    if (!f)
-        return;
-    for (unsigned i = 0; i < size; i++) {
-        /* In bounds: offset + size ends within the 8 ports (bus.c), so at most 0xfc + 4. */
-        unsigned at = (h->address & 0xfc) + (unsigned)(offset - DATA_OFFSET) + i;
-        uint8_t byte = (uint8_t)(value >> (8 * i));
-
-        f->config[at] = (uint8_t)((f->config[at] & ~f->writable[at]) | (byte & f->writable[at]));
-    }
+    config_write(selected(h), (h->address & 0xfc) + (unsigned)(offset - DATA_OFFSET), size, value);
 }
 
 const struct io_ops pci_host_ops = {.read = pci_read, .write = pci_write, .max_size = 4};
+
+/* -- ECAM ------------------------------------------------------------------------------------------ */
+
+/* The function at this offset, if the access lies in its first 256 bytes: these are conventional
+ * devices, without extended configuration space. */
+static struct pci_function *ecam_lookup(const struct pci_host *h, uint64_t offset, unsigned size)
+{
+    if ((offset & 0xfff) + size > sizeof(h->host_bridge.config))
+        return NULL;
+    return lookup(h, offset >> 20 & 0xff, offset >> 15 & 31, offset >> 12 & 7);
+}
+
+static uint64_t ecam_read(void *opaque, uint64_t offset, unsigned size)
+{
+    return config_read(ecam_lookup(opaque, offset, size), offset & 0xfff, size);
+}
+
+static void ecam_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
+{
+    config_write(ecam_lookup(opaque, offset, size), offset & 0xfff, size, value);
+}
+
+const struct io_ops pci_ecam_ops = {.read = ecam_read, .write = ecam_write, .max_size = 4};
 
 static void put16(uint8_t *at, uint16_t value)
 {

@@ -1,5 +1,6 @@
 /*
- * PCI bus 0 behind configuration mechanism #1 (PCI Local Bus 3.0, 3.2.2.3.2): ports 0xcf8-0xcff.
+ * PCI bus 0 behind configuration mechanism #1 (PCI Local Bus 3.0, 3.2.2.3.2), ports 0xcf8-0xcff,
+ * and the memory-mapped one (ECAM; PCI Express 5.0, 7.2.2), which the ACPI MCFG table announces.
  * It holds a host bridge (82441FX) and an ISA bridge (82371AB); other functions read as all-ones.
  * Port 0xcf9 lies in this range: byte accesses there are the chipset's reset control.
  */
@@ -13,6 +14,8 @@
 
 #define PCI_CONFIG_PORT  0xcf8
 #define PCI_CONFIG_PORTS 8
+#define PCI_ECAM_BASE    0xe0000000ull
+#define PCI_ECAM_SIZE    (256ull << 20) /* buses 0..255 */
 #define PCI_ISA_SLOT     1
 #define PCI_SLOTS        32
 
@@ -32,5 +35,6 @@ void pci_host_init(struct pci_host *h, struct reset_control *reset_control);
 void pci_host_reset(struct pci_host *h);
 
 extern const struct io_ops pci_host_ops; /* opaque: struct pci_host */
+extern const struct io_ops pci_ecam_ops; /* opaque: struct pci_host */
 
 #endif

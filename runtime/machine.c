@@ -457,6 +457,7 @@ unsigned machine_e820(const struct machine *m, struct boot_e820_entry *out, unsi
         {ACPI_RSDP, ACPI_AREA_SIZE - ACPI_FACS_SIZE, ACPI},
         {ACPI_AREA + ACPI_AREA_SIZE, HIGH_RAM - ACPI_AREA - ACPI_AREA_SIZE, RESERVED},
         {HIGH_RAM, m->ram.low_size - HIGH_RAM, RAM},
+        {PCI_ECAM_BASE, PCI_ECAM_SIZE, RESERVED},
         {IOAPIC_BASE, IOAPIC_SIZE, RESERVED},
         {LAPIC_DEFAULT_BASE, LAPIC_SIZE, RESERVED},
         {RAM_HIGH_BASE, m->ram.high_size, RAM},
@@ -844,7 +845,9 @@ static int connect_devices(struct machine *m)
         if (err)
             return err;
     }
-    return io_bus_add(&m->mmio, IOAPIC_BASE, IOAPIC_SIZE, &ioapic_io_ops, &m->ioapic);
+    int err = io_bus_add(&m->mmio, IOAPIC_BASE, IOAPIC_SIZE, &ioapic_io_ops, &m->ioapic);
+
+    return err ? err : io_bus_add(&m->mmio, PCI_ECAM_BASE, PCI_ECAM_SIZE, &pci_ecam_ops, &m->pci);
 }
 
 static void create_devices(struct machine *m)

@@ -211,7 +211,8 @@ static void check_tables(unsigned cpus)
     cr_assert_eq(sum(rsdp, 36), 0);
     cr_assert_eq(ACPI_RSDP % 16, 0);
     xsdt = table(&ram, le32(rsdp + 24), "XSDT");
-    cr_assert_eq(le32(xsdt + 4), 36 + 2 * 8);
+    cr_assert_eq(le32(xsdt + 4), 36 + 3 * 8);
+    cr_assert_eq(le32(table(&ram, le32(xsdt + 52), "MCFG") + 44), 0xe0000000u);
     fadt = table(&ram, le32(xsdt + 36), "FACP");
     cr_assert_eq(fadt[8], 6);
     table(&ram, le32(fadt + 40), "DSDT");

@@ -78,6 +78,26 @@ Test(pci, config_space_is_read_only, .init = setup)
     cr_assert_eq(io_bus_read(&bus, 0xcff, 4) >> 8, 0xffffffu);
 }
 
+Test(pci, ecam, .init = setup)
+{
+    uint64_t isa = 1u << 15;
+
+    io_bus_add(&bus, PCI_ECAM_BASE, PCI_ECAM_SIZE, &pci_ecam_ops, &pci);
+    cr_assert_eq(io_bus_read(&bus, PCI_ECAM_BASE, 4), 0x12378086u);
+    cr_assert_eq(io_bus_read(&bus, PCI_ECAM_BASE + isa + PCI_CLASS_DEVICE, 2), 0x0601u);
+    cr_assert_eq(io_bus_read(&bus, PCI_ECAM_BASE, 8) & 0xffffffffu, 0x12378086u);
+    cr_assert_eq(io_bus_read(&bus, PCI_ECAM_BASE + 0xfe, 4) >> 16, 0xffffu);
+    cr_assert_eq(io_bus_read(&bus, PCI_ECAM_BASE + 0x100, 4), 0xffffffffu);
+    cr_assert_eq(io_bus_read(&bus, PCI_ECAM_BASE + 0x1000, 4), 0xffffffffu);
+    cr_assert_eq(io_bus_read(&bus, PCI_ECAM_BASE + (1u << 20), 4), 0xffffffffu);
+    cr_assert_eq(io_bus_read(&bus, PCI_ECAM_BASE + PCI_ECAM_SIZE - 4, 4), 0xffffffffu);
+    for (uint64_t at = 0; at < 0x10000; at += 3)
+        io_bus_write(&bus, PCI_ECAM_BASE + at, 4, 0xffffffffu);
+    cr_assert_eq(io_bus_read(&bus, PCI_ECAM_BASE + PCI_COMMAND, 2),
+                 PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_SERR |
+                     PCI_COMMAND_PARITY);
+}
+
 Test(reset, cf9, .init = setup)
 {
     io_bus_write(&bus, 0xcf9, 1, 0x02);
