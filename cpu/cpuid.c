@@ -312,8 +312,17 @@ static void add_brand(struct cpu_model *m, const char *host)
         s[n++] = *p;
     while (*host == ' ')
         host++;
-    while (*host && n < sizeof(s) - 2)
-        s[n++] = *host++;
+    while (*host && n < sizeof(s) - 2) {
+        /* "(R)" and "(TM)" would leave no room for what matters. */
+        unsigned mark = host[0] != '('                                       ? 0
+                        : host[1] == 'R' && host[2] == ')'                   ? 3
+                        : host[1] == 'T' && host[2] == 'M' && host[3] == ')' ? 4
+                                                                             : 0;
+        if (mark)
+            host += mark;
+        else
+            s[n++] = *host++;
+    }
     while (s[n - 1] == ' ')
         n--;
     s[n] = ')';

@@ -84,6 +84,15 @@ static inline bool cpu_debug_active(const struct vcpu *v)
     return v->dr[7] & DR7_ENABLES;
 }
 
+/* True if one of them watches data or I/O. */
+static inline bool cpu_debug_watching(const struct vcpu *v)
+{
+    for (unsigned i = 0; i < 4; i++)
+        if ((v->dr[7] >> (2 * i) & 3) && (v->dr[7] >> (16 + 4 * i) & 3))
+            return true;
+    return false;
+}
+
 /* What a breakpoint watches (DR7.R/W; I/O needs CR4.DE). */
 enum cpu_debug_kind { DEBUG_EXEC = 0, DEBUG_WRITE = 1, DEBUG_IO = 2, DEBUG_READ = 3 };
 

@@ -14,6 +14,7 @@
 #include "cpu/segment.h"
 #include "cpu/system.h"
 #include "mmu/mmu.h"
+#include "translator/bt.h"
 
 /* -- Operands. --------------------------------------------------------------------------------- */
 
@@ -56,14 +57,36 @@ static uint64_t read_gpr(const struct vcpu *v, unsigned reg, unsigned size)
     return callout_truncate(v->gpr[reg & 15], size);
 }
 
+void callout_watch(struct vcpu *v, enum cpu_debug_kind kind, uint64_t addr, unsigned size)
+{
+    if (cpu_debug_active(v) && v->engine)
+        v->engine->db_bits |= cpu_debug_match(v, kind, addr, size);
+}
+
+static int load_at(struct vcpu *v, uint64_t gva, void *buf, unsigned size, bool stack)
+{
+    if (mmu_load(v, gva, buf, size, MMU_READ, stack))
+        return -1;
+    callout_watch(v, DEBUG_READ, gva, size);
+    return 0;
+}
+
+static int store_at(struct vcpu *v, uint64_t gva, const void *buf, unsigned size, bool stack)
+{
+    if (mmu_store(v, gva, buf, size, MMU_WRITE, stack))
+        return -1;
+    callout_watch(v, DEBUG_WRITE, gva, size);
+    return 0;
+}
+
 static int load(struct vcpu *v, const struct insn *in, void *buf, unsigned size)
 {
-    return mmu_load(v, callout_ea(v, in), buf, size, MMU_READ, in->mem.seg == SEG_SS);
+    return load_at(v, callout_ea(v, in), buf, size, in->mem.seg == SEG_SS);
 }
 
 static int store(struct vcpu *v, const struct insn *in, const void *buf, unsigned size)
 {
-    return mmu_store(v, callout_ea(v, in), buf, size, MMU_WRITE, in->mem.seg == SEG_SS);
+    return store_at(v, callout_ea(v, in), buf, size, in->mem.seg == SEG_SS);
 }
 
 /* A selector or machine status word: 16 bits of register or memory. */
@@ -106,7 +129,7 @@ static int push(struct vcpu *v, uint64_t value, unsigned size)
 {
     uint64_t rsp = v->gpr[RSP] - size;
 
-    if (mmu_store(v, rsp, &value, size, MMU_WRITE, true))
+    if (store_at(v, rsp, &value, size, true))
         return -1;
     v->gpr[RSP] = rsp;
     return 0;
@@ -115,7 +138,7 @@ static int push(struct vcpu *v, uint64_t value, unsigned size)
 static int peek_stack(struct vcpu *v, uint64_t *value, unsigned size)
 {
     *value = 0;
-    return mmu_load(v, v->gpr[RSP], value, size, MMU_READ, true);
+    return load_at(v, v->gpr[RSP], value, size, true);
 }
 
 static void set_zf(struct vcpu *v, bool zf)
@@ -154,6 +177,7 @@ static enum cpu_result do_in_out(struct vcpu *v, const struct insn *in)
                        size == 1   ? (uint8_t)v->gpr[RAX]
                        : size == 2 ? (uint16_t)v->gpr[RAX]
                                    : (uint32_t)v->gpr[RAX]);
+    callout_watch(v, DEBUG_IO, port, size);
     return CPU_NEXT;
 }
 
@@ -240,19 +264,18 @@ static enum cpu_result do_enter(struct vcpu *v, const struct insn *in)
     uint64_t rsp = v->gpr[RSP] - size, rbp = v->gpr[RBP], frame = rsp, gpa;
     void *host;
 
-    if (mmu_store(v, rsp, &rbp, size, MMU_WRITE, true))
+    if (store_at(v, rsp, &rbp, size, true))
         return CPU_EXCEPTION;
     for (unsigned i = 1; i < level; i++) {
         uint64_t outer = 0;
         rbp -= size;
         rsp -= size;
-        if (mmu_load(v, rbp, &outer, size, MMU_READ, true) ||
-            mmu_store(v, rsp, &outer, size, MMU_WRITE, true))
+        if (load_at(v, rbp, &outer, size, true) || store_at(v, rsp, &outer, size, true))
             return CPU_EXCEPTION;
     }
     if (level) {
         rsp -= size;
-        if (mmu_store(v, rsp, &frame, size, MMU_WRITE, true))
+        if (store_at(v, rsp, &frame, size, true))
             return CPU_EXCEPTION;
     }
     rsp -= (uint16_t)in->imm;
@@ -500,7 +523,7 @@ static enum cpu_result do_arpl(struct vcpu *v, const struct insn *in)
 
 /* -- The switch. ------------------------------------------------------------------------------- */
 
-enum cpu_result callout_execute(struct vcpu *v, const struct insn *in)
+static enum cpu_result execute(struct vcpu *v, const struct insn *in)
 {
     uint64_t next = v->rip + in->len;
     enum cpu_result r;
@@ -664,4 +687,15 @@ enum cpu_result callout_execute(struct vcpu *v, const struct insn *in)
     default: /* UD0-UD2, VMCALL and its kin, MONITOR, MWAIT */
         return cpu_raise(v, EXC_UD);
     }
+}
+
+enum cpu_result callout_execute(struct vcpu *v, const struct insn *in)
+{
+    uint64_t hits = v->engine ? v->engine->db_bits : 0;
+    enum cpu_result r = execute(v, in);
+
+    /* An instruction that faults has hit no breakpoint. */
+    if (r == CPU_EXCEPTION && v->engine)
+        v->engine->db_bits = hits;
+    return r;
 }

@@ -20,6 +20,7 @@
 #ifndef RINGSHIFT_TRANSLATOR_CALLOUTS_H
 #define RINGSHIFT_TRANSLATOR_CALLOUTS_H
 
+#include "cpu/system.h"
 #include "translator/insn.h"
 
 enum cpu_result callout_execute(struct vcpu *v, const struct insn *in);
@@ -29,6 +30,10 @@ enum cpu_result callout_string(struct vcpu *v, const struct insn *in);
 
 /* Linear address of the memory operand: address size, segment base, RIP-relative. */
 uint64_t callout_ea(const struct vcpu *v, const struct insn *in);
+
+/* Notes that the instruction has accessed [addr, addr + size): a data or I/O breakpoint that this
+ * hits is delivered by the dispatcher as a trap after the instruction (or iteration). */
+void callout_watch(struct vcpu *v, enum cpu_debug_kind kind, uint64_t addr, unsigned size);
 
 /* `value` cut to an address of `size` (2, 4, 8) bytes. */
 static inline uint64_t callout_truncate(uint64_t value, unsigned size)

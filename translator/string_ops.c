@@ -434,6 +434,19 @@ static int one_io(const struct string *s)
     return mmu_store(v, gva, &value, s->size, MMU_WRITE, false);
 }
 
+/* Breakpoints on what one element has accessed; registers still point at it. */
+static void watch_element(const struct string *s)
+{
+    struct vcpu *v = s->v;
+
+    if (s->has_src)
+        callout_watch(v, DEBUG_READ, linear(s, RSI), s->size);
+    if (s->has_dst)
+        callout_watch(v, s->writes ? DEBUG_WRITE : DEBUG_READ, linear(s, RDI), s->size);
+    if (s->op == OP_INS || s->op == OP_OUTS)
+        callout_watch(v, DEBUG_IO, (uint16_t)v->gpr[RDX], s->size);
+}
+
 /* -- The instruction. -------------------------------------------------------------------------- */
 
 static bool event_pending(const struct vcpu *v)
@@ -467,8 +480,9 @@ enum cpu_result callout_string(struct vcpu *v, const struct insn *in)
         .rflags = &v->rflags,
     };
     uint64_t count = s.repeat ? callout_truncate(v->gpr[RCX], s.addr_size) : 1;
-    /* A single step stops after every iteration (SDM vol. 3, 17.3.1.4). */
-    uint64_t budget = v->rflags & FL_TF ? 1 : WORK_LIMIT / s.size;
+    /* Single steps and data breakpoints trap after every iteration (SDM vol. 3, 17.3.1). */
+    bool watching = cpu_debug_watching(v);
+    uint64_t budget = watching || (v->rflags & FL_TF) ? 1 : WORK_LIMIT / s.size;
     bool code_hit = false;
 
     if (io) {
@@ -482,6 +496,8 @@ enum cpu_result callout_string(struct vcpu *v, const struct insn *in)
         uint64_t done = io ? one_io(&s) == 0 : do_run(&s, limit, &code_hit);
         if (!done)
             return CPU_EXCEPTION;
+        if (watching)
+            watch_element(&s);
         uint64_t step = done * s.size;
         if (s.has_src)
             set_register(&s, RSI, s.down ? v->gpr[RSI] - step : v->gpr[RSI] + step);

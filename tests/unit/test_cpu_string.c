@@ -5,6 +5,8 @@
  */
 #include "tests/unit/cpu_fixture.h"
 
+#include "translator/bt.h"
+
 TestSuite(cpu_string, .init = cpu_setup, .fini = cpu_teardown);
 
 /* Eight virtual pages from AREA on, mapped out of order; HOLE is absent, ROM is read-only. */
@@ -336,4 +338,37 @@ Test(cpu_string, single_step_stops_after_each_element)
     cr_assert_eq(v->gpr[RCX], 2);
     cr_assert_eq(RUN(0xf3, 0xaa), CPU_REPEAT);
     cr_assert_eq(RUN(0xf3, 0xaa), CPU_NEXT);
+}
+
+Test(cpu_string, data_and_io_breakpoints)
+{
+    static struct engine_vcpu engine;
+
+    v->engine = &engine;
+    v->cr4 |= CR4_DE;
+    v->dr[0] = KDATA + 2;
+    v->dr[1] = 0x1f0;
+    v->dr[7] |= 1 | 1 << 16 | 4 | 2 << 20; /* DR0: write of a byte; DR1: I/O */
+    v->gpr[RCX] = 4;
+    v->gpr[RDI] = KDATA;
+    for (unsigned i = 0; i < 4; i++) {
+        engine.db_bits = 0;
+        cr_assert_eq(RUN(0xf3, 0xaa), i < 3 ? CPU_REPEAT : CPU_NEXT);
+        cr_assert_eq(engine.db_bits, i == 2 ? 1 : 0);
+    }
+    v->gpr[RSI] = KDATA + 2;
+    engine.db_bits = 0;
+    cr_assert_eq(RUN(0xac), CPU_NEXT);
+    cr_assert_eq(engine.db_bits, 0, "a load does not hit a write breakpoint");
+    v->gpr[RDX] = 0x1ee;
+    cr_assert_eq(RUN(0xed), CPU_NEXT);
+    cr_assert_eq(engine.db_bits, 2);
+    /* LGS reads its pointer over the breakpoint and then faults. */
+    engine.db_bits = 0;
+    v->dr[7] |= 3 << 16;
+    memset(ram.base + KDATA, 0xff, 16);
+    v->gpr[RBX] = KDATA;
+    expect_fault_code(RUN(0x0f, 0xb5, 0x03), EXC_GP, 0xfffc);
+    cr_assert_eq(engine.db_bits, 0);
+    v->engine = NULL;
 }
