@@ -2,6 +2,7 @@
  * `ringshift run`: boots a kernel, with this terminal as its serial console.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -345,12 +346,12 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct ter
         return CLI_INTERNAL;
     }
     enum machine_result result = machine_run(m, msg, sizeof(msg));
-    int exit_code = result_code(result, m, b, t);
     terminal_detach(t);
     terminal_restore(t);
+    int exit_code = result_code(result, m, b, t);
     if (result == MACHINE_TRIPLE_FAULT && !*msg)
         snprintf(msg, sizeof(msg), "the guest stopped by a triple fault");
-    if (exit_code == 128 + 13)
+    if (exit_code == 128 + SIGPIPE)
         snprintf(msg, sizeof(msg), "ended because the reader of the guest's console went away");
     if (*msg)
         cli_say("%s", msg);

@@ -71,6 +71,7 @@ struct terminal {
     bool device_waits; /* the device was told "not all taken" */
 
     int end_signal;
+    bool quit_by_key;
     bool handlers_set;
     sigset_t old_mask;
     struct sigaction old_pipe, old_fatal[5];
@@ -291,6 +292,7 @@ static bool escape_key(struct terminal *t, uint8_t key)
     case 'x':
     case 'X':
         tell(t, "\nringshift: ended by Ctrl-A X\n");
+        t->quit_by_key = true;
         machine_quit(t->machine);
         return false;
     case 's':
@@ -616,22 +618,35 @@ void terminal_detach(struct terminal *t)
     machine_unlock(m);
 }
 
-/* The rest of the output, within reason. */
+/* The rest of the output: for as long as the consumer takes if the guest ended by itself, not long
+ * if somebody wants us gone. */
 static void drain_output(struct terminal *t)
 {
     struct timespec start, now;
 
     clock_gettime(CLOCK_MONOTONIC, &start);
     while (t->out_len && !t->out_lost) {
+        int wait = -1;
         flush_output(t);
         if (!t->out_len)
             break;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        long spent = (now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000;
-        if (spent >= FLUSH_MS)
+        if (t->end_signal || t->quit_by_key) {
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            long spent =
+                (now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000;
+            if (spent >= FLUSH_MS)
+                break;
+            wait = (int)(FLUSH_MS - spent);
+        }
+        struct pollfd p[2] = {{.fd = t->out_fd, .events = POLLOUT},
+                              {.fd = t->signal_fd, .events = POLLIN}};
+        struct signalfd_siginfo si;
+        if (poll(p, 2, wait) > 0 && (p[1].revents & POLLIN) &&
+            read(t->signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si) && si.ssi_signo != SIGTSTP &&
+            si.ssi_signo != SIGCONT) {
+            t->end_signal = (int)si.ssi_signo;
             break;
-        struct pollfd p = {.fd = t->out_fd, .events = POLLOUT};
-        poll(&p, 1, (int)(FLUSH_MS - spent));
+        }
     }
 }
 

@@ -39,8 +39,9 @@ int terminal_attach(struct terminal *t, struct machine *m);
 /* Takes the terminal off the machine; call after machine_run() and before machine_destroy(). */
 void terminal_detach(struct terminal *t);
 
-/* Writes out what is still buffered (for two seconds at most) and restores the tty, so that stderr
- * is readable.  After terminal_detach(). */
+/* Writes out what is still buffered and restores the tty, so that stderr is readable.  Waits for a
+ * slow consumer as any program does, for two seconds at most once a signal or Ctrl-A X has asked
+ * for the end.  After terminal_detach(). */
 void terminal_restore(struct terminal *t);
 
 /* Restores if that is still to do, gives back fds, signal mask and handlers, and frees. */
