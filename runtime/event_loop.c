@@ -36,7 +36,8 @@ struct event_loop {
     struct timer_queue timers;
     int epoll_fd, timer_fd, stop_fd;
     uint64_t armed;   /* deadline in the timerfd, TIMER_NEVER if none     */
-    bool dispatching; /* the thread is in callbacks and will arm at the end */
+    bool dispatching; /* timers are being run: whoever does it arms at the end */
+    bool adopted;     /* a sleeping thread runs the timers                     */
     bool started;
     pthread_t thread;
     struct event_fd *fds;
@@ -51,10 +52,11 @@ static uint64_t monotonic_now(void *opaque)
     return (uint64_t)ts.tv_sec * NSEC_PER_SEC + (uint64_t)ts.tv_nsec;
 }
 
+/* TIMER_NEVER disarms. */
 static void arm(struct event_loop *l, uint64_t deadline)
 {
-    /* Zero would disarm. */
-    uint64_t at = deadline ? deadline : 1;
+    /* To the kernel, zero means "disarm". */
+    uint64_t at = deadline == TIMER_NEVER ? 0 : deadline ? deadline : 1;
     struct itimerspec its = {
         .it_value = {.tv_sec = (time_t)(at / NSEC_PER_SEC), .tv_nsec = (long)(at % NSEC_PER_SEC)},
     };
@@ -71,15 +73,42 @@ static void sooner(void *opaque, uint64_t deadline)
         arm(l, deadline);
 }
 
-static void run_timers(struct event_loop *l)
+static uint64_t run_timers(struct event_loop *l)
 {
     uint64_t next;
 
     l->dispatching = true;
     next = timer_queue_run(&l->timers);
     l->dispatching = false;
-    if (next != TIMER_NEVER && next < l->armed)
-        arm(l, next);
+    return next;
+}
+
+static void arm_sooner(struct event_loop *l, uint64_t deadline)
+{
+    if (deadline < l->armed)
+        arm(l, deadline);
+}
+
+bool event_loop_adopt_timers(struct event_loop *l, uint64_t *deadline)
+{
+    *deadline = timer_queue_next(&l->timers);
+    if (l->adopted)
+        return false;
+    l->adopted = true;
+    if (l->armed != TIMER_NEVER)
+        arm(l, TIMER_NEVER);
+    return true;
+}
+
+uint64_t event_loop_run_adopted(struct event_loop *l)
+{
+    return run_timers(l);
+}
+
+void event_loop_hand_back_timers(struct event_loop *l)
+{
+    l->adopted = false;
+    arm_sooner(l, timer_queue_next(&l->timers));
 }
 
 static void free_dead(struct event_loop *l)
@@ -107,7 +136,7 @@ static void dispatch(struct event_loop *l, const struct epoll_event *e, bool *st
     } else if (e->data.ptr == &l->timer_fd) {
         if (read(l->timer_fd, &count, sizeof(count)) == sizeof(count))
             l->armed = TIMER_NEVER;
-        run_timers(l);
+        arm_sooner(l, run_timers(l));
     } else {
         struct event_fd *f = e->data.ptr;
 

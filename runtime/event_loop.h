@@ -30,6 +30,19 @@ void event_loop_stop(struct event_loop *l);
 struct timer_queue *event_loop_timers(struct event_loop *l);
 
 /*
+ * A thread that is about to sleep until an event (a halted vCPU, whose next event is nearly always
+ * a timer) can run the timers itself, which saves waking the I/O thread only to be woken by it.
+ * Between adopt and hand back the I/O thread runs only timers that others arm ahead of the
+ * adopter's deadline.
+ *
+ * adopt: returns false if somebody has the timers already.  run: calls what is due.  Both give the
+ * next deadline, to sleep no longer than that (TIMER_NEVER: no timer).
+ */
+bool event_loop_adopt_timers(struct event_loop *l, uint64_t *deadline);
+uint64_t event_loop_run_adopted(struct event_loop *l);
+void event_loop_hand_back_timers(struct event_loop *l);
+
+/*
  * Calls callback(opaque, events) whenever one of `events` (EPOLLIN, EPOLLOUT, ...; level
  * triggered) is pending on fd; EPOLLHUP and EPOLLERR are always reported.  Returns a handle in
  * *out; 0 or negative errno.  A regular file is not pollable: -EPERM; such an fd never blocks, so

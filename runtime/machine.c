@@ -15,6 +15,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -116,9 +117,19 @@ static struct machine_vcpu *cpu_of(const struct vcpu *v)
 
 /* -- Events and stopping -------------------------------------------------------------------------- */
 
-static long futex(_Atomic uint32_t *word, int op, uint32_t value)
+static void futex_wake(_Atomic uint32_t *word)
 {
-    return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+    syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
+}
+
+/* Sleeps while *word == value, at most until the deadline (CLOCK_MONOTONIC, ns). */
+static void futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t deadline)
+{
+    struct timespec ts = {.tv_sec = (time_t)(deadline / NSEC_PER_SEC),
+                          .tv_nsec = (long)(deadline % NSEC_PER_SEC)};
+
+    syscall(SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, value,
+            deadline == TIMER_NEVER ? NULL : &ts, NULL, FUTEX_BITSET_MATCH_ANY);
 }
 
 void vcpu_raise(struct vcpu *v, uint32_t events)
@@ -129,10 +140,10 @@ void vcpu_raise(struct vcpu *v, uint32_t events)
 
     if ((old & events) == events)
         return; /* whoever raised them has made the vCPU notice */
-    if (c->sleeping)
-        futex(&v->events, FUTEX_WAKE, 1);
-    else if (pthread_equal(c->thread, pthread_self()))
+    if (pthread_equal(c->thread, pthread_self()))
         atomic_store(&v->exit_request, 1); /* seen on the way back into translated code */
+    else if (c->sleeping)
+        futex_wake(&v->events);
     else
         m->engine->ops->kick(m->engine, v);
 }
@@ -505,11 +516,10 @@ static void reset_all(struct machine *m)
 
 /* -- vCPU threads ---------------------------------------------------------------------------------- */
 
-/* Sleeps until there is something that can end HLT (or wait-for-SIPI, which only EV_STOP ends). */
-static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
+/* Whether something is pending that ends HLT (or wait-for-SIPI, which only EV_STOP ends). */
+static bool awake(const struct vcpu *v, uint32_t events, bool wait_sipi)
 {
-    struct vcpu *v = c->v;
-    uint32_t wake = EV_STOP, events;
+    uint32_t wake = EV_STOP;
 
     if (!wait_sipi) {
         wake |= EV_FLUSH;
@@ -518,10 +528,41 @@ static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
         if (!v->nmi_blocked)
             wake |= EV_NMI;
     }
+    return events & wake;
+}
+
+/*
+ * Sleeps until then.  What a halted vCPU waits for is nearly always its own timer, so it takes the
+ * timers over while it sleeps: one wake-up instead of two, and the I/O thread stays asleep.
+ */
+static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
+{
+    struct machine *m = c->machine;
+    struct vcpu *v = c->v;
+    uint64_t deadline;
+    uint32_t events;
+    bool adopted;
+
+    if (awake(v, atomic_load(&v->events), wait_sipi))
+        return;
+    machine_lock(m);
+    adopted = event_loop_adopt_timers(m->loop, &deadline);
+    machine_unlock(m);
     atomic_store(&c->sleeping, true);
-    while (!((events = atomic_load(&v->events)) & wake))
-        futex(&v->events, FUTEX_WAIT, events);
+    while (!awake(v, events = atomic_load(&v->events), wait_sipi)) {
+        futex_wait(&v->events, events, adopted ? deadline : TIMER_NEVER);
+        if (!adopted || atomic_load(&v->events) != events)
+            continue;
+        machine_lock(m);
+        deadline = event_loop_run_adopted(m->loop);
+        machine_unlock(m);
+    }
     atomic_store(&c->sleeping, false);
+    if (adopted) {
+        machine_lock(m);
+        event_loop_hand_back_timers(m->loop);
+        machine_unlock(m);
+    }
 }
 
 static int attach(struct machine_vcpu *c)
@@ -578,6 +619,12 @@ static bool take_startup(struct machine_vcpu *c)
             return false;
     }
     return run;
+}
+
+/* Timeouts of this thread's sleeps are exact: the default lets them be 50 us late. */
+static void exact_timeouts(void)
+{
+    prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
 }
 
 /* Runs until somebody stops the machine. */
@@ -638,6 +685,7 @@ static void *vcpu_thread(void *opaque)
 {
     struct machine_vcpu *c = opaque;
 
+    exact_timeouts();
     while (!park(c->machine)) {
         if (!attach(c))
             run_vcpu(c);
@@ -723,6 +771,7 @@ enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen)
     if (msglen)
         msg[0] = '\0';
     m->cpu[0].thread = pthread_self();
+    exact_timeouts();
     err = event_loop_start(m->loop);
     if (!err)
         err = start_threads(m, &started);
