@@ -105,6 +105,7 @@ enum cpu_result gather_execute(struct vcpu *v, const struct insn *in)
                 if (mmu_load(v, ea, &value, data, MMU_READ, m->seg == SEG_SS) < 0)
                     return CPU_EXCEPTION;
                 vec_write(v, in->reg, i * data, data, value);
+                zero_above(v, in->reg, n * data);
             }
         }
         if (evex) {
@@ -120,7 +121,7 @@ enum cpu_result gather_execute(struct vcpu *v, const struct insn *in)
     } else {
         zero_above(v, in->vvvv, 0);
     }
-    if (!scatter)
+    if (!scatter) /* also if no element was active */
         zero_above(v, in->reg, n * data);
     return CPU_NEXT;
 }

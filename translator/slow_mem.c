@@ -141,14 +141,16 @@ uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
         cpu_raise_code(v, EXC_GP, 0);
         return 0;
     }
-    if (!mmu_canonical(gva) || !mmu_canonical(gva + size - 1))
-        return s->flags & SITE_MASKED ? bounce(v, s, gva, size) : address_fault(v, s);
-    if (ev->watch) {
+    if ((ev->watch & WATCH_ALIGN) && !(s->flags & SITE_MASKED) && mmu_canonical(gva)) {
         unsigned natural = size == 10 ? 8 : size; /* SDM vol. 3, table 6-7 */
-        if (ev->watch & WATCH_ALIGN && natural <= 8 && (gva & (natural - 1))) {
+        if (natural <= 8 && (gva & (natural - 1))) {
             cpu_raise_code(v, EXC_AC, 0);
             return 0;
         }
+    }
+    if (!mmu_canonical(gva) || !mmu_canonical(gva + size - 1))
+        return s->flags & SITE_MASKED ? bounce(v, s, gva, size) : address_fault(v, s);
+    if (ev->watch) {
         if (ev->watch & WATCH_DATA) {
             uint64_t hit = cpu_debug_match(v, s->access & MMU_WRITE ? DEBUG_WRITE : DEBUG_READ,
                                            gva, size);

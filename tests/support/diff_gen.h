@@ -52,8 +52,8 @@ static inline bool diff_allowed(const struct insn *in, unsigned cpl, bool struct
     case OP_JMP: case OP_JCC: case OP_CALL: case OP_LOOP: case OP_LOOPE: case OP_LOOPNE:
     case OP_JRCXZ: case OP_JMP_IND: case OP_CALL_IND: case OP_RET:
         return !structured;
-    case OP_XRSTOR: case OP_FXRSTOR:
-        return true;
+    case OP_XSAVEOPT:
+        return false; /* does not write components in their initial state; translated as XSAVE */
     default:
         break;
     }
@@ -152,11 +152,13 @@ static inline unsigned diff_put(struct diff_gen *g, const uint8_t *b, unsigned n
 /* reg = value: by an instruction in a sequence, in the initial state for a single instruction. */
 static inline void diff_set(struct diff_gen *g, unsigned reg, uint64_t value)
 {
+    if (g->keep >> reg & 1)
+        return;
     if (!g->sequence || g->c->n_at == 0) {
         g->c->gpr[reg] = value;
         return;
     }
-    if (!diff_room(g, 10) || (g->keep >> reg & 1))
+    if (!diff_room(g, 10))
         return;
     uint8_t b[10] = {(uint8_t)(0x48 | (reg >= 8)), (uint8_t)(0xb8 | (reg & 7))};
     memcpy(b + 2, &value, 8);
@@ -314,7 +316,8 @@ static inline int diff_take(struct diff_gen *g, uint8_t *b)
     bool x87 = in.enc == ENC_LEGACY && in.map == MAP_ONE && in.opcode >= 0xd8 && in.opcode <= 0xdf;
     bool image = in.op == OP_FXSAVE || in.op == OP_XSAVE || in.op == OP_XSAVEC ||
                  in.op == OP_XSAVEOPT || in.op == OP_FNSAVE || in.op == OP_FNSTENV;
-    if (image && (g->x87_mem || g->keep))
+    bool env16 = (in.op == OP_FNSAVE || in.op == OP_FNSTENV) && in.op_size == 2;
+    if (image && (g->x87_mem || g->keep || (env16 && g->structured)))
         return 0; /* FIP, FDP and FOP in the image, perhaps of the loop's last round */
     diff_fix_disp(g, &in, b);
     if (insn_decode(&in, b, 15, MODE_64) != len)
@@ -582,7 +585,7 @@ static inline void diff_save_restore(struct diff_gen *g)
         diff_set(g, RDX, r >> 32 & 1 ? 0 : ~0u);
     }
     uint8_t w = (uint8_t)(0x40 | (r >> 40 & 8));
-    unsigned save = !xs ? 0 : (r >> 44) % 3 == 0 ? 6 : 4;
+    unsigned save = !xs ? 0 : 4;
     if (xs && (r >> 44) % 3 == 1)
         diff_put(g, (uint8_t[]){w, 0x0f, 0xc7, 0x26}, 4);
     else

@@ -14,7 +14,7 @@
 #include "tests/support/bt_fixture.h"
 #include "tests/support/diff_case.h"
 
-#define DIFF_SYS      0xffffffffc0000000ull /* GDT, IDT, handlers, TSS, two pages of stack */
+#define DIFF_SYS      0xffffb7a5d1230000ull /* GDT, IDT, handlers, TSS, two pages of stack */
 #define DIFF_SYS_GPA  0x3000000ull
 #define DIFF_PT_GPA   0x3100000ull
 #define DIFF_SYS_IDT  (DIFF_SYS + 0x1000)
@@ -32,6 +32,7 @@ struct diff_guest {
     pthread_t thread;
     _Atomic bool quit, kicks, running;
     _Atomic uint64_t runs;
+    _Atomic uint32_t patience_ms; /* how long a case may run */
 };
 
 static inline uint64_t diff_pt_entry(struct diff_guest *g, uint64_t table, unsigned index)
@@ -62,10 +63,10 @@ static inline void *diff_guest_thread(void *arg)
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
         uint64_t ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-        if (g->runs != last || !g->running) {
+        if (g->runs != last || !g->running || !seen_at) {
             last = g->runs;
             seen_at = ms;
-        } else if (ms - seen_at > 1000) {
+        } else if (ms - seen_at > g->patience_ms) {
             atomic_fetch_or(&g->f.v->events, EV_STOP);
             g->f.engine->ops->kick(g->f.engine, g->f.v);
             seen_at = ms;
@@ -152,6 +153,7 @@ static inline void diff_guest_cpu(struct diff_guest *g, unsigned cpl)
 static inline void diff_guest_start(struct diff_guest *g, const struct engine_config *cfg)
 {
     memset(g, 0, sizeof *g);
+    g->patience_ms = 250;
     fx_create(&g->f, cfg);
     diff_guest_setup(g);
     diff_guest_cpu(g, 0);

@@ -246,7 +246,7 @@ static _Noreturn void diff_worker_main(struct diff_shared *sh, int in, int out)
     static const int sigs[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGUSR2, SIGALRM, SIGSYS};
     for (unsigned i = 0; i < 8; i++)
         sigaction(sigs[i], &sa, NULL);
-    struct itimerval it = {{0, 200000}, {0, 200000}};
+    struct itimerval it = {{0, 100000}, {0, 100000}};
     setitimer(ITIMER_REAL, &it, NULL);
     int tid = (int)syscall(SYS_gettid);
     diff_worker_fence();
