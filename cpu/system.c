@@ -188,13 +188,12 @@ static enum cpu_result set_cr3(struct vcpu *v, uint64_t value)
     }
     if ((v->efer & EFER_LMA) && value >> CPU_PHYS_BITS)
         return gp0(v);
-    /* "No flush" keeps translations of the PCID that is switched to.  Which of them are still
-     * usable is the TLB's business; it holds only the current PCID's, so only a reload of the same
-     * root can keep them. */
-    keep = keep && value == v->cr3;
+    bool same = value == v->cr3;
     v->cr3 = value;
     if (!keep)
         mmu_flush_nonglobal(v);
+    else if (!same)
+        mmu_switch(v);
     return CPU_NEXT;
 }
 
@@ -380,16 +379,20 @@ enum cpu_result cpu_invpcid(struct vcpu *v, uint64_t type, const uint64_t desc[2
     case 0:
         if (current)
             mmu_flush_page(v, desc[1]);
+        else
+            mmu_flush_pcid(v, pcid);
         break;
     case 1:
         if (current)
             mmu_flush_nonglobal(v);
+        else
+            mmu_flush_pcid(v, pcid);
         break;
     case 2:
         mmu_flush_all(v);
         break;
-    default:
-        mmu_flush_nonglobal(v);
+    default: /* all contexts but for global pages: dropping more is allowed */
+        mmu_flush_all(v);
     }
     return CPU_NEXT;
 }

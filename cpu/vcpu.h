@@ -158,8 +158,6 @@ struct vcpu_bt {
     uint64_t r10, r11;      /* scratch registers across a C helper                                 */
     uint64_t exit_reason, exit_arg;
     uint64_t xsave_rax, xsave_rdx; /* the guest's own RAX/RDX while an XSAVE runs with a masked one */
-    uint64_t slot_id[16], slot_delta[16];
-    uint64_t stack_delta[2];
 };
 
 struct vcpu {
@@ -217,6 +215,8 @@ struct vcpu {
     /* Binary translator: host entry points by the low 16 bits of the guest address, one table for
      * user and one for supervisor code, and the copy that awkward accesses work on. */
     uint64_t jump_cache[2][JUMP_CACHE_SIZE] __attribute__((aligned(64)));
+    /* HVA - GVA by address bits 39..54, for user and for supervisor code (translator/windows.c). */
+    uint64_t window_delta[2][65536] __attribute__((aligned(64)));
     uint8_t bounce[BOUNCE_SIZE] __attribute__((aligned(4096)));
 };
 

@@ -95,6 +95,8 @@ int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, voi
 void mmu_stlb_init(struct vcpu *v);
 void mmu_flush_all(struct vcpu *v);        /* everything, global pages included               */
 void mmu_flush_nonglobal(struct vcpu *v);  /* CR3 write                                       */
+void mmu_switch(struct vcpu *v);           /* CR3 write with "no flush" to another PCID      */
+void mmu_flush_pcid(struct vcpu *v, uint64_t pcid); /* not the current one                   */
 void mmu_flush_page(struct vcpu *v, uint64_t gva); /* INVLPG: also global; any page size      */
 void mmu_stlb_ac_cleared(struct vcpu *v);
 /* Makes all entries that map this GPA page read-only (it now holds code). */
@@ -104,7 +106,13 @@ void mmu_stlb_protect_gpa(struct vcpu *v, uint64_t gpa);
  * The engine hooks flushes (exec caches, windows). Called after the soft TLB has been flushed.
  * kind: what was flushed; gva for MMU_FLUSHED_PAGE.
  */
-enum mmu_flush_kind { MMU_FLUSHED_ALL, MMU_FLUSHED_NONGLOBAL, MMU_FLUSHED_PAGE };
+enum mmu_flush_kind {
+    MMU_FLUSHED_ALL,
+    MMU_FLUSHED_NONGLOBAL, /* of the current PCID: CR3 has been loaded                      */
+    MMU_FLUSHED_PAGE,
+    MMU_SWITCHED,          /* CR3 was loaded with "no flush": other PCID, nothing is stale  */
+    MMU_FLUSHED_PCID,      /* a PCID that is not current, or one page of it; gva = the PCID  */
+};
 extern void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva);
 
 /*

@@ -145,7 +145,7 @@ void mmu_flush_all(struct vcpu *v)
     engine_on_mmu_flush(v, MMU_FLUSHED_ALL, 0);
 }
 
-void mmu_flush_nonglobal(struct vcpu *v)
+static void drop_nonglobal(struct vcpu *v)
 {
     for (unsigned table = 0; table < 2; table++) {
         struct soft_tlb_map *map = &v->stlb_map[table];
@@ -159,7 +159,23 @@ void mmu_flush_nonglobal(struct vcpu *v)
         if (!big)
             map->big_filter[0] = map->big_filter[1] = 0;
     }
+}
+
+void mmu_flush_nonglobal(struct vcpu *v)
+{
+    drop_nonglobal(v);
     engine_on_mmu_flush(v, MMU_FLUSHED_NONGLOBAL, 0);
+}
+
+void mmu_switch(struct vcpu *v)
+{
+    drop_nonglobal(v); /* the soft TLB has no PCIDs */
+    engine_on_mmu_flush(v, MMU_SWITCHED, 0);
+}
+
+void mmu_flush_pcid(struct vcpu *v, uint64_t pcid)
+{
+    engine_on_mmu_flush(v, MMU_FLUSHED_PCID, pcid);
 }
 
 /* Drops the pieces of the big pages around gva. */

@@ -31,7 +31,9 @@
 #include <stdio.h>
 
 #include "cpu/vcpu.h"
+#include "mmu/mmu.h"
 #include "mmu/ram.h"
+#include "mmu/window.h"
 #include "runtime/engine.h"
 #include "translator/insn.h"
 
@@ -52,7 +54,6 @@ enum {
     KEY_SLOW_MEM = 1u << 11, /* every access through C (data breakpoints, #AC)                 */
     KEY_TSC_TRAP = 1u << 12, /* RDTSC is not the host's plain TSC for this CPL                 */
     KEY_MMX_UD = 1u << 13,   /* CR0.EM: MMX raises #UD                                         */
-    KEY_WINDOW = 1u << 14,   /* not part of the lookup key: how the block accesses memory      */
 };
 
 enum side_kind {
@@ -100,12 +101,17 @@ struct tb {
     struct tb *page2_next;
     struct link *in;
     struct link out[2];
+    int32_t heat;        /* soft tier: executions left until it is translated again          */
+    /* Bytes of the page looked at to decide which flags are dead: if they change, so may that. */
+    uint16_t peek_lo, peek_hi;
     bool dead;
+    bool window;         /* window tier                                                      */
 };
 
 /* A memory operand's slow path. Addresses are executable ones. */
 struct mem_site {
     uint64_t rip;
+    struct tb *tb;          /* checked window accesses only */
     const struct insn *insn;
     uint32_t resume;        /* R10 = HVA: the native instruction in the main path */
     uint32_t resume_bounce; /* R10 = HVA or bounce copy: the instruction's twin, then the commit */
@@ -138,6 +144,9 @@ enum exit_reason {
     EXIT_FAULT,      /* v->exc filled in, rip = the faulting instruction        */
     EXIT_ASYNC,      /* at an instruction boundary because of exit_request      */
     EXIT_STEPPED,    /* a KEY_ONE_INSN block has done its instruction           */
+    EXIT_HOT,        /* exit_arg = struct tb: translate it for the window tier  */
+    EXIT_WFAULT,     /* an access through a window faulted; exit_arg = host PC, wfault_hva */
+    EXIT_WMISS,      /* exit_arg = struct mem_site: not the window it expected  */
 };
 
 /* Use of vcpu.scratch[] by emitted code. */
@@ -165,6 +174,7 @@ struct bt_stats {
     uint64_t mem_slow, tlb_fills, bounces, mmio;
     uint64_t signals_kick, signals_step, signals_fault, exceptions[32], interrupts;
     uint64_t flushes[3];
+    uint64_t hot_blocks, wfaults, wmisses, soft_sites;
     uint64_t callouts[OP_COUNT];
     uint64_t translate_ns;
 };
@@ -174,6 +184,18 @@ struct exec_tlb_entry {
     uint64_t gpa_page; /* | 1 if global */
 };
 #define EXEC_TLB_SIZE 256u
+
+/* What has been learnt of an instruction's accesses, by its address. */
+struct site_info {
+    uint64_t rip;
+    uint64_t last_install; /* TSC */
+    uint8_t soft_runs;     /* accesses that no window could serve                  */
+    uint8_t misses;        /* another window than expected                         */
+    uint8_t streak;        /* installs in quick succession: it only touches new pages */
+    bool soft, table;      /* decisions                                            */
+};
+#define SITE_INFO_SIZE 8192u
+#define HOT_THRESHOLD  256
 
 enum { WATCH_DATA = 1, WATCH_ALIGN = 2 };
 
@@ -199,7 +221,7 @@ struct bt_engine {
 
     /* Fixed pieces of emitted code (executable addresses). */
     uint32_t stub_enter, stub_resume, stub_resume_end, stub_exit_common, stub_exit_link,
-        stub_lookup, stub_callout, stub_prepare, stub_commit, stub_stepped;
+        stub_lookup, stub_callout, stub_prepare, stub_commit, stub_stepped, stub_hot, stub_wmiss;
     uint32_t stubs_x, stubs_end;
 };
 
@@ -228,6 +250,17 @@ struct engine_vcpu {
         struct exception exc[2]; /* of a skipped piece, should it be touched after all */
     } bounce;
     uint8_t *guard; /* none, RW, none, none: pages for masked operands that fault in part */
+    /* Windows of this vCPU; windows_on is false where the host cannot have them. */
+    bool windows_on;
+    struct window_space ws;
+    uint64_t null_base;       /* 512 GiB that nothing is ever mapped into, guards around        */
+    uint16_t ids[64];         /* table entries in use                                           */
+    unsigned n_ids;
+    bool stale[WINDOW_MAX];   /* flushed while not current: revalidate before use               */
+    bool nonglobal[WINDOW_MAX]; /* holds pages that are not global                              */
+    uint64_t wfault_hva;
+    bool wfault_write;
+    struct site_info site[SITE_INFO_SIZE];
     stack_t altstack;
     unsigned long long chaos_seed;
 };
@@ -273,9 +306,10 @@ void jump_cache_forget(struct vcpu *v, struct tb *tb);
 void stubs_emit(struct bt_engine *bt, struct cache_region *r);
 
 /* translate.c: translates the block at gva. NULL with v->exc if fetching its first instruction
- * faults. Takes and releases the lock. */
+ * faults. Takes and releases the lock. With `replace` (a hot block, whose entry state is v's): for the
+ * window tier, in place of that one. */
 struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, uint64_t gpa,
-                           uint32_t key);
+                           uint32_t key, struct tb *replace);
 
 /* slow_mem.c: called from stubs. Both return the host address to resume at, or 0 to leave with
  * EXIT_FAULT. */
@@ -286,6 +320,23 @@ uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s);
 bool bt_guard_fault(struct vcpu *v, uint64_t address);
 /* Host instruction pointers in an x87 image become guest ones (invariant 2: no leaks). */
 void bt_fix_fip(struct vcpu *v, const struct insn *in, uint8_t *image);
+
+/* windows.c: which windows there are and what the delta tables say. */
+int windows_init(struct vcpu *v, unsigned vma_budget);
+void windows_destroy(struct vcpu *v);
+void windows_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva);
+/* A fault at v->rip (bt.wfault_*): true if the instruction can be run again in window form. */
+bool windows_resolve_fault(struct vcpu *v);
+void windows_protect_gpa(struct vcpu *v, uint64_t gpa);
+static inline struct site_info *site_lookup(struct engine_vcpu *ev, uint64_t rip)
+{
+    return &ev->site[(rip ^ rip >> 13) & (SITE_INFO_SIZE - 1)];
+}
+/* May code of this privilege use a window for addresses with this id (bits 39..54)? */
+static inline bool window_id_ok(bool user, unsigned id)
+{
+    return user ? id < 0x100 : id >= 0xff00;
+}
 
 /* gather.c */
 enum cpu_result gather_execute(struct vcpu *v, const struct insn *in);

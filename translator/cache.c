@@ -284,6 +284,9 @@ static bool tb_overlaps(const struct tb *t, uint64_t gpa, uint64_t end)
     uint64_t len = t->guest_len < first ? t->guest_len : first;
     if (t->gpa < end && gpa < t->gpa + len)
         return true;
+    uint64_t page = t->gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    if (t->peek_lo < t->peek_hi && page + t->peek_lo < end && gpa < page + t->peek_hi)
+        return true;
     return t->gpa2 != ~0ull && t->gpa2 < end && gpa < t->gpa2 + (t->guest_len - len);
 }
 

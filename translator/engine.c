@@ -138,7 +138,11 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     struct engine_vcpu *ev = v->engine;
     if (!ev)
         return;
-    ev->bt->stats.flushes[kind]++;
+    if (kind <= MMU_FLUSHED_PAGE)
+        ev->bt->stats.flushes[kind]++;
+    windows_on_flush(v, kind, gva);
+    if (kind == MMU_FLUSHED_PCID)
+        return;
     if (kind == MMU_FLUSHED_PAGE) {
         uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
         struct exec_tlb_entry *e = &ev->exec_tlb[(gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
@@ -190,7 +194,7 @@ static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
         if (tb)
             return tb;
         vcpu_fp_save(v);
-        tb = translate_block(bt, v, gva, gpa, key);
+        tb = translate_block(bt, v, gva, gpa, key, NULL);
         if (!tb)
             return NULL;
         if (bt->cfg.verify && !bt_verify_block(bt, tb)) {
@@ -259,8 +263,11 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
         }
     }
     /* Single step: #DB after the instruction, except where delivery or return set TF anew. */
-    if (old_tf && (r == CPU_NEXT || r == CPU_JUMP)) {
+    if (old_tf && (r == CPU_NEXT || r == CPU_JUMP || r == CPU_REPEAT)) {
         switch (c->insn.op) {
+        case OP_MOV_TO_SEG: case OP_POP_SEG: case OP_LOAD_FAR_PTR: /* MOV SS holds it back */
+            ev->step_pending = !v->interrupt_shadow;
+            break;
         case OP_SYSCALL: case OP_SYSENTER: case OP_SYSRET: case OP_SYSEXIT: case OP_IRET:
         case OP_INT: case OP_INT3: case OP_INT1:
             break;
@@ -327,11 +334,56 @@ static bool take_traps(struct vcpu *v)
     return cpu_debug_trap(v, bits) != CPU_EXIT;
 }
 
+/* Translates a hot block again, for windows. The caller has its entry state in v. */
+static struct tb *heat_up(struct vcpu *v, struct tb *tb)
+{
+    struct bt_engine *bt = v->engine->bt;
+    if (tb->dead)
+        return NULL;
+    vcpu_fp_save(v);
+    struct tb *hot = translate_block(bt, v, tb->gva, tb->gpa, tb->key, tb);
+    bt->stats.hot_blocks++;
+    if (hot && bt->cfg.verify && !bt_verify_block(bt, hot))
+        return NULL;
+    return hot;
+}
+
+/* Learns that the instruction at rip is not what its window form assumed. True if that is enough
+ * for the block to be translated anew. */
+static bool learn_site(struct vcpu *v, uint64_t rip, bool miss)
+{
+    struct site_info *s = site_lookup(v->engine, rip);
+    if (s->rip != rip)
+        *s = (struct site_info){.rip = rip};
+    if (miss) {
+        if (s->table || ++s->misses < 4)
+            return false;
+        s->table = true;
+    } else {
+        if (s->soft && s->streak < 24)
+            return false;
+        if (!s->soft && ++s->soft_runs < 6)
+            return false;
+        s->streak = 0;
+        s->soft = true;
+        v->engine->bt->stats.soft_sites++;
+    }
+    return true;
+}
+
+static void drop_block(struct bt_engine *bt, struct tb *tb)
+{
+    bt_lock(bt);
+    cache_invalidate_tb(bt, tb);
+    bt_unlock(bt);
+}
+
 static void bt_run(struct engine *e, struct vcpu *v)
 {
     struct engine_vcpu *ev = v->engine;
     struct bt_engine *bt = ev->bt;
     uint64_t resume_flag_rip = ~0ull;
+    bool soft_once = false; /* the next instruction's access is not for windows */
 
     v->exit = VCPU_EXIT_NONE;
     atomic_store(&v->host_tid, (int)syscall(SYS_gettid));
@@ -359,7 +411,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
         update_watch(v);
         uint32_t key = bt_current_key(v);
         use_key(v, key);
-        bool one = (v->rflags & FL_TF) || (shadow && atomic_load(&v->events));
+        bool one = soft_once || (v->rflags & FL_TF) || (shadow && atomic_load(&v->events));
         if (exec_breakpoints(v)) {
             one = true;
             uint64_t hit = cpu_debug_match(v, DEBUG_EXEC, v->rip, 1);
@@ -370,6 +422,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
             }
             v->rflags &= ~(uint64_t)FL_RF;
         }
+        soft_once = false;
         if (one)
             key |= KEY_ONE_INSN;
         bt->stats.lookups++;
@@ -443,6 +496,39 @@ static void bt_run(struct engine *e, struct vcpu *v)
             break;
         case EXIT_ASYNC:
             break;
+        case EXIT_HOT:
+            tb = (struct tb *)(uintptr_t)v->bt.exit_arg;
+            v->rip = tb->gva;
+            if (atomic_load(&v->events) || !(tb = heat_up(v, tb)))
+                break;
+            jump_cache_insert(v, tb);
+            enter(v, tb->entry);
+            goto handle_exit;
+        case EXIT_WFAULT: {
+            struct tb *from = (struct tb *)(uintptr_t)v->bt.exit_arg;
+            bt->stats.wfaults++;
+            soft_once = !windows_resolve_fault(v);
+            if (ev->ws.failed) {
+                __builtin_snprintf(v->exit_reason, sizeof v->exit_reason,
+                                   "the host refused to change memory mappings");
+                v->exit = VCPU_EXIT_ERROR;
+                goto out;
+            }
+            struct site_info *s = site_lookup(ev, v->rip);
+            bool storm = s->rip == v->rip && s->soft && s->streak >= 24;
+            if ((soft_once || storm) && learn_site(v, v->rip, false))
+                drop_block(bt, from);
+            break;
+        }
+        case EXIT_WMISS: {
+            const struct mem_site *site = (const struct mem_site *)(uintptr_t)v->bt.exit_arg;
+            v->rip = site->rip;
+            bt->stats.wmisses++;
+            soft_once = true;
+            if (learn_site(v, v->rip, true))
+                drop_block(bt, site->tb);
+            break;
+        }
         }
     }
 out:
@@ -508,6 +594,8 @@ static int bt_vcpu_init(struct engine *e, struct vcpu *v)
     ev->key_seen = ~0u;
     jump_cache_init(v);
     int r = signals_init_thread(v);
+    if (!r && bt->cfg.mem_mode != MEM_SOFT && __builtin_cpu_supports("bmi2"))
+        windows_init(v, 0); /* without windows everything runs in soft form */
     if (r) {
         munmap(ev->guard, GUARD_SIZE);
         free(ev);
@@ -563,6 +651,21 @@ static void bt_print_stats(struct engine *e, FILE *out)
     fprintf(out, "memory:       %llu slow accesses, %llu soft-TLB fills, %llu bounces, %llu MMIO\n",
             (unsigned long long)s->mem_slow, (unsigned long long)s->tlb_fills,
             (unsigned long long)s->bounces, (unsigned long long)s->mmio);
+    fprintf(out,
+            "windows:      %llu hot blocks, %llu faults, %llu misses, %llu sites back to soft form\n",
+            (unsigned long long)s->hot_blocks, (unsigned long long)s->wfaults,
+            (unsigned long long)s->wmisses, (unsigned long long)s->soft_sites);
+    for (unsigned i = 0; i < bt->n_vcpus; i++)
+        if (bt->vcpus[i]->engine->windows_on) {
+            const struct window_space *ws = &bt->vcpus[i]->engine->ws;
+            fprintf(out,
+                    "  vCPU %u:     %llu installs of %llu pages, %llu unmaps, %llu protects, "
+                    "%llu probes, %u VMAs (peak %u)\n",
+                    i, (unsigned long long)ws->stats.installs,
+                    (unsigned long long)ws->stats.installed_pages,
+                    (unsigned long long)ws->stats.unmaps, (unsigned long long)ws->stats.protects,
+                    (unsigned long long)ws->stats.probes, window_vmas(ws), ws->stats.vmas_peak);
+        }
     fprintf(out, "flushes:      %llu all, %llu non-global, %llu page\n",
             (unsigned long long)s->flushes[0], (unsigned long long)s->flushes[1],
             (unsigned long long)s->flushes[2]);

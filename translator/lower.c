@@ -185,6 +185,12 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
 void lower_slow_paths(struct xlate *x)
 {
     struct emitter *e = &x->e;
+    for (unsigned i = 0; i < x->n_miss && !x->failed; i++) {
+        x->guest_off = x->miss[i].guest_off;
+        side_mark(x, SIDE_INSIDE, 0);
+        e_fix_here(e, x->miss[i].jcc);
+        to_stub(x, x->miss[i].site, R10, x->bt->stub_wmiss);
+    }
     for (unsigned i = 0; i < x->n_slow && !x->failed; i++) {
         struct slow_path *s = &x->slow[i];
         bool write = s->a.kind & MMU_WRITE;
@@ -297,9 +303,312 @@ void e_ref_lea(struct emitter *e, unsigned reg, const struct memref *ref)
     ref_op(e, 0, true, (const uint8_t[]){0x8d}, 1, reg, ref);
 }
 
+/* -- The window form ------------------------------------------------------------------------------
+ *
+ *     checked                            table (flags live, or no telling which window)
+ *     rorx  r10, base, 39                rorx  r11, base, 39
+ *     cmp   r10w, id                     movzx r11d, r11w
+ *     jne   miss                         mov   r11, gs:[delta + r11*8]
+ *     mov   r11, gs:[delta + id*8]       op    [base + r11 + disp]
+ *     op    [base + r11 + disp]
+ *
+ * `id` is what the block's entry state, followed through simple instructions, says the address will
+ * have.  One check serves all accesses through the same register as long as it moves by constants:
+ * with the displacement that stays within the guard zones.  A miss leaves the block at this
+ * instruction; an access that the window cannot serve faults and does the same.
+ */
+
+static uint32_t delta_off(const struct xlate *x, unsigned id)
+{
+    unsigned view = x->key & KEY_USER ? 0 : 1;
+    return (uint32_t)(offsetof(struct vcpu, window_delta) + (view * 65536u + id) * 8u);
+}
+
+static void e_rorx39(struct emitter *e, unsigned dst, unsigned src)
+{
+    e8(e, 0xc4);
+    e8(e, (uint8_t)((dst & 8 ? 0 : 0x80) | 0x40 | (src & 8 ? 0 : 0x20) | 3));
+    e8(e, 0xfb);
+    e8(e, 0xf0);
+    e8(e, (uint8_t)(0xc0 | (dst & 7) << 3 | (src & 7)));
+    e8(e, 39);
+}
+
+/* R11 = delta of the window of `reg`'s value, by table. */
+static void delta_by_table(struct xlate *x, unsigned reg)
+{
+    struct emitter *e = &x->e;
+    e_rorx39(e, R11, reg);
+    e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xdb}, 4); /* movzx r11d, r11w */
+    e_gs_idx(e, true, 0x8b, R11, R11, 3, delta_off(x, 0));
+}
+
+/* R11 = delta, having checked that `reg` (not R11) is in window id. Uses R10 unless reg is R10. */
+static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
+{
+    struct emitter *e = &x->e;
+    struct mem_site *site = cache_meta_alloc(x->r, sizeof *site);
+    if (!site || x->n_miss >= TB_MAX_SLOW) {
+        x->failed = true;
+        return false;
+    }
+    *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb};
+    unsigned tmp = reg == R10 ? R11 : R10;
+    e_rorx39(e, tmp, reg);
+    e_bytes(e, (const uint8_t[]){0x66, 0x41, 0x81, (uint8_t)(0xf8 | (tmp & 7))}, 4); /* cmp */
+    e8(e, (uint8_t)id);
+    e8(e, (uint8_t)(id >> 8));
+    x->miss[x->n_miss].jcc = e_jcc_fwd(e, CC_NE);
+    x->miss[x->n_miss].site = site;
+    x->miss[x->n_miss++].guest_off = x->guest_off;
+    e_load_gs(e, R11, delta_off(x, id));
+    return true;
+}
+
+/* Will the body need a register that the reference occupies? */
+static bool needs_scratch(const struct insn *in, body_fn body)
+{
+    if (body != body_copy)
+        return true;
+    return ((in->flags & INSN_REG_GPR) && (in->reg == R10 || in->reg == R11)) ||
+           ((in->flags & INSN_VVVV_GPR) && (in->vvvv == R10 || in->vvvv == R11));
+}
+
+static bool guess_ea(const struct xlate *x, const struct insn *in, const struct insn_mem *m,
+                     unsigned addr_size, uint64_t *ea)
+{
+    uint64_t a = (uint64_t)m->disp;
+    if (m->base == BASE_RIP)
+        a += x->cur_rip + in->len;
+    else if (m->base != REG_NONE) {
+        if (!x->reg[m->base].known)
+            return false;
+        a += x->reg[m->base].value;
+    }
+    if (m->index != REG_NONE && !(in->flags & INSN_VSIB)) {
+        if (!x->reg[m->index].known)
+            return false;
+        a += x->reg[m->index].value * m->scale;
+    }
+    if (addr_size == 4)
+        a = (uint32_t)a;
+    if (m->seg == SEG_FS || m->seg == SEG_GS)
+        a += x->v->seg[m->seg].base;
+    *ea = a;
+    return true;
+}
+
+static bool lower_window(struct xlate *x, const struct insn *in, const struct insn_mem *m,
+                         unsigned addr_size, int32_t extra, struct access a, body_fn body)
+{
+    struct emitter *e = &x->e;
+    const struct site_info *info = site_lookup(x->v->engine, x->cur_rip);
+    bool known_site = info->rip == x->cur_rip, user = x->key & KEY_USER;
+    if (!x->window || (a.flags & SITE_BOUNCE) || (x->key & KEY_SLOW_MEM) ||
+        (known_site && info->soft))
+        return false;
+    bool table = a.flags_live || (known_site && info->table);
+    bool seg = m->seg == SEG_FS || m->seg == SEG_GS;
+    int64_t disp = m->disp + extra;
+    a.scratch = R10;
+
+    if (!seg && (m->base == BASE_RIP || (m->base == REG_NONE && m->index == REG_NONE))) {
+        uint64_t ea = (uint64_t)disp + (m->base == BASE_RIP ? x->cur_rip + in->len : 0);
+        if (addr_size == 4)
+            ea = (uint32_t)ea;
+        unsigned id = (unsigned)(ea >> WINDOW_SHIFT) & 0xffff;
+        if (!mmu_canonical(ea) || !window_id_ok(user, id))
+            return false;
+        e_load_gs(e, R11, delta_off(x, id));
+        if ((int64_t)ea == (int32_t)ea) {
+            a.ref = (struct memref){R11, KEEP, (int32_t)ea};
+        } else {
+            e_mov_imm(e, R10, ea);
+            if (needs_scratch(in, body)) {
+                e_lea(e, R11, R10, R11, 1, 0);
+                a.ref = (struct memref){R11, KEEP, 0};
+            } else {
+                a.ref = (struct memref){R10, R11, 0};
+            }
+        }
+        body(x, in, &a);
+        return true;
+    }
+    if (!seg && m->index == REG_NONE && m->base != R10 && m->base != R11 && addr_size == 8 &&
+        disp == (int32_t)disp) {
+        struct reg_guess *g = &x->reg[m->base];
+        unsigned id = (unsigned)(g->value >> WINDOW_SHIFT) & 0xffff;
+        if (g->checked) {
+            e_load_gs(e, R11, delta_off(x, g->id));
+        } else if (g->known && !window_id_ok(user, id)) {
+            return false;
+        } else if (table || !g->known) {
+            delta_by_table(x, m->base);
+        } else {
+            if (!delta_checked(x, m->base, id))
+                return true;
+            g->checked = true;
+            g->id = (uint16_t)id;
+            g->drift = 0;
+        }
+        a.ref = (struct memref){m->base, R11, (int32_t)disp};
+        body(x, in, &a);
+        return true;
+    }
+    uint64_t ea = 0;
+    bool known = guess_ea(x, in, m, addr_size, &ea);
+    unsigned id = (unsigned)(ea >> WINDOW_SHIFT) & 0xffff;
+    if (known && !window_id_ok(user, id))
+        return false;
+    lower_ea(x, in, m, addr_size, extra, true);
+    if (table || !known)
+        delta_by_table(x, R10);
+    else if (!delta_checked(x, R10, id))
+        return true;
+    if (needs_scratch(in, body)) {
+        e_lea(e, R10, R10, R11, 1, 0);
+        a.ref = (struct memref){R10, KEEP, 0};
+        a.scratch = R11;
+    } else {
+        a.ref = (struct memref){R10, R11, 0};
+    }
+    body(x, in, &a);
+    return true;
+}
+
 void lower_mem(struct xlate *x, const struct insn *in, const struct insn_mem *m, unsigned addr_size,
                int32_t extra, struct access a, body_fn body)
 {
+    if (lower_window(x, in, m, addr_size, extra, a, body))
+        return;
     lower_ea(x, in, m, addr_size, extra, true);
     lower_access(x, in, a, body);
+}
+
+/* -- Following registers -------------------------------------------------------------------------- */
+
+/* What guest memory holds now: only ever used to predict. */
+static bool guess_load(const struct xlate *x, uint64_t ea, uint64_t *value)
+{
+    struct mmu_xlat t;
+    if (!mmu_canonical(ea) || (ea & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - 8 ||
+        mmu_peek(x->v, ea, &t) < 0)
+        return false;
+    const uint8_t *p = ram_ptr(x->v->ram, t.gpa, 8);
+    if (!p)
+        return false;
+    __builtin_memcpy(value, p, 8);
+    return true;
+}
+
+/* The register moved by a constant: the check still holds, within bounds. */
+static void drift(struct xlate *x, unsigned r, int64_t by)
+{
+    struct reg_guess *g = &x->reg[r];
+    g->value += (uint64_t)by;
+    int64_t d = g->drift + by;
+    if (d != (int32_t)d || d > (1 << 30) || d < -(1 << 30))
+        g->checked = false;
+    else
+        g->drift = (int32_t)d;
+}
+
+static void set_guess(struct xlate *x, unsigned r, bool known, uint64_t value)
+{
+    x->reg[r] = (struct reg_guess){.known = known, .value = value};
+}
+
+void lower_track(struct xlate *x, const struct insn *in)
+{
+    uint64_t ea = 0, value = 0;
+    bool w64 = in->op_size == 8 && in->enc == ENC_LEGACY && in->map == MAP_ONE;
+    bool rr = in->mod == 3;
+    uint16_t written = in->gpr_written;
+    switch (in->op) {
+    case OP_PUSH: case OP_PUSHF: case OP_PUSH_SEG:
+        drift(x, RSP, -(int64_t)in->op_size);
+        return;
+    case OP_POP:
+        if (in->stack_operand == STK_REG && in->rm != RSP) {
+            bool ok = x->reg[RSP].known && guess_load(x, x->reg[RSP].value, &value);
+            set_guess(x, in->rm, ok, value);
+        } else if (in->stack_operand == STK_REG) {
+            set_guess(x, RSP, false, 0);
+            return;
+        }
+        drift(x, RSP, in->op_size);
+        return;
+    case OP_LEAVE:
+        x->reg[RSP] = x->reg[RBP];
+        drift(x, RSP, in->op_size);
+        set_guess(x, RBP, x->reg[RSP].known && guess_load(x, x->reg[RSP].value - 8, &value), value);
+        return;
+    case OP_LEA:
+        if (in->op_size == 8 && in->addr_size == 8) {
+            struct insn_mem m = in->mem;
+            m.seg = SEG_DS;
+            if (m.index == REG_NONE && m.base == in->reg) {
+                drift(x, in->reg, m.disp);
+                return;
+            }
+            if (m.index == REG_NONE && m.base < 16 && m.disp == (int32_t)m.disp) {
+                x->reg[in->reg] = x->reg[m.base];
+                drift(x, in->reg, m.disp);
+                return;
+            }
+            bool ok = guess_ea(x, in, &m, 8, &ea);
+            set_guess(x, in->reg, ok, ea);
+            return;
+        }
+        break;
+    case OP_COPY:
+        if (!w64)
+            break;
+        if (in->opcode == 0x8b && (in->flags & INSN_MEM)) {
+            bool ok = guess_ea(x, in, &in->mem, in->addr_size, &ea) && guess_load(x, ea, &value);
+            set_guess(x, in->reg, ok, value);
+            return;
+        }
+        if ((in->opcode == 0x89 || in->opcode == 0x8b) && rr) {
+            unsigned dst = in->opcode == 0x89 ? in->rm : in->reg;
+            x->reg[dst] = x->reg[in->opcode == 0x89 ? in->reg : in->rm];
+            return;
+        }
+        if ((in->opcode == 0x83 || in->opcode == 0x81) && rr) {
+            unsigned ext = in->modrm >> 3 & 7;
+            if (ext == 0 || ext == 5) {
+                drift(x, in->rm, ext ? -in->imm : in->imm);
+                return;
+            }
+            if (ext == 7)
+                return; /* CMP */
+            if (ext == 4) { /* AND: alignment keeps the window */
+                x->reg[in->rm].value &= (uint64_t)in->imm;
+                x->reg[in->rm].checked = false;
+                return;
+            }
+        }
+        if (in->opcode == 0xff && rr && (in->modrm >> 3 & 7) < 2) {
+            drift(x, in->rm, in->modrm >> 3 & 1 ? -1 : 1);
+            return;
+        }
+        if ((in->opcode & 0xf8) == 0xb8 || in->opcode == 0xc7) {
+            if (in->opcode == 0xc7 && !rr)
+                return;
+            set_guess(x, in->rm, true, (uint64_t)in->imm);
+            return;
+        }
+        if (rr && (in->opcode == 0x01 || in->opcode == 0x03 || in->opcode == 0x29 ||
+                   in->opcode == 0x2b)) {
+            unsigned dst = in->opcode & 2 ? in->reg : in->rm, src = in->opcode & 2 ? in->rm : in->reg;
+            uint64_t by = x->reg[src].known ? x->reg[src].value : 0;
+            x->reg[dst].value += in->opcode & 0x20 ? -by : by;
+            x->reg[dst].checked = false;
+            return;
+        }
+        break;
+    }
+    for (unsigned r = 0; r < 16; r++)
+        if (written >> r & 1)
+            set_guess(x, r, false, 0);
 }

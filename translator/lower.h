@@ -43,8 +43,26 @@ struct slow_path {
     uint32_t done;
 };
 
+/* What is known of a guest register while a block is translated for the window tier. */
+struct reg_guess {
+    bool known;       /* value holds a guess of the register's value, good enough to predict by */
+    bool checked;     /* the register was in window `id` less than 1 GiB from here: a fact      */
+    uint16_t id;
+    int32_t drift;    /* bytes it has moved since the check                                     */
+    uint64_t value;
+};
+
 struct xlate {
     struct emitter e;
+    bool window;          /* window tier */
+    struct reg_guess reg[16];
+    uint8_t *hot_jump;    /* rel32 of the jump taken when a soft block becomes hot */
+    unsigned n_miss;
+    struct {
+        uint8_t *jcc;
+        struct mem_site *site;
+        uint16_t guest_off;
+    } miss[TB_MAX_SLOW];
     struct bt_engine *bt;
     struct vcpu *v;
     struct cache_region *r;
@@ -83,6 +101,9 @@ void e_ref_lea(struct emitter *e, unsigned reg, const struct memref *ref);
 
 /* Emits what lower_access() put off to the end of the block. */
 void lower_slow_paths(struct xlate *x);
+
+/* After an instruction has been emitted: what it did to the registers (guesses and facts). */
+void lower_track(struct xlate *x, const struct insn *in);
 
 /* Flags to RAX (saved in scratch) and back. */
 void lower_save_flags(struct emitter *e);

@@ -164,6 +164,14 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
         g[REG_RDX] = (greg_t)v->bt.xsave_rdx;
     }
     v->rip = tb->gva + se->guest_off;
+    if (tb->window && (g[REG_TRAPNO] == EXC_PF || g[REG_TRAPNO] == EXC_GP ||
+                       g[REG_TRAPNO] == EXC_SS)) {
+        v->engine->wfault_hva = g[REG_TRAPNO] == EXC_PF ? (uint64_t)g[REG_CR2] : ~0ull;
+        v->engine->wfault_write = g[REG_ERR] & PF_W;
+        v->bt.exit_arg = (uint64_t)(uintptr_t)tb;
+        leave(v, uc, EXIT_WFAULT);
+        return;
+    }
     switch (g[REG_TRAPNO]) {
     case EXC_DE: case EXC_UD: case EXC_MF: case EXC_XM: case EXC_OF: case EXC_BR:
         cpu_raise(v, (uint8_t)g[REG_TRAPNO]);

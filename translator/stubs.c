@@ -121,6 +121,16 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
     e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_LINK);
     e_jmp(e, bt->stub_exit_common);
 
+    bt->stub_hot = (uint32_t)emit_here(e);
+    e_store_gs(e, BT_OFF(exit_arg), R10);
+    e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_HOT);
+    e_jmp(e, bt->stub_exit_common);
+
+    bt->stub_wmiss = (uint32_t)emit_here(e);
+    e_store_gs(e, BT_OFF(exit_arg), R10);
+    e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_WMISS);
+    e_jmp(e, bt->stub_exit_common);
+
     bt->stub_callout = (uint32_t)emit_here(e);
     save_all(e);
     e_load_gs(e, RDI, BT_OFF(self));

@@ -124,6 +124,11 @@ static uint32_t peek_live(struct xlate *x, uint64_t gva)
     for (int i = 0; i < 8 && open; i++) {
         struct insn in;
         uint8_t buf[15];
+        uint16_t lo = gpa & (GUEST_PAGE_SIZE - 1), hi = lo + 15;
+        if (x->tb->peek_lo >= x->tb->peek_hi || lo < x->tb->peek_lo)
+            x->tb->peek_lo = lo;
+        if (hi > x->tb->peek_hi)
+            x->tb->peek_hi = hi;
         if (gpa >> GUEST_PAGE_SHIFT != x->tb->gpa >> GUEST_PAGE_SHIFT)
             break;
         int len = insn_decode(&in, buf, fetch(x->bt, gpa, ~0ull, buf), MODE_64);
@@ -435,6 +440,11 @@ static void body_load_r11(struct xlate *x, const struct insn *in, const struct a
     e_ref_load(&x->e, a->size, R11, &a->ref);
 }
 
+static void body_load_reg(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    e_ref_load(&x->e, a->size, a->reg, &a->ref);
+}
+
 static void body_load_r10(struct xlate *x, const struct insn *in, const struct access *a)
 {
     e_ref_load(&x->e, a->size, R10, &a->ref);
@@ -496,6 +506,11 @@ static void rule_pop(struct xlate *x, const struct insn *in, unsigned i)
 {
     unsigned size = in->op_size;
     bool mem = in->stack_operand == STK_MEM;
+    if (!mem && size == 8 && in->rm != R10 && in->rm != R11 && in->rm != RSP) {
+        stack_access(x, in, i, MMU_READ, size, 0, (struct access){.reg = in->rm}, body_load_reg);
+        add_rsp(x, 8);
+        return;
+    }
     stack_access(x, in, i, MMU_READ, size, 0, (struct access){0},
                  mem ? body_load_value : body_load_r11);
     if (mem) {
@@ -816,6 +831,38 @@ static void emit_entry_check(struct xlate *x)
     e_mov_rr(e, RCX, R11);
 }
 
+/* Counts executions of a soft block that windows could make faster. Flag-free where it must be. */
+static void emit_heat(struct xlate *x)
+{
+    struct emitter *e = &x->e;
+    struct tb *tb = x->tb;
+    uint32_t counter = (uint32_t)(uintptr_t)&tb->heat;
+    uint8_t *hot;
+    tb->heat = HOT_THRESHOLD;
+    side_mark(x, SIDE_BOUNDARY, 0);
+    side_mark(x, SIDE_INSIDE, 0);
+    x->side[x->n_side - 1].host++;
+    if (!live_at(x, 0)) {
+        e_bytes(e, (const uint8_t[]){0x83, 0x2c, 0x25}, 3); /* sub dword [counter], 1 */
+        e32(e, counter);
+        e8(e, 1);
+        hot = e_jcc_fwd(e, CC_E);
+    } else {
+        e_mov_rr(e, R10, RCX);
+        e_bytes(e, (const uint8_t[]){0x8b, 0x0c, 0x25}, 3); /* mov ecx, [counter] */
+        e32(e, counter);
+        e_bytes(e, (const uint8_t[]){0x8d, 0x49, 0xff}, 3); /* lea ecx, [rcx - 1] */
+        e_bytes(e, (const uint8_t[]){0x89, 0x0c, 0x25}, 3); /* mov [counter], ecx */
+        e32(e, counter);
+        e_bytes(e, (const uint8_t[]){0x67, 0xe3, 0x05}, 3); /* jecxz over the next two */
+        e_mov_rr(e, RCX, R10);
+        e_bytes(e, (const uint8_t[]){0xeb, 0x08}, 2); /* jmp over the next two */
+        e_mov_rr(e, RCX, R10);
+        hot = e_jmp_fwd(e);
+    }
+    x->hot_jump = hot;
+}
+
 /* -- The block ------------------------------------------------------------------------------------ */
 
 /* Marks a page as holding code. Writers see the flag, or their stores come before our reads. */
@@ -824,8 +871,10 @@ static void claim_page(struct bt_engine *bt, uint64_t gpa)
     _Atomic uint8_t *flags = &bt->ram->page_flags[gpa >> GUEST_PAGE_SHIFT];
     if (atomic_fetch_or(flags, RAM_PAGE_CODE) & RAM_PAGE_CODE)
         return;
-    for (unsigned i = 0; i < bt->n_vcpus; i++)
+    for (unsigned i = 0; i < bt->n_vcpus; i++) {
         mmu_stlb_protect_gpa(bt->vcpus[i], gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1));
+        windows_protect_gpa(bt->vcpus[i], gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1));
+    }
 }
 
 /* Decodes up to the block's end; false with v->exc if the straddling tail cannot be fetched. */
@@ -873,8 +922,24 @@ static bool block_open_ended(const struct xlate *x)
     return (r == RULE_NATIVE || r == RULE_CALLOUT) && fpu_fault(in, x->key) < 0;
 }
 
+/* Is there anything in the block that the window form could speed up? */
+static bool has_accesses(const struct xlate *x)
+{
+    for (unsigned i = 0; i < x->n; i++) {
+        const struct insn *in = &x->insn[i];
+        if (rule_of(in, x->key) == RULE_NATIVE && (in->flags & INSN_MEM))
+            return true;
+        switch (in->op) {
+        case OP_PUSH: case OP_POP: case OP_CALL: case OP_CALL_IND: case OP_RET: case OP_LEAVE:
+        case OP_JMP_IND:
+            return true;
+        }
+    }
+    return false;
+}
+
 struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, uint64_t gpa,
-                           uint32_t key)
+                           uint32_t key, struct tb *replace)
 {
     struct xlate xs, *x = &xs; /* 30 KiB: the vCPU thread's stack is sized for it */
     struct timespec t0, t1;
@@ -892,6 +957,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->tb = &block;
         x->key = key;
         x->n = 0;
+        x->window = replace != NULL;
+        block.window = x->window;
         claim_page(bt, gpa);
         if (!decode_block(x))
             return NULL;
@@ -916,17 +983,26 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->e = (struct emitter){.p = code, .end = r->code_w + r->code_size,
                                 .rx_bias = (int64_t)r->code_x - (int64_t)(uintptr_t)r->code_w};
         r->meta_used = meta_mark;
-        x->n_side = x->n_slow = x->n_links = 0;
+        x->n_side = x->n_slow = x->n_links = x->n_miss = 0;
+        x->hot_jump = NULL;
+        for (unsigned g = 0; g < 16; g++)
+            x->reg[g] = (struct reg_guess){.known = true, .value = v->gpr[g]};
         x->failed = false;
         compute_liveness(x);
         tb->entry_ind = (uint32_t)emit_here(&x->e);
         emit_entry_check(x);
         tb->entry = (uint32_t)emit_here(&x->e);
+        x->guest_off = 0;
+        if (!x->window && v->engine->windows_on && !(key & (KEY_ONE_INSN | KEY_SLOW_MEM)) &&
+            !bt->cfg.trace_mask && has_accesses(x))
+            emit_heat(x);
         for (unsigned i = 0; i < x->n; i++) {
             x->cur_rip = x->rip[i];
             x->guest_off = (uint16_t)(x->cur_rip - gva);
             side_mark(x, SIDE_BOUNDARY, 0);
             emit_insn(x, i);
+            if (x->window)
+                lower_track(x, &x->insn[i]);
         }
         if (block_open_ended(x)) {
             /* Between the last instruction and the jump the state is that of the next one. */
@@ -940,6 +1016,11 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->guest_off = 0;
         side_mark(x, SIDE_INSIDE, 0);
         finish_links(x);
+        if (x->hot_jump) {
+            e_fix_here(&x->e, x->hot_jump);
+            e_mov_imm(&x->e, R10, (uintptr_t)tb);
+            e_jmp(&x->e, bt->stub_hot);
+        }
         if (!x->failed && !x->e.overflow)
             break;
         if (x->n <= 1)
@@ -953,6 +1034,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
     tb->side = cache_meta_alloc(r, x->n_side * (uint32_t)sizeof *tb->side);
     memcpy(tb->side, x->side, x->n_side * sizeof *tb->side);
     r->code_used = ((uint32_t)(x->e.p - r->code_w) + 15) & ~15u;
+    if (replace)
+        cache_invalidate_tb(bt, replace);
     cache_insert(bt, r, tb);
     bt->stats.blocks++;
     bt->stats.guest_insns += x->n;
