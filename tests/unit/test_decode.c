@@ -424,7 +424,10 @@ Test(decode, flags)
     cr_assert_eq(decode(B(0x11, 0xc8)).flags_read, FL_CF); /* adc */
     cr_assert_eq(decode(B(0xff, 0xc0)).flags_written, FL_ARITH & ~FL_CF);
     cr_assert_eq(decode(B(0xc1, 0xc0, 3)).flags_written, FL_CF | FL_OF); /* rol */
-    cr_assert_not(decode(B(0xc1, 0xc0, 3)).flags & INSN_FLAGS_COND);
+    /* OF, undefined for other counts than 1, keeps its value on some processors. */
+    cr_assert(decode(B(0xc1, 0xc0, 3)).flags & INSN_FLAGS_COND);
+    cr_assert_not(decode(B(0xd1, 0xc0)).flags & INSN_FLAGS_COND);
+    cr_assert_not(decode(B(0xc1, 0xe0, 3)).flags & INSN_FLAGS_COND); /* shl */
     cr_assert(decode(B(0xc1, 0xe0, 0x20)).flags & INSN_FLAGS_COND); /* shl eax, 32 */
     cr_assert_not(decode(B(0x48, 0xc1, 0xe0, 0x20)).flags & INSN_FLAGS_COND);
     cr_assert(decode(B(0xc0, 0xd0, 9)).flags & INSN_FLAGS_COND);                /* rcl al, 9 */
