@@ -198,7 +198,7 @@ TEST(cross, integer)
         CASE("cmovc (%%rbx), %%rax", 8, R),
         CASE("cmovnc (%%rbx), %%rax", 8, R),
         CASE("xchg %%rax, (%%rbx)", 8, R | W),
-        CASE("xchg %%r10w, (%%rbx)", 2, R | W),
+        CASE("xchg %%dx, (%%rbx)", 2, R | W),
         CASE("lock addq $7, (%%rbx)", 8, R | W),
         CASE("lock xadd %%eax, (%%rbx)", 4, R | W),
         CASE("lock btsq $3, (%%rbx)", 8, R | W),

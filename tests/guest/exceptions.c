@@ -763,8 +763,10 @@ TEST(ss, noncanonical)
             FAULTC(r, "mov (%%rbp), %%rax", SS, 0);
             FAULTC(r, "mov %%rax, 8(%%rbp)", SS, 0);
             FAULTC(r, "mov %%r11, 8(%%rbp,%%r10)", SS, 0);
-            FAULTC(r, "mov %%r11, %%ds:8(%%rbp,%%r10)", GP, 0);
-            FAULTC(r, "mov %%r11, %%ss:8(%%rax,%%rbp)", SS, 0);
+            /* DS and SS overrides are ignored in 64-bit mode, for this as well */
+            r.rax = 0;
+            FAULTC(r, "mov %%r11, %%ds:8(%%rbp,%%r10)", SS, 0);
+            FAULTC(r, "mov %%r11, %%ss:8(%%rax,%%rbp)", GP, 0);
             FAULTC(r, "leave", SS, 0);
         }
         if (on_tcg) /* TCG raises #GP for all of these */
