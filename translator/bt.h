@@ -78,6 +78,7 @@ struct link {
     struct tb *from;
     struct tb *to;         /* NULL: goes to the exit stub */
     struct link *next_in;  /* list of tb.in */
+    struct link **prev_in; /* what points to this in it */
     uint64_t target;       /* GVA */
     uint8_t *patch;        /* writable alias of the rel32 */
     uint32_t patch_x;      /* its executable address */
@@ -97,8 +98,11 @@ struct tb {
     uint32_t n_side;
     struct side_entry *side;
     struct tb *hash_next;
-    struct tb *page_next; /* list of the page of gpa */
-    struct tb *page2_next;
+    /* Lists of the blocks of a page, of gpa and of gpa2.  They grow long where a library's page is
+     * mapped at many addresses, so removal must not walk them: page_prev points to what points to
+     * this block. */
+    struct tb *page_next, *page2_next;
+    struct tb **page_prev, **page2_prev;
     struct link *in;
     struct link out[2];
     int32_t heat;        /* soft tier: executions left until it is translated again          */

@@ -192,20 +192,46 @@ static bool two_pages(const struct tb *tb)
     return tb->gpa2 != ~0ull && tb->gpa2 >> GUEST_PAGE_SHIFT != tb->gpa >> GUEST_PAGE_SHIFT;
 }
 
+/* Page lists hold a block once for each of its pages; which `next` applies depends on the list. */
+static struct tb **page_next(struct tb *t, uint64_t page)
+{
+    return t->gpa >> GUEST_PAGE_SHIFT == page ? &t->page_next : &t->page2_next;
+}
+
+static struct tb ***page_prev(struct tb *t, uint64_t page)
+{
+    return t->gpa >> GUEST_PAGE_SHIFT == page ? &t->page_prev : &t->page2_prev;
+}
+
+static void page_list_add(struct bt_engine *bt, struct tb *tb, uint64_t page)
+{
+    struct tb **head = &bt->page_tbs[page];
+    *page_next(tb, page) = *head;
+    *page_prev(tb, page) = head;
+    if (*head)
+        *page_prev(*head, page) = page_next(tb, page);
+    *head = tb;
+}
+
+static void page_list_remove(struct bt_engine *bt, struct tb *tb, uint64_t page)
+{
+    struct tb *next = *page_next(tb, page), **prev = *page_prev(tb, page);
+    *prev = next;
+    if (next)
+        *page_prev(next, page) = prev;
+    if (!bt->page_tbs[page])
+        bt->ram->page_flags[page] &= (uint8_t)~RAM_PAGE_CODE;
+}
+
 void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb)
 {
     r->tbs[r->n_tbs++] = tb;
     struct tb **h = &bt->hash[hash_of(tb->gva, tb->gpa, tb->key)];
     tb->hash_next = *h;
     *h = tb;
-    struct tb **pg = &bt->page_tbs[tb->gpa >> GUEST_PAGE_SHIFT];
-    tb->page_next = *pg;
-    *pg = tb;
-    if (two_pages(tb)) {
-        pg = &bt->page_tbs[tb->gpa2 >> GUEST_PAGE_SHIFT];
-        tb->page2_next = *pg;
-        *pg = tb;
-    }
+    page_list_add(bt, tb, tb->gpa >> GUEST_PAGE_SHIFT);
+    if (two_pages(tb))
+        page_list_add(bt, tb, tb->gpa2 >> GUEST_PAGE_SHIFT);
 }
 
 static void patch_rel32(struct link *l, uint32_t target)
@@ -220,26 +246,12 @@ void cache_link(struct bt_engine *bt, struct link *l, struct tb *to)
         return;
     l->to = to;
     l->next_in = to->in;
+    l->prev_in = &to->in;
+    if (to->in)
+        to->in->prev_in = &l->next_in;
     to->in = l;
     patch_rel32(l, to->entry);
     bt->stats.links++;
-}
-
-/* Page lists hold a block once for each of its pages; which `next` applies depends on the list. */
-static struct tb **page_next(struct tb *t, uint64_t page)
-{
-    return t->gpa >> GUEST_PAGE_SHIFT == page ? &t->page_next : &t->page2_next;
-}
-
-static void page_list_remove(struct bt_engine *bt, struct tb *tb, uint64_t page)
-{
-    struct tb **pp = &bt->page_tbs[page];
-    while (*pp && *pp != tb)
-        pp = page_next(*pp, page);
-    if (*pp)
-        *pp = *page_next(tb, page);
-    if (!bt->page_tbs[page])
-        bt->ram->page_flags[page] &= (uint8_t)~RAM_PAGE_CODE;
 }
 
 void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
@@ -259,6 +271,8 @@ void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
     while (tb->in) {
         struct link *l = tb->in;
         tb->in = l->next_in;
+        if (tb->in)
+            tb->in->prev_in = &tb->in;
         l->to = NULL;
         patch_rel32(l, l->stub);
     }
@@ -266,11 +280,9 @@ void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
         struct link *l = &tb->out[i];
         if (!l->to)
             continue;
-        struct link **pp = &l->to->in;
-        while (*pp && *pp != l)
-            pp = &(*pp)->next_in;
-        if (*pp)
-            *pp = l->next_in;
+        *l->prev_in = l->next_in;
+        if (l->next_in)
+            l->next_in->prev_in = l->prev_in;
         patch_rel32(l, l->stub);
         l->to = NULL;
     }
