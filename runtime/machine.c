@@ -453,6 +453,8 @@ static int firmware(struct machine *m)
     struct acpi_config acpi = {.cpus = m->cfg.cpus, .low_size = m->ram.low_size};
     int err = write_bios_data(m);
 
+    /* The SCI is the one level-triggered interrupt of the 8259s that the MADT names. */
+    pic_elcr_ops.write(&m->pic, ACPI_SCI_IRQ >> 3, 1, 1u << (ACPI_SCI_IRQ & 7));
     for (unsigned i = 0; i < m->cfg.cpus; i++)
         lapic_firmware_setup(&m->cpu[i].lapic);
     return err ? err : acpi_build(&acpi, &m->ram);
