@@ -31,7 +31,17 @@ enum insn_rule { RULE_NATIVE, RULE_CALLOUT, RULE_CALLOUT_END, RULE_BRANCH };
 
 static enum insn_rule rule_of(const struct insn *in, uint32_t key)
 {
+    bool cpl0 = !(key & (KEY_USER | KEY_CPL_MASK)) && !(key & KEY_ONE_INSN);
     switch (in->op) {
+    /* The hot ones of a kernel's entry, exit and locking paths have an inline form at CPL 0. */
+    case OP_CLI: case OP_PUSHF: case OP_SWAPGS:
+        return cpl0 ? RULE_NATIVE : RULE_CALLOUT;
+    case OP_STI:
+        return cpl0 ? RULE_NATIVE : RULE_CALLOUT_END;
+    case OP_RDFSBASE: case OP_RDGSBASE:
+        return key & KEY_FSGSBASE ? RULE_NATIVE : RULE_CALLOUT;
+    case OP_MOV_FROM_SEG:
+        return in->mod == 3 ? RULE_NATIVE : RULE_CALLOUT;
     case OP_COPY: case OP_NOP: case OP_LEA: case OP_MOV_MOFFS: case OP_PUSH: case OP_POP:
     case OP_LEAVE: case OP_BT_MEM_REG: case OP_XLAT: case OP_MASKMOV:
     case OP_FXSAVE: case OP_FXRSTOR: case OP_XSAVE: case OP_XSAVEC: case OP_XSAVEOPT:
@@ -44,12 +54,12 @@ static enum insn_rule rule_of(const struct insn *in, uint32_t key)
     case OP_JRCXZ: case OP_JMP_IND: case OP_CALL_IND: case OP_RET:
         return RULE_BRANCH;
     case OP_MOVS: case OP_CMPS: case OP_STOS: case OP_LODS: case OP_SCAS: case OP_INS: case OP_OUTS:
-    case OP_GATHER: case OP_SCATTER: case OP_PUSHF: case OP_ENTER:
-    case OP_IN: case OP_OUT: case OP_CLI: case OP_CPUID: case OP_RDMSR: case OP_RDPMC:
+    case OP_GATHER: case OP_SCATTER: case OP_ENTER:
+    case OP_IN: case OP_OUT: case OP_CPUID: case OP_RDMSR: case OP_RDPMC:
     case OP_MOV_FROM_CR: case OP_MOV_FROM_DR: case OP_SMSW: case OP_SGDT: case OP_SIDT:
     case OP_LGDT: case OP_LIDT: case OP_SLDT: case OP_STR: case OP_LAR: case OP_LSL: case OP_VERR:
-    case OP_VERW: case OP_SWAPGS: case OP_RDFSBASE: case OP_RDGSBASE: case OP_WRFSBASE:
-    case OP_WRGSBASE: case OP_XGETBV: case OP_STAC: case OP_CLAC: case OP_MOV_FROM_SEG:
+    case OP_VERW: case OP_WRFSBASE:
+    case OP_WRGSBASE: case OP_XGETBV: case OP_STAC: case OP_CLAC:
     case OP_PUSH_SEG: case OP_INVD: case OP_WBINVD:
         return RULE_CALLOUT;
     default:
@@ -674,6 +684,106 @@ static void rule_state(struct xlate *x, const struct insn *in, unsigned i)
     lower_mem(x, in, &in->mem, in->addr_size, 0, a, body_state);
 }
 
+/* -- Sensitive instructions with an inline form ----------------------------------------------------- */
+
+/* op dword gs:[off], imm32 (ext = the /digit of opcode 81; flags are the caller's concern) */
+static void e_gs_op_imm(struct emitter *e, unsigned ext, uint32_t off, uint32_t imm)
+{
+    e_bytes(e, (const uint8_t[]){0x65, 0x81, (uint8_t)(ext << 3 | 4), 0x25}, 4);
+    e32(e, off);
+    e32(e, imm);
+}
+
+static void rule_cli(struct xlate *x, unsigned i)
+{
+    struct emitter *e = &x->e;
+    if (live_at(x, i))
+        lower_save_flags(e);
+    e_gs_op_imm(e, 4, VCPU_OFF(rflags), ~(uint32_t)FL_IF);
+    if (live_at(x, i))
+        lower_restore_flags(e);
+}
+
+/* With nothing pending STI only sets IF; a kick that comes right after it finds the shadow. */
+static void rule_sti(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    bool live = live_at(x, i);
+    e_mov_imm(e, R10, x->cur_rip + in->len);
+    e_store_gs(e, BT_OFF(shadow_rip), R10);
+    if (live)
+        lower_save_flags(e);
+    e_gs_op_imm(e, 1, VCPU_OFF(rflags), FL_IF);
+    e_bytes(e, (const uint8_t[]){0x65, 0xc7, 0x04, 0x25}, 4); /* mov dword gs:[shadow], 1 */
+    e32(e, VCPU_OFF(interrupt_shadow));
+    e32(e, 1);
+    e_bytes(e, (const uint8_t[]){0x65, 0x83, 0x3c, 0x25}, 4); /* cmp dword gs:[events], 0 */
+    e32(e, VCPU_OFF(events));
+    e8(e, 0);
+    uint8_t *none = e_jcc_fwd(e, CC_E);
+    if (live)
+        lower_restore_flags(e);
+    emit_callout(x, in, false);
+    e_fix_here(e, none);
+    if (live)
+        lower_restore_flags(e);
+}
+
+static void rule_swapgs(struct xlate *x)
+{
+    struct emitter *e = &x->e;
+    uint32_t base = VCPU_OFF(seg[SEG_GS]) + (uint32_t)offsetof(struct segment, base);
+    e_load_gs(e, R10, base);
+    e_load_gs(e, R11, VCPU_OFF(kernel_gs_base));
+    e_store_gs(e, base, R11);
+    e_store_gs(e, VCPU_OFF(kernel_gs_base), R10);
+}
+
+/* The arithmetic flags and DF are the host's, the others are virtual. */
+static void rule_pushf(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    bool live = x->live[i + 1]; /* PUSHF's own reading of them comes first */
+    x->live[i] = x->live[i + 1];
+    e_store_gs(e, VCPU_OFF(scratch[SCR_VALUE]), RSP);
+    e_load_gs(e, RSP, VCPU_OFF(host_rsp));
+    e8(e, 0x9c);                                     /* pushfq */
+    e_bytes(e, (const uint8_t[]){0x41, 0x5a}, 2);    /* pop r10 */
+    e_load_gs(e, RSP, VCPU_OFF(scratch[SCR_VALUE]));
+    if (live)
+        lower_save_flags(e);
+    e_load_gs(e, R11, VCPU_OFF(rflags));
+    e_bytes(e, (const uint8_t[]){0x41, 0x81, 0xe2}, 3); /* and r10d, FL_HOST */
+    e32(e, FL_HOST);
+    e_bytes(e, (const uint8_t[]){0x41, 0x81, 0xe3}, 3); /* and r11d, ... */
+    e32(e, ~(uint32_t)(FL_HOST | FL_RF | FL_VM));
+    e_bytes(e, (const uint8_t[]){0x45, 0x09, 0xda}, 3); /* or r10d, r11d */
+    e_store_gs(e, VCPU_OFF(scratch[SCR_VALUE]), R10);
+    if (live)
+        lower_restore_flags(e);
+    stack_access(x, in, i, MMU_WRITE, in->op_size, -(int32_t)in->op_size, (struct access){0},
+                 body_store_value);
+    add_rsp(x, -(int32_t)in->op_size);
+}
+
+static void rule_rdbase(struct xlate *x, const struct insn *in)
+{
+    unsigned seg = in->op == OP_RDFSBASE ? SEG_FS : SEG_GS;
+    e_load_gs(&x->e, R10, VCPU_OFF(seg[0]) + (uint32_t)(seg * sizeof(struct segment) +
+                                                        offsetof(struct segment, base)));
+    write_gpr(x, in->rm, R10, in->op_size);
+}
+
+static void rule_mov_from_seg(struct xlate *x, const struct insn *in)
+{
+    struct emitter *e = &x->e;
+    uint32_t off = VCPU_OFF(seg[0]) +
+                   (uint32_t)(in->reg * sizeof(struct segment) + offsetof(struct segment, sel));
+    e_bytes(e, (const uint8_t[]){0x65, 0x44, 0x0f, 0xb7, 0x14, 0x25}, 6); /* movzx r10d, gs:[] */
+    e32(e, off);
+    write_gpr(x, in->rm, R10, in->op_size);
+}
+
 /* -- Branch rules --------------------------------------------------------------------------------- */
 
 static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
@@ -800,6 +910,24 @@ static void emit_insn(struct xlate *x, unsigned i)
         e_bytes(e, (const uint8_t[]){0x0f, 0x01, 0xf9}, 3);
         e_load32_gs(e, RCX, VCPU_OFF(tsc_aux));
         break;
+    case OP_CLI:
+        rule_cli(x, i);
+        break;
+    case OP_STI:
+        rule_sti(x, in, i);
+        break;
+    case OP_SWAPGS:
+        rule_swapgs(x);
+        break;
+    case OP_PUSHF:
+        rule_pushf(x, in, i);
+        break;
+    case OP_RDFSBASE: case OP_RDGSBASE:
+        rule_rdbase(x, in);
+        break;
+    case OP_MOV_FROM_SEG:
+        rule_mov_from_seg(x, in);
+        break;
     case OP_RDPID:
         e_load32_gs(e, R10, VCPU_OFF(tsc_aux));
         write_gpr(x, in->rm, R10, 8);
@@ -838,7 +966,10 @@ static void emit_heat(struct xlate *x)
     struct tb *tb = x->tb;
     uint32_t counter = (uint32_t)(uintptr_t)&tb->heat;
     uint8_t *hot;
-    tb->heat = HOT_THRESHOLD;
+    const struct engine_config *cfg = &x->bt->cfg;
+    tb->heat = cfg->mem_mode == MEM_WINDOW ? 1
+               : cfg->chaos                ? 1 + (int32_t)(tb->gva >> 4 & 3)
+                                           : HOT_THRESHOLD;
     side_mark(x, SIDE_BOUNDARY, 0);
     side_mark(x, SIDE_INSIDE, 0);
     x->side[x->n_side - 1].host++;
@@ -969,6 +1100,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
     } while (true);
 
     struct cache_region *r = cache_reserve(bt);
+    if (replace && replace->dead) /* evicted: its memory is about to be used again */
+        replace = NULL;
     struct tb *tb = cache_meta_alloc(r, sizeof *tb);
     *tb = block;
     x->tb = tb;
@@ -1034,9 +1167,9 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
     tb->side = cache_meta_alloc(r, x->n_side * (uint32_t)sizeof *tb->side);
     memcpy(tb->side, x->side, x->n_side * sizeof *tb->side);
     r->code_used = ((uint32_t)(x->e.p - r->code_w) + 15) & ~15u;
-    if (replace)
-        cache_invalidate_tb(bt, replace);
     cache_insert(bt, r, tb);
+    if (replace) /* not before: a page without blocks is no code page any more */
+        cache_invalidate_tb(bt, replace);
     bt->stats.blocks++;
     bt->stats.guest_insns += x->n;
     bt->stats.guest_bytes += tb->guest_len;
