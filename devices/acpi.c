@@ -75,11 +75,16 @@ struct fadt { /* 5.2.9 */
 } PACKED;
 
 enum { /* FADT flags, 5.2.9 table 5.10 */
-    FADT_WBINVD = 1u << 0, FADT_PROC_C1 = 1u << 2, FADT_SLP_BUTTON = 1u << 5,
-    FADT_FIX_RTC = 1u << 6, FADT_TMR_VAL_EXT = 1u << 8, FADT_RESET_REG_SUP = 1u << 10,
+       FADT_WBINVD = 1u << 0,
+       FADT_PROC_C1 = 1u << 2,
+       FADT_SLP_BUTTON = 1u << 5,
+       FADT_FIX_RTC = 1u << 6,
+       FADT_TMR_VAL_EXT = 1u << 8,
+       FADT_RESET_REG_SUP = 1u << 10,
 };
 enum { /* IAPC_BOOT_ARCH, 5.2.9.3: there is a UART and no 8042 that anybody should look for */
-    BOOT_LEGACY_DEVICES = 1u << 0, BOOT_VGA_NOT_PRESENT = 1u << 2,
+       BOOT_LEGACY_DEVICES = 1u << 0,
+       BOOT_VGA_NOT_PRESENT = 1u << 2,
 };
 
 struct facs { /* 5.2.10 */
@@ -186,7 +191,7 @@ static int append(struct area *a, const void *data, size_t len)
     return 0;
 }
 
-/* -- DSDT ---------------------------------------------------------------------------------------- */
+/* -- DSDT -------------------------------------------------------------------------------------- */
 
 /* Device (name) { Name (_HID, EisaId (hid)) ... } with one I/O range; left open. */
 static void begin_pnp_device(struct aml *a, const char *name, const char *hid)
@@ -339,7 +344,7 @@ static int build_dsdt(struct area *a, const struct acpi_config *cfg, uint64_t *a
     return 0;
 }
 
-/* -- The other tables ----------------------------------------------------------------------------- */
+/* -- The other tables -------------------------------------------------------------------------- */
 
 static struct gas io_register(uint16_t port, uint8_t bits, uint8_t access_size)
 {

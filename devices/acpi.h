@@ -9,17 +9,18 @@
 
 struct guest_ram;
 
-#define ACPI_AREA       0xe0000ull /* first page: FACS (NVS); then the RSDP and the tables */
-#define ACPI_FACS_SIZE  0x1000u
-#define ACPI_AREA_SIZE  0x10000u
-#define ACPI_RSDP       (ACPI_AREA + ACPI_FACS_SIZE)
+#define ACPI_AREA      0xe0000ull /* first page: FACS (NVS); then the RSDP and the tables */
+#define ACPI_FACS_SIZE 0x1000u
+#define ACPI_AREA_SIZE 0x10000u
+#define ACPI_RSDP      (ACPI_AREA + ACPI_FACS_SIZE)
 
 struct acpi_config {
     unsigned cpus;     /* APIC IDs 0..cpus-1 */
     uint64_t low_size; /* end of RAM below 4 GiB; the PCI hole begins there at the earliest */
 };
 
-/* Writes all tables to RAM.  0, -EFAULT if the area is not RAM, -ENOSPC if the tables outgrow it. */
+/* Writes all tables to RAM.  0, -EFAULT if the area is not RAM, -ENOSPC if the tables outgrow it.
+ */
 int acpi_build(const struct acpi_config *cfg, struct guest_ram *ram);
 
 #endif

@@ -4,13 +4,21 @@
 #include <string.h>
 
 enum {
-    PM1_TMR = 1u << 0, PM1_BM = 1u << 4, PM1_GBL = 1u << 5, PM1_PWRBTN = 1u << 8,
-    PM1_SLPBTN = 1u << 9, PM1_RTC = 1u << 10, PM1_WAK = 1u << 15,
+    PM1_TMR = 1u << 0,
+    PM1_BM = 1u << 4,
+    PM1_GBL = 1u << 5,
+    PM1_PWRBTN = 1u << 8,
+    PM1_SLPBTN = 1u << 9,
+    PM1_RTC = 1u << 10,
+    PM1_WAK = 1u << 15,
     PM1_STS_MASK = PM1_TMR | PM1_BM | PM1_GBL | PM1_PWRBTN | PM1_SLPBTN | PM1_RTC | PM1_WAK,
     PM1_EN_MASK = PM1_TMR | PM1_GBL | PM1_PWRBTN | PM1_SLPBTN | PM1_RTC,
 };
 enum {
-    CNT_SCI_EN = 1u << 0, CNT_GBL_RLS = 1u << 2, CNT_SLP_TYP_SHIFT = 10, CNT_SLP_TYP = 7u << 10,
+    CNT_SCI_EN = 1u << 0,
+    CNT_GBL_RLS = 1u << 2,
+    CNT_SLP_TYP_SHIFT = 10,
+    CNT_SLP_TYP = 7u << 10,
     CNT_SLP_EN = 1u << 13,
 };
 
@@ -36,8 +44,9 @@ static void update(struct acpi_pm *pm)
         sci |= (pm->gpe_sts[i] & pm->gpe_en[i]) != 0;
     irq_set(&pm->sci, sci);
     if ((pm->pm1_en & PM1_TMR) && !(pm->pm1_sts & PM1_TMR))
-        vm_timer_set(&pm->timer, pm->start_ns + mul_div((carries + 1) * CARRY_TICKS, NSEC_PER_SEC,
-                                                        ACPI_PM_TIMER_HZ) + 1);
+        vm_timer_set(&pm->timer,
+                     pm->start_ns +
+                         mul_div((carries + 1) * CARRY_TICKS, NSEC_PER_SEC, ACPI_PM_TIMER_HZ) + 1);
     else
         vm_timer_cancel(&pm->timer);
 }
@@ -49,7 +58,7 @@ static void timer_carry(void *opaque)
 
 static void write_control(struct acpi_pm *pm, uint16_t value)
 {
-    pm->pm1_cnt = value & (uint16_t)~(CNT_SLP_EN | CNT_GBL_RLS);
+    pm->pm1_cnt = value & (uint16_t) ~(CNT_SLP_EN | CNT_GBL_RLS);
     pm->pm1_cnt |= CNT_SCI_EN;
     /* The other sleep types are not in the DSDT. */
     if ((value & CNT_SLP_EN) && (value & CNT_SLP_TYP) >> CNT_SLP_TYP_SHIFT == ACPI_SLP_TYP_S5)

@@ -13,16 +13,16 @@
 #include "devices/irq.h"
 #include "devices/timer.h"
 
-#define ACPI_PM_PORT      0x600
-#define ACPI_PM_PORTS     0x40
-#define ACPI_PM1_EVT      0x00 /* offsets from ACPI_PM_PORT */
-#define ACPI_PM1_CNT      0x04
-#define ACPI_PM_TMR       0x08
-#define ACPI_GPE0         0x20
-#define ACPI_GPE0_LEN     4
-#define ACPI_SCI_IRQ      9
-#define ACPI_PM_TIMER_HZ  3579545ull
-#define ACPI_SLP_TYP_S5   5
+#define ACPI_PM_PORT     0x600
+#define ACPI_PM_PORTS    0x40
+#define ACPI_PM1_EVT     0x00 /* offsets from ACPI_PM_PORT */
+#define ACPI_PM1_CNT     0x04
+#define ACPI_PM_TMR      0x08
+#define ACPI_GPE0        0x20
+#define ACPI_GPE0_LEN    4
+#define ACPI_SCI_IRQ     9
+#define ACPI_PM_TIMER_HZ 3579545ull
+#define ACPI_SLP_TYP_S5  5
 
 struct acpi_pm {
     struct irq_line sci;

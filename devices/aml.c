@@ -4,15 +4,24 @@
 #include <string.h>
 
 enum {
-    ZERO_OP = 0x00, ONE_OP = 0x01, NAME_OP = 0x08, BYTE_PREFIX = 0x0a, WORD_PREFIX = 0x0b,
-    DWORD_PREFIX = 0x0c, STRING_PREFIX = 0x0d, QWORD_PREFIX = 0x0e, SCOPE_OP = 0x10,
-    BUFFER_OP = 0x11, PACKAGE_OP = 0x12, EXT_OP_PREFIX = 0x5b, EXT_DEVICE_OP = 0x82,
+    ZERO_OP = 0x00,
+    ONE_OP = 0x01,
+    NAME_OP = 0x08,
+    BYTE_PREFIX = 0x0a,
+    WORD_PREFIX = 0x0b,
+    DWORD_PREFIX = 0x0c,
+    STRING_PREFIX = 0x0d,
+    QWORD_PREFIX = 0x0e,
+    SCOPE_OP = 0x10,
+    BUFFER_OP = 0x11,
+    PACKAGE_OP = 0x12,
+    EXT_OP_PREFIX = 0x5b,
+    EXT_DEVICE_OP = 0x82,
 };
 
 /* Package lengths are written in the three-byte form, whatever they turn out to be: its value
  * includes the three bytes themselves (20.2.4). */
 #define PKG_LENGTH_BYTES 3
-
 
 static void put(struct aml *a, uint8_t byte)
 {
@@ -120,8 +129,8 @@ static unsigned hex_digit(char c)
 void aml_eisa_id(struct aml *a, const char *id)
 {
     uint32_t v = (uint32_t)(id[0] - 0x40) << 26 | (uint32_t)(id[1] - 0x40) << 21 |
-                 (uint32_t)(id[2] - 0x40) << 16 | hex_digit(id[3]) << 12 |
-                 hex_digit(id[4]) << 8 | hex_digit(id[5]) << 4 | hex_digit(id[6]);
+                 (uint32_t)(id[2] - 0x40) << 16 | hex_digit(id[3]) << 12 | hex_digit(id[4]) << 8 |
+                 hex_digit(id[5]) << 4 | hex_digit(id[6]);
 
     aml_integer(a, __builtin_bswap32(v));
 }
@@ -132,7 +141,7 @@ void aml_string(struct aml *a, const char *s)
     put_bytes(a, s, strlen(s) + 1);
 }
 
-/* -- Resource templates: Name (n, Buffer () {descriptors, end tag}) ------------------------------- */
+/* -- Resource templates: Name (n, Buffer () {descriptors, end tag}) ---------------------------- */
 
 void aml_begin_resources(struct aml *a, const char *name)
 {
@@ -183,11 +192,11 @@ static void address_space(struct aml *a, uint8_t type, uint8_t type_flags, unsig
     put(a, type);
     put(a, 0x0c);
     put(a, type_flags);
-    put_le(a, 0, bytes);                /* granularity        */
+    put_le(a, 0, bytes); /* granularity */
     put_le(a, first, bytes);
     put_le(a, last, bytes);
     put_le(a, 0, bytes);                /* translation offset */
-    put_le(a, last - first + 1, bytes); /* length             */
+    put_le(a, last - first + 1, bytes); /* length */
 }
 
 void aml_bus_range(struct aml *a, uint16_t first, uint16_t last)

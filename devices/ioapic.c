@@ -9,16 +9,16 @@ enum { IOAPICID = 0, IOAPICVER = 1, IOAPICARB = 2, IOREDTBL = 0x10 };
 #define VERSION (0x20u | (IOAPIC_PINS - 1) << 16)
 
 /* Redirection table entry. */
-#define RTE_VECTOR       0xffull
-#define RTE_MODE_SHIFT   8
-#define RTE_LOGICAL      (1ull << 11)
-#define RTE_REMOTE_IRR   (1ull << 14)
-#define RTE_LEVEL        (1ull << 15)
-#define RTE_MASKED       (1ull << 16)
-#define RTE_DEST_SHIFT   56
+#define RTE_VECTOR     0xffull
+#define RTE_MODE_SHIFT 8
+#define RTE_LOGICAL    (1ull << 11)
+#define RTE_REMOTE_IRR (1ull << 14)
+#define RTE_LEVEL      (1ull << 15)
+#define RTE_MASKED     (1ull << 16)
+#define RTE_DEST_SHIFT 56
 /* Vector, mode, destination mode, polarity, trigger, mask; destination.  Polarity is kept for
  * software to read; our lines carry logical levels. */
-#define RTE_WRITABLE     0xff0000000001afffull
+#define RTE_WRITABLE 0xff0000000001afffull
 
 /* Sends what pin has to say, if anything. */
 static void service(struct ioapic *io, unsigned pin)

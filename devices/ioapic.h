@@ -17,8 +17,8 @@
 struct ioapic {
     struct apic_bus *bus;
     uint8_t id, select;
-    uint32_t lines;   /* state of the pins                            */
-    uint32_t latched; /* edges seen on unmasked pins, not delivered   */
+    uint32_t lines;   /* state of the pins */
+    uint32_t latched; /* edges seen on unmasked pins, not delivered */
     uint64_t entry[IOAPIC_PINS];
 };
 

@@ -10,11 +10,29 @@
 #include <string.h>
 
 enum {
-    REG_ID = 0x020, REG_VERSION = 0x030, REG_TPR = 0x080, REG_APR = 0x090, REG_PPR = 0x0a0,
-    REG_EOI = 0x0b0, REG_RRD = 0x0c0, REG_LDR = 0x0d0, REG_DFR = 0x0e0, REG_SVR = 0x0f0,
-    REG_ISR = 0x100, REG_TMR = 0x180, REG_IRR = 0x200, REG_ESR = 0x280, REG_CMCI = 0x2f0,
-    REG_ICR = 0x300, REG_ICR2 = 0x310, REG_LVT = 0x320, REG_LVT_LAST = 0x370,
-    REG_INITIAL = 0x380, REG_CURRENT = 0x390, REG_DIVIDE = 0x3e0, REG_SELF_IPI = 0x3f0,
+    REG_ID = 0x020,
+    REG_VERSION = 0x030,
+    REG_TPR = 0x080,
+    REG_APR = 0x090,
+    REG_PPR = 0x0a0,
+    REG_EOI = 0x0b0,
+    REG_RRD = 0x0c0,
+    REG_LDR = 0x0d0,
+    REG_DFR = 0x0e0,
+    REG_SVR = 0x0f0,
+    REG_ISR = 0x100,
+    REG_TMR = 0x180,
+    REG_IRR = 0x200,
+    REG_ESR = 0x280,
+    REG_CMCI = 0x2f0,
+    REG_ICR = 0x300,
+    REG_ICR2 = 0x310,
+    REG_LVT = 0x320,
+    REG_LVT_LAST = 0x370,
+    REG_INITIAL = 0x380,
+    REG_CURRENT = 0x390,
+    REG_DIVIDE = 0x3e0,
+    REG_SELF_IPI = 0x3f0,
 };
 
 /* Version 0x14, six LVT entries, no EOI-broadcast suppression (10.4.8). */
@@ -23,8 +41,13 @@ enum {
 enum { SVR_ENABLE = 1u << 8, SVR_MASK = 0x1ff | 1u << 9 };
 enum { ESR_SEND_ILLEGAL = 1u << 5, ESR_RECV_ILLEGAL = 1u << 6, ESR_REGISTER = 1u << 7 };
 enum {
-    LVT_VECTOR = 0xff, LVT_MODE = 7u << 8, LVT_POLARITY = 1u << 13, LVT_REMOTE_IRR = 1u << 14,
-    LVT_LEVEL = 1u << 15, LVT_MASKED = 1u << 16, LVT_TIMER_MODE = 3u << 17,
+    LVT_VECTOR = 0xff,
+    LVT_MODE = 7u << 8,
+    LVT_POLARITY = 1u << 13,
+    LVT_REMOTE_IRR = 1u << 14,
+    LVT_LEVEL = 1u << 15,
+    LVT_MASKED = 1u << 16,
+    LVT_TIMER_MODE = 3u << 17,
 };
 enum { TIMER_ONESHOT = 0, TIMER_PERIODIC = 1, TIMER_DEADLINE = 2 };
 
@@ -43,7 +66,7 @@ static const uint32_t lvt_writable[LVT_COUNT] = {
 
 static void accept_fixed(struct lapic *l, uint8_t vector, bool level_triggered);
 
-/* -- Bit vectors of 256 interrupts --------------------------------------------------------------- */
+/* -- Bit vectors of 256 interrupts ------------------------------------------------------------- */
 
 static void set_bit(uint32_t *map, uint8_t n)
 {
@@ -68,7 +91,7 @@ static int highest_bit(const uint32_t *map)
     return -1;
 }
 
-/* -- State --------------------------------------------------------------------------------------- */
+/* -- State ------------------------------------------------------------------------------------- */
 
 static bool hw_enabled(const struct lapic *l)
 {
@@ -140,7 +163,7 @@ int lapic_acknowledge(struct lapic *l)
     return vector;
 }
 
-/* -- Errors and the local vector table ----------------------------------------------------------- */
+/* -- Errors and the local vector table --------------------------------------------------------- */
 
 /* An event of a local source goes through its LVT entry (10.5.1). */
 static void fire_lvt(struct lapic *l, enum lapic_lvt n)
@@ -213,7 +236,7 @@ void lapic_set_lint(struct lapic *l, unsigned pin, bool level)
         lapic_update(l);
 }
 
-/* -- Timer (10.5.4) ------------------------------------------------------------------------------ */
+/* -- Timer (10.5.4) ---------------------------------------------------------------------------- */
 
 static unsigned timer_mode(const struct lapic *l)
 {
@@ -283,8 +306,7 @@ static void schedule_timer(struct lapic *l)
     }
     vm_timer_cancel(&l->timer);
     /* A masked timer counts but needs nobody to wake up for it. */
-    if (l->initial_count == 0 || timer_mode(l) > TIMER_PERIODIC ||
-        (l->lvt[LVT_TIMER] & LVT_MASKED))
+    if (l->initial_count == 0 || timer_mode(l) > TIMER_PERIODIC || (l->lvt[LVT_TIMER] & LVT_MASKED))
         return;
     now = timer_now(l->timer.queue);
     period = period_ns(l);
@@ -340,7 +362,7 @@ static void write_divide(struct lapic *l, uint32_t value)
     schedule_timer(l);
 }
 
-/* -- Inter-processor interrupts (10.6) ----------------------------------------------------------- */
+/* -- Inter-processor interrupts (10.6) --------------------------------------------------------- */
 
 /* Does this destination mean us? (10.6.2) */
 static bool matches(const struct lapic *l, const struct apic_message *m)
@@ -463,7 +485,7 @@ static void send_ipi(struct lapic *l)
     }
 }
 
-/* -- Registers ----------------------------------------------------------------------------------- */
+/* -- Registers --------------------------------------------------------------------------------- */
 
 static void end_of_interrupt(struct lapic *l)
 {
@@ -643,12 +665,12 @@ static bool write_register(struct lapic *l, uint32_t reg, uint32_t value)
         return true;
     }
     /* Read-only registers: the write has no effect in xAPIC mode. */
-    return !x2apic(l) && (reg == REG_VERSION || reg == REG_APR || reg == REG_PPR ||
-                          reg == REG_RRD || reg == REG_CURRENT ||
-                          (reg >= REG_ISR && reg < REG_ESR));
+    return !x2apic(l) &&
+           (reg == REG_VERSION || reg == REG_APR || reg == REG_PPR || reg == REG_RRD ||
+            reg == REG_CURRENT || (reg >= REG_ISR && reg < REG_ESR));
 }
 
-/* -- xAPIC: memory-mapped ------------------------------------------------------------------------ */
+/* -- xAPIC: memory-mapped ---------------------------------------------------------------------- */
 
 bool lapic_claims(const struct lapic *l, uint64_t gpa)
 {
@@ -683,14 +705,14 @@ void lapic_mmio_write(struct lapic *l, uint64_t gpa, unsigned size, uint64_t val
         report_error(l, ESR_REGISTER);
 }
 
-/* -- MSRs ---------------------------------------------------------------------------------------- */
+/* -- MSRs -------------------------------------------------------------------------------------- */
 
 /* 10.12.5 */
 static int write_base(struct lapic *l, uint64_t value)
 {
     uint64_t mode_bits = APIC_BASE_ENABLE | APIC_BASE_EXTD;
     uint64_t allowed = ((1ull << l->cfg.phys_bits) - 1) & ~0xfffull;
-    uint64_t old = l->base & mode_bits, new = value & mode_bits;
+    uint64_t old = l->base & mode_bits, new = value &mode_bits;
 
     if (value & ~(allowed | mode_bits | APIC_BASE_BSP))
         return -1;
@@ -699,7 +721,7 @@ static int write_base(struct lapic *l, uint64_t value)
     if (old == 0 && new == mode_bits)
         return -1; /* x2APIC only from xAPIC */
     if (old == mode_bits && new == APIC_BASE_ENABLE)
-        return -1; /* out of x2APIC only by disabling */
+        return -1;     /* out of x2APIC only by disabling */
     if (old && !new) { /* the state is lost, as after reset (10.4.3) */
         lapic_reset(l, true);
         l->id = (uint8_t)l->cfg.id;
@@ -794,7 +816,7 @@ void lapic_set_cr8(struct lapic *l, uint8_t value)
     lapic_update(l);
 }
 
-/* -- Life ---------------------------------------------------------------------------------------- */
+/* -- Life -------------------------------------------------------------------------------------- */
 
 void lapic_reset(struct lapic *l, bool init)
 {

@@ -29,7 +29,12 @@
 
 /* Delivery modes of the ICR, LVT entries and I/O APIC entries. */
 enum apic_delivery {
-    APIC_FIXED = 0, APIC_LOWEST = 1, APIC_SMI = 2, APIC_NMI = 4, APIC_INIT = 5, APIC_SIPI = 6,
+    APIC_FIXED = 0,
+    APIC_LOWEST = 1,
+    APIC_SMI = 2,
+    APIC_NMI = 4,
+    APIC_INIT = 5,
+    APIC_SIPI = 6,
     APIC_EXTINT = 7,
 };
 
@@ -47,7 +52,7 @@ struct lapic_cpu_ops {
 struct lapic_config {
     uint32_t id;
     bool bsp;
-    uint64_t bus_hz;   /* rate of the timer before the divider                  */
+    uint64_t bus_hz; /* rate of the timer before the divider */
     uint64_t tsc_hz;
     unsigned phys_bits; /* MAXPHYADDR: which bits of IA32_APIC_BASE are reserved */
     const struct lapic_cpu_ops *cpu;
@@ -73,9 +78,9 @@ struct lapic {
 
     struct vm_timer timer;
     uint32_t initial_count, divide;
-    uint64_t timer_start;  /* ns: when the count was loaded              */
+    uint64_t timer_start;  /* ns: when the count was loaded */
     uint64_t timer_fired;  /* one-shot: done; periodic: periods reported */
-    uint64_t tsc_deadline; /* 0 = disarmed                               */
+    uint64_t tsc_deadline; /* 0 = disarmed */
 };
 
 /* What connects them. */

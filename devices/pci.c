@@ -9,11 +9,11 @@
 #define ADDRESS_MASK   0x80fffffcu
 #define DATA_OFFSET    4
 
-#define VENDOR_INTEL         0x8086
-#define DEVICE_82441FX       0x1237 /* host bridge */
-#define DEVICE_82371AB_ISA   0x7110 /* ISA bridge  */
-#define CLASS_BRIDGE_HOST    0x0600
-#define CLASS_BRIDGE_ISA     0x0601
+#define VENDOR_INTEL       0x8086
+#define DEVICE_82441FX     0x1237 /* host bridge */
+#define DEVICE_82371AB_ISA 0x7110 /* ISA bridge */
+#define CLASS_BRIDGE_HOST  0x0600
+#define CLASS_BRIDGE_ISA   0x0601
 
 /* The function that this bus, slot and function number stand for, or NULL. */
 static struct pci_function *lookup(const struct pci_host *h, unsigned bus, unsigned slot,
@@ -45,7 +45,8 @@ static void config_write(struct pci_function *f, unsigned at, unsigned size, uin
     }
 }
 
-/* -- Mechanism #1 ---------------------------------------------------------------------------------- */
+/* -- Mechanism #1
+ * ---------------------------------------------------------------------------------- */
 
 static struct pci_function *selected(const struct pci_host *h)
 {
@@ -86,7 +87,8 @@ static void pci_write(void *opaque, uint64_t offset, unsigned size, uint64_t val
 
 const struct io_ops pci_host_ops = {.read = pci_read, .write = pci_write, .max_size = 4};
 
-/* -- ECAM ------------------------------------------------------------------------------------------ */
+/* -- ECAM
+ * ------------------------------------------------------------------------------------------ */
 
 /* The function at this offset, if the access lies in its first 256 bytes: these are conventional
  * devices, without extended configuration space. */

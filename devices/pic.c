@@ -5,8 +5,14 @@
 
 enum { ICW1_ICW4 = 0x01, ICW1_SNGL = 0x02, ICW1_LTIM = 0x08, ICW1_INIT = 0x10 };
 enum { ICW4_AEOI = 0x02, ICW4_SFNM = 0x10 };
-enum { OCW3_SELECT = 0x08, OCW3_RIS = 0x01, OCW3_RR = 0x02, OCW3_POLL = 0x04, OCW3_SMM = 0x20,
-       OCW3_ESMM = 0x40 };
+enum {
+    OCW3_SELECT = 0x08,
+    OCW3_RIS = 0x01,
+    OCW3_RR = 0x02,
+    OCW3_POLL = 0x04,
+    OCW3_SMM = 0x20,
+    OCW3_ESMM = 0x40
+};
 
 static bool is_master(const struct pic_chip *c)
 {

@@ -20,16 +20,16 @@ struct pic;
 
 struct pic_chip {
     struct pic *pic;
-    uint8_t lines;       /* state of the inputs                                         */
-    uint8_t latch;       /* edge-triggered requests not yet acknowledged                */
+    uint8_t lines; /* state of the inputs */
+    uint8_t latch; /* edge-triggered requests not yet acknowledged */
     uint8_t imr, isr;
     uint8_t elcr, elcr_mask;
-    uint8_t vector_base; /* ICW2                                                        */
-    uint8_t lowest;      /* input with the lowest priority: 7 unless rotated            */
-    uint8_t icw_next;    /* which ICW the next data write is, 0 when initialised        */
+    uint8_t vector_base; /* ICW2 */
+    uint8_t lowest;      /* input with the lowest priority: 7 unless rotated */
+    uint8_t icw_next;    /* which ICW the next data write is, 0 when initialised */
     bool icw4_expected, single;
     bool auto_eoi, rotate_on_aeoi, special_mask, special_fully_nested;
-    bool level_all;      /* ICW1.LTIM                                                   */
+    bool level_all; /* ICW1.LTIM */
     bool read_isr, poll;
 };
 
@@ -47,7 +47,7 @@ void pic_set_irq(struct pic *p, unsigned n, bool level);
 uint8_t pic_acknowledge(struct pic *p);
 bool pic_output(const struct pic *p);
 
-extern const struct io_ops pic_io_ops;  /* opaque: struct pic_chip; 2 ports */
-extern const struct io_ops pic_elcr_ops; /* opaque: struct pic; 2 ports      */
+extern const struct io_ops pic_io_ops;   /* opaque: struct pic_chip; 2 ports */
+extern const struct io_ops pic_elcr_ops; /* opaque: struct pic; 2 ports */
 
 #endif

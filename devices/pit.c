@@ -7,8 +7,7 @@
  * guest must not be able to keep the host's I/O thread busy. */
 #define PIT_MIN_PERIOD_NS 20000ull
 
-enum { PORT61_GATE2 = 0x01, PORT61_WRITABLE = 0x0f, PORT61_REFRESH = 0x10,
-       PORT61_OUT2 = 0x20 };
+enum { PORT61_GATE2 = 0x01, PORT61_WRITABLE = 0x0f, PORT61_REFRESH = 0x10, PORT61_OUT2 = 0x20 };
 
 /* Period of the DRAM refresh request: 18 ticks of counter 1. */
 #define REFRESH_NS (18 * NSEC_PER_SEC / PIT_HZ)
@@ -121,7 +120,7 @@ static uint16_t counter_value(struct pit_counter *c, uint64_t now)
     return (uint16_t)value;
 }
 
-/* -- Counter 0 and its interrupt ----------------------------------------------------------------- */
+/* -- Counter 0 and its interrupt --------------------------------------------------------------- */
 
 /* Ticks (since the counter's start) at which the output next rises after `t`, or TIMER_NEVER. */
 static uint64_t next_rise(const struct pit_counter *c, uint64_t t)
@@ -152,8 +151,7 @@ static void schedule(struct pit *p, uint64_t now)
         return;
     }
     at = c->start_ns + ticks_to_ns(p->next_edge - c->base);
-    if (periodic(c) && at < now + PIT_MIN_PERIOD_NS &&
-        ticks_to_ns(c->count) < PIT_MIN_PERIOD_NS)
+    if (periodic(c) && at < now + PIT_MIN_PERIOD_NS && ticks_to_ns(c->count) < PIT_MIN_PERIOD_NS)
         at = now + PIT_MIN_PERIOD_NS;
     vm_timer_set(&p->timer, at);
 }
@@ -176,7 +174,7 @@ static void edge(void *opaque)
     update_counter0(p);
 }
 
-/* -- Registers ----------------------------------------------------------------------------------- */
+/* -- Registers --------------------------------------------------------------------------------- */
 
 static void changed(struct pit *p, unsigned n)
 {
@@ -273,8 +271,8 @@ static void latch_status(struct pit_counter *c, uint64_t now)
     if (c->status_latched)
         return;
     sync_counter(c, now);
-    c->status = (uint8_t)(output(c, now) << 7 | c->null_count << 6 | c->access << 4 |
-                          c->mode << 1 | c->bcd);
+    c->status = (uint8_t)(output(c, now) << 7 | c->null_count << 6 | c->access << 4 | c->mode << 1 |
+                          c->bcd);
     c->status_latched = true;
 }
 

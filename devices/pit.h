@@ -21,22 +21,22 @@
 #define PIT_SPEAKER_PORT 0x61
 
 struct pit_counter {
-    uint8_t mode; /* 0..5                                                                     */
-    uint8_t access; /* RW bits of the control word: 1 LSB, 2 MSB, 3 LSB then MSB              */
+    uint8_t mode;   /* 0..5 */
+    uint8_t access; /* RW bits of the control word: 1 LSB, 2 MSB, 3 LSB then MSB */
     bool bcd;
     bool gate;
-    bool null_count;    /* a count was written that is not in use yet, or none at all         */
-    bool loaded;        /* counting has begun since the last control word                     */
-    bool running;       /* not stopped by the gate                                            */
-    uint32_t count;     /* 1..0x10000 (10000 in BCD): the reload value in use                 */
-    uint32_t next_count; /* modes 1, 2, 3, 5: taken at the next reload, 0 = none              */
-    uint64_t start_ns;  /* when `base` ticks had elapsed                                      */
-    uint64_t base;      /* ticks elapsed before start_ns                                      */
+    bool null_count;     /* a count was written that is not in use yet, or none at all */
+    bool loaded;         /* counting has begun since the last control word */
+    bool running;        /* not stopped by the gate */
+    uint32_t count;      /* 1..0x10000 (10000 in BCD): the reload value in use */
+    uint32_t next_count; /* modes 1, 2, 3, 5: taken at the next reload, 0 = none */
+    uint64_t start_ns;   /* when `base` ticks had elapsed */
+    uint64_t base;       /* ticks elapsed before start_ns */
 
     uint8_t write_lsb;
     bool write_msb_next, read_msb_next;
     uint16_t latch;
-    uint8_t latched_bytes; /* how many bytes of `latch` are still to be read                  */
+    uint8_t latched_bytes; /* how many bytes of `latch` are still to be read */
     uint8_t status;
     bool status_latched;
 };
@@ -53,7 +53,7 @@ void pit_init(struct pit *p, struct irq_line irq0, struct timer_queue *timers);
 void pit_reset(struct pit *p);
 void pit_destroy(struct pit *p);
 
-extern const struct io_ops pit_io_ops;     /* opaque: struct pit; 4 ports from PIT_PORT */
-extern const struct io_ops pit_speaker_ops; /* opaque: struct pit; port 0x61            */
+extern const struct io_ops pit_io_ops;      /* opaque: struct pit; 4 ports from PIT_PORT */
+extern const struct io_ops pit_speaker_ops; /* opaque: struct pit; port 0x61 */
 
 #endif

@@ -11,7 +11,7 @@
 
 #define RESET_FAST_PORT    0x92
 #define RESET_CONTROL_PORT 0xcf9 /* claimed by pci.c, which shares its address range */
-#define RESET_CONTROL_FULL 0x06  /* what the FADT says to write                      */
+#define RESET_CONTROL_FULL 0x06  /* what the FADT says to write */
 
 struct reset_control {
     void (*reset)(void *opaque);

@@ -10,8 +10,20 @@
 #include <string.h>
 
 enum {
-    SECONDS = 0, SECONDS_ALARM = 1, MINUTES = 2, MINUTES_ALARM = 3, HOURS = 4, HOURS_ALARM = 5,
-    WEEKDAY = 6, DAY = 7, MONTH = 8, YEAR = 9, REG_A = 10, REG_B = 11, REG_C = 12, REG_D = 13,
+    SECONDS = 0,
+    SECONDS_ALARM = 1,
+    MINUTES = 2,
+    MINUTES_ALARM = 3,
+    HOURS = 4,
+    HOURS_ALARM = 5,
+    WEEKDAY = 6,
+    DAY = 7,
+    MONTH = 8,
+    YEAR = 9,
+    REG_A = 10,
+    REG_B = 11,
+    REG_C = 12,
+    REG_D = 13,
 };
 enum { A_UIP = 0x80, A_DIVIDER = 0x70, A_DIVIDER_32K = 0x20, A_RATE = 0x0f };
 enum { B_SET = 0x80, B_PIE = 0x40, B_AIE = 0x20, B_UIE = 0x10, B_BINARY = 0x04, B_24H = 0x02 };
@@ -19,12 +31,12 @@ enum { C_IRQF = 0x80, C_PF = 0x40, C_AF = 0x20, C_UF = 0x10 };
 enum { D_VALID = 0x80 };
 enum { HOUR_PM = 0x80, ALARM_ANY = 0xc0 };
 
-#define SEC          ((int64_t)NSEC_PER_SEC)
-#define DAY_SECONDS  86400
+#define SEC         ((int64_t)NSEC_PER_SEC)
+#define DAY_SECONDS 86400
 /* UIP is set this long before the update (data sheet, table 6). */
-#define UIP_NS       244000
+#define UIP_NS 244000
 /* The first update comes half a second after the divider is released. */
-#define HALF_SECOND  (SEC / 2)
+#define HALF_SECOND (SEC / 2)
 
 /* What the guest may set the clock to, in seconds since 1970: the years 1930 to 2199. Keeps 64-bit
  * nanoseconds, and the difference of any two times, from overflowing. */
@@ -65,7 +77,7 @@ static unsigned hour_from_register(const struct rtc *r, uint8_t value)
     return from_register(r, value & 0x7f) % 12 + (value & HOUR_PM ? 12 : 0);
 }
 
-/* -- Calendar (proleptic Gregorian; days since 1970-01-01) --------------------------------------- */
+/* -- Calendar (proleptic Gregorian; days since 1970-01-01) ------------------------------------- */
 
 static int64_t days_from_date(int64_t year, unsigned month, unsigned day)
 {
@@ -107,8 +119,7 @@ static void time_to_registers(struct rtc *r, int64_t ns)
 /* The guest time the registers stand for; anything goes in, something comes out. */
 static int64_t time_from_registers(const struct rtc *r)
 {
-    int64_t year = from_register(r, r->cmos[RTC_CENTURY]) * 100ll +
-                   from_register(r, r->cmos[YEAR]);
+    int64_t year = from_register(r, r->cmos[RTC_CENTURY]) * 100ll + from_register(r, r->cmos[YEAR]);
     unsigned month = from_register(r, r->cmos[MONTH]), day = from_register(r, r->cmos[DAY]);
     int64_t seconds;
 
@@ -124,7 +135,7 @@ static int64_t time_from_registers(const struct rtc *r)
     return seconds * SEC;
 }
 
-/* -- Flags and interrupts ------------------------------------------------------------------------ */
+/* -- Flags and interrupts ---------------------------------------------------------------------- */
 
 static bool alarm_matches(const struct rtc *r, unsigned of_day)
 {
@@ -240,7 +251,7 @@ static void expired(void *opaque)
     refresh(opaque);
 }
 
-/* -- Registers ----------------------------------------------------------------------------------- */
+/* -- Registers --------------------------------------------------------------------------------- */
 
 static bool is_time_register(uint8_t index)
 {
@@ -407,8 +418,7 @@ void rtc_reset(struct rtc *r)
 }
 
 void rtc_init(struct rtc *r, struct irq_line irq, struct timer_queue *timers,
-              int64_t (*wall_clock)(void *), void *wall_opaque, uint64_t ram_low,
-              uint64_t ram_high)
+              int64_t (*wall_clock)(void *), void *wall_opaque, uint64_t ram_low, uint64_t ram_high)
 {
     memset(r, 0, sizeof(*r));
     r->irq = irq;

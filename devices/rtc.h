@@ -25,12 +25,12 @@ struct rtc {
     struct vm_timer timer; /* the next enabled interrupt */
 
     uint8_t index;
-    uint8_t cmos[128];    /* the time registers are only valid while `held` */
-    int64_t offset;       /* guest time = wall clock + offset, in ns */
-    bool held;            /* SET or divider reset: the time stands still in cmos[] */
-    int64_t checked;      /* guest time up to which flags are in register C */
-    uint64_t pf_checked;  /* likewise for the periodic flag: machine time, ns */
-    uint64_t pf_phase;    /* machine time the divider chain was started at */
+    uint8_t cmos[128];   /* the time registers are only valid while `held` */
+    int64_t offset;      /* guest time = wall clock + offset, in ns */
+    bool held;           /* SET or divider reset: the time stands still in cmos[] */
+    int64_t checked;     /* guest time up to which flags are in register C */
+    uint64_t pf_checked; /* likewise for the periodic flag: machine time, ns */
+    uint64_t pf_phase;   /* machine time the divider chain was started at */
 };
 
 /* ram_low, ram_high: bytes of RAM below and above 4 GiB, for the memory size bytes. */

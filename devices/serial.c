@@ -102,7 +102,7 @@ static void update_modem(struct serial *s)
     s->modem = now;
 }
 
-/* -- Receiver ----------------------------------------------------------------------------------- */
+/* -- Receiver ---------------------------------------------------------------------------------- */
 
 static void rx_push(struct serial *s, uint8_t data, uint8_t flags)
 {
@@ -111,7 +111,7 @@ static void rx_push(struct serial *s, uint8_t data, uint8_t flags)
     if (s->rx_count == fifo_size(s)) {
         s->lsr_errors |= UART_LSR_OE;
         if (fifo_mode(s))
-            return; /* the character in the shift register is lost, the FIFO is not touched */
+            return;      /* the character in the shift register is lost, the FIFO is not touched */
         at = s->rx_head; /* the holding register is overwritten */
         s->rx_count--;
     }
@@ -180,7 +180,7 @@ static void serial_line_break(void *opaque)
     update_irq(s);
 }
 
-/* -- Transmitter -------------------------------------------------------------------------------- */
+/* -- Transmitter ------------------------------------------------------------------------------- */
 
 static void tx_flush(struct serial *s)
 {
@@ -230,15 +230,15 @@ static void serial_writable(void *opaque)
     update_irq(s);
 }
 
-/* -- Registers ---------------------------------------------------------------------------------- */
+/* -- Registers --------------------------------------------------------------------------------- */
 
 static void write_fcr(struct serial *s, uint8_t value)
 {
     bool toggled = (s->fcr ^ value) & UART_FCR_ENABLE_FIFO;
 
     /* The other bits are only taken when bit 0 is set; changing bit 0 clears both FIFOs. */
-    s->fcr = value & UART_FCR_ENABLE_FIFO ? value & (UART_FCR_ENABLE_FIFO | UART_FCR_TRIGGER_MASK)
-                                          : 0;
+    s->fcr =
+        value & UART_FCR_ENABLE_FIFO ? value & (UART_FCR_ENABLE_FIFO | UART_FCR_TRIGGER_MASK) : 0;
     if (toggled || (s->fcr && (value & UART_FCR_CLEAR_RCVR)))
         rx_clear(s);
     if (toggled || (s->fcr && (value & UART_FCR_CLEAR_XMIT))) {

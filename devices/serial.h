@@ -25,12 +25,12 @@ struct serial {
 
     uint8_t ier, lcr, mcr, scr, fcr;
     uint8_t dll, dlm;
-    uint8_t lsr_errors;   /* UART_LSR_OE; PE/FE/BI come with the character at the head */
-    uint8_t msr_delta;    /* low half of MSR                                           */
-    uint8_t modem;        /* high half of MSR as last seen                             */
-    bool thre_pending;    /* the transmitter-empty interrupt has not been acknowledged */
-    bool line_errors;     /* the character at the head has flags nobody has read yet   */
-    bool refused;         /* the backend was told "no room"                            */
+    uint8_t lsr_errors; /* UART_LSR_OE; PE/FE/BI come with the character at the head */
+    uint8_t msr_delta;  /* low half of MSR */
+    uint8_t modem;      /* high half of MSR as last seen */
+    bool thre_pending;  /* the transmitter-empty interrupt has not been acknowledged */
+    bool line_errors;   /* the character at the head has flags nobody has read yet */
+    bool refused;       /* the backend was told "no room" */
     bool in_flush;
 
     struct {

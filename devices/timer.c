@@ -3,7 +3,8 @@
 
 #include <stddef.h>
 
-void vm_timer_init(struct vm_timer *t, struct timer_queue *q, void (*callback)(void *), void *opaque)
+void vm_timer_init(struct vm_timer *t, struct timer_queue *q, void (*callback)(void *),
+                   void *opaque)
 {
     *t = (struct vm_timer){.queue = q, .callback = callback, .opaque = opaque};
 }

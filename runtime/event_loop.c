@@ -35,9 +35,9 @@ struct event_loop {
     pthread_mutex_t *lock;
     struct timer_queue timers;
     int epoll_fd, timer_fd, stop_fd;
-    uint64_t armed;   /* deadline in the timerfd, TIMER_NEVER if none     */
+    uint64_t armed;   /* deadline in the timerfd, TIMER_NEVER if none */
     bool dispatching; /* timers are being run: whoever does it arms at the end */
-    bool adopted;     /* a sleeping thread runs the timers                     */
+    bool adopted;     /* a sleeping thread runs the timers */
     bool started;
     pthread_t thread;
     struct event_fd *fds;
@@ -269,8 +269,12 @@ int event_loop_add_fd(struct event_loop *l, int fd, uint32_t events,
     }
     if (events == 0)
         epoll_ctl(l->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
-    *f = (struct event_fd){.loop = l, .fd = fd, .events = events, .callback = callback,
-                           .opaque = opaque, .next = l->fds};
+    *f = (struct event_fd){.loop = l,
+                           .fd = fd,
+                           .events = events,
+                           .callback = callback,
+                           .opaque = opaque,
+                           .next = l->fds};
     l->fds = f;
     *out = f;
     return 0;

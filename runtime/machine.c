@@ -44,7 +44,7 @@
 #include "runtime/tsc.h"
 
 #define MIN_MEMORY  (2ull << 20)
-#define LOW_RAM_END 0x9fc00u  /* the last KiB below 640K is the extended BIOS data area */
+#define LOW_RAM_END 0x9fc00u /* the last KiB below 640K is the extended BIOS data area */
 #define EBDA_END    0xa0000u
 #define HIGH_RAM    0x100000u /* conventional memory ends, extended memory begins */
 
@@ -57,10 +57,10 @@ struct machine_vcpu {
     struct machine *machine;
     struct vcpu *v;
     struct lapic lapic;
-    pthread_t thread;
-    bool has_thread;       /* a thread of ours, to be joined                          */
-    _Atomic bool sleeping; /* in futex_wait on v->events                              */
-    bool attached;         /* engine->vcpu_init() succeeded                           */
+    _Atomic pthread_t thread;
+    bool has_thread;       /* a thread of ours, to be joined */
+    _Atomic bool sleeping; /* in futex_wait on v->events */
+    bool attached;         /* engine->vcpu_init() succeeded */
     /* Under the lock: */
     enum startup startup;
     bool init_pending, sipi_pending;
@@ -82,12 +82,12 @@ struct machine {
     pthread_mutex_t lock;
     pthread_cond_t parked_cond, resume_cond;
     unsigned parked;     /* vCPU threads other than 0 that wait for `generation` to change */
-    uint64_t generation; /* counts resets                                                  */
-    bool ending;         /* vCPU threads: return                                           */
+    uint64_t generation; /* counts resets */
+    bool ending;         /* vCPU threads: return */
 
-    _Atomic int stop;   /* enum stop */
-    _Atomic bool quit;  /* machine_quit() was called */
-    char message[400];  /* for STOP_TRIPLE and STOP_ERROR; written by who set `stop` */
+    _Atomic int stop;  /* enum stop */
+    _Atomic bool quit; /* machine_quit() was called */
+    char message[400]; /* for STOP_TRIPLE and STOP_ERROR; written by who set `stop` */
 
     struct io_bus ports, mmio;
     struct apic_bus apic_bus;
@@ -115,7 +115,7 @@ static struct machine_vcpu *cpu_of(const struct vcpu *v)
     return &machine_of(v->platform)->cpu[v->id];
 }
 
-/* -- Events and stopping -------------------------------------------------------------------------- */
+/* -- Events and stopping ----------------------------------------------------------------------- */
 
 static void futex_wake(_Atomic uint32_t *word)
 {
@@ -200,7 +200,8 @@ static void on_reset(void *opaque)
     request_stop(opaque, STOP_RESET);
 }
 
-/* -- What the local APICs say to their vCPUs ------------------------------------------------------- */
+/* -- What the local APICs say to their vCPUs
+ * ------------------------------------------------------- */
 
 static void lapic_intr(void *opaque, bool pending)
 {
@@ -276,15 +277,15 @@ static void broadcast_eoi(void *opaque, uint8_t vector)
     ioapic_eoi(&m->ioapic, vector);
 }
 
-/* -- Platform callbacks ---------------------------------------------------------------------------- */
+/* -- Platform callbacks
+ * ---------------------------------------------------------------------------- */
 
 static void trace_io(const struct machine *m, const char *what, char direction, uint64_t address,
                      unsigned size, uint64_t value)
 {
     const struct engine_config *c = &m->cfg.engine_cfg;
 
-    if (!c->trace || !(c->trace_mask & TRACE_IO) || address < c->trace_lo ||
-        address > c->trace_hi)
+    if (!c->trace || !(c->trace_mask & TRACE_IO) || address < c->trace_lo || address > c->trace_hi)
         return;
     fprintf(c->trace, "io: %s %c %#" PRIx64 " size %u value %#" PRIx64 "\n", what, direction,
             address, size, value);
@@ -424,7 +425,8 @@ static const struct platform_ops platform_ops = {
     .get_cr8 = platform_get_cr8,
 };
 
-/* -- Firmware's part ------------------------------------------------------------------------------- */
+/* -- Firmware's part
+ * ------------------------------------------------------------------------------- */
 
 /* What a BIOS leaves behind besides tables: the few words of the BIOS data area that operating
  * systems still read. */
@@ -435,7 +437,7 @@ static int write_bios_data(struct machine *m)
     } words[] = {
         {0x400, SERIAL_COM1_PORT},
         {0x40e, LOW_RAM_END >> 4}, /* segment of the extended BIOS data area */
-        {0x410, 1 << 9},           /* equipment: one serial port             */
+        {0x410, 1 << 9},           /* equipment: one serial port */
         {0x413, LOW_RAM_END >> 10},
     };
 
@@ -487,7 +489,8 @@ uint64_t machine_acpi_rsdp(const struct machine *m)
     return ACPI_RSDP;
 }
 
-/* -- Reset ----------------------------------------------------------------------------------------- */
+/* -- Reset
+ * ----------------------------------------------------------------------------------------- */
 
 static void reset_vcpu(struct machine_vcpu *c)
 {
@@ -516,7 +519,8 @@ static void reset_all(struct machine *m)
     }
 }
 
-/* -- vCPU threads ---------------------------------------------------------------------------------- */
+/* -- vCPU threads
+ * ---------------------------------------------------------------------------------- */
 
 /* Whether something is pending that ends HLT (or wait-for-SIPI, which only EV_STOP ends). */
 static bool awake(const struct vcpu *v, uint32_t events, bool wait_sipi)
@@ -712,8 +716,11 @@ static int start_threads(struct machine *m, unsigned *started)
     m->ending = false;
     for (*started = 0; *started + 1 < m->cfg.cpus && !err; *started += !err) {
         struct machine_vcpu *c = &m->cpu[*started + 1];
+        pthread_t thread;
 
-        err = pthread_create(&c->thread, NULL, vcpu_thread, c);
+        err = pthread_create(&thread, NULL, vcpu_thread, c);
+        if (!err)
+            c->thread = thread;
         c->has_thread = !err;
     }
     machine_unlock(m);
@@ -820,7 +827,8 @@ enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen)
     return result;
 }
 
-/* -- Construction ---------------------------------------------------------------------------------- */
+/* -- Construction
+ * ---------------------------------------------------------------------------------- */
 
 static int64_t wall_clock(void *opaque)
 {
@@ -1021,7 +1029,8 @@ void machine_destroy(struct machine *m)
     free(m);
 }
 
-/* -- Access ---------------------------------------------------------------------------------------- */
+/* -- Access
+ * ---------------------------------------------------------------------------------------- */
 
 void machine_power_button(struct machine *m)
 {
@@ -1060,8 +1069,9 @@ void machine_unlock(struct machine *m)
 
 void machine_print_stats(struct machine *m, FILE *out)
 {
-    fprintf(out, "machine: TSC %" PRIu64 ".%06" PRIu64 " MHz, %" PRIu64 " port accesses, %" PRIu64
-                 " MMIO accesses, %" PRIu64 " local APIC MSR accesses\n",
+    fprintf(out,
+            "machine: TSC %" PRIu64 ".%06" PRIu64 " MHz, %" PRIu64 " port accesses, %" PRIu64
+            " MMIO accesses, %" PRIu64 " local APIC MSR accesses\n",
             m->platform.tsc_hz / 1000000, m->platform.tsc_hz % 1000000, m->pio_accesses,
             m->mmio_accesses, m->lapic_accesses);
     for (unsigned i = 0; i < m->cfg.cpus; i++)

@@ -28,12 +28,12 @@ struct machine;
 #define MACHINE_MAX_CPUS 64
 
 enum machine_result {
-    MACHINE_POWEROFF,     /* the guest switched itself off                                     */
-    MACHINE_REBOOT,       /* the guest asked for a reset and no_reboot is set                  */
-    MACHINE_TRIPLE_FAULT, /* a vCPU shut down; the message says where                          */
-    MACHINE_QUIT,         /* machine_quit()                                                    */
+    MACHINE_POWEROFF,     /* the guest switched itself off */
+    MACHINE_REBOOT,       /* the guest asked for a reset and no_reboot is set */
+    MACHINE_TRIPLE_FAULT, /* a vCPU shut down; the message says where */
+    MACHINE_QUIT,         /* machine_quit() */
     MACHINE_ERROR,        /* the host or the loader failed, or the guest entered a mode that
-                             is not supported; the message is one sentence                     */
+                             is not supported; the message is one sentence */
 };
 
 struct machine_config {
@@ -71,8 +71,7 @@ void machine_quit(struct machine *m);
 /* Presses the ACPI power button.  Lock held (from an event-loop callback). */
 void machine_power_button(struct machine *m);
 
-/* -- For the loader, the terminal and --stats. --------------------------------------------------
- */
+/* -- For the loader, the terminal and --stats. ------------------------------------------------- */
 struct guest_ram *machine_ram(struct machine *m);
 struct vcpu *machine_vcpu(struct machine *m, unsigned index);
 struct event_loop *machine_event_loop(struct machine *m);

@@ -4,9 +4,9 @@
 #include <time.h>
 #include <x86intrin.h>
 
-#define NSEC_PER_SEC  1000000000ull
-#define MIN_INTERVAL  20000000ull
-#define SAMPLES       64
+#define NSEC_PER_SEC 1000000000ull
+#define MIN_INTERVAL 20000000ull
+#define SAMPLES      64
 
 static uint64_t monotonic_ns(void)
 {

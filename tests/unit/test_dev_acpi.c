@@ -9,7 +9,8 @@
 #include "devices/aml.h"
 #include "mmu/ram.h"
 
-/* -- Fixed hardware -------------------------------------------------------------------------------- */
+/* -- Fixed hardware
+ * -------------------------------------------------------------------------------- */
 
 static struct fake_clock clk;
 static struct fake_irq sci;
@@ -103,7 +104,8 @@ Test(acpi_pm, gpe, .init = setup)
     cr_assert_not(sci.level);
 }
 
-/* -- AML ------------------------------------------------------------------------------------------- */
+/* -- AML
+ * ------------------------------------------------------------------------------------------- */
 
 Test(aml, encodings)
 {
@@ -117,9 +119,9 @@ Test(aml, encodings)
     aml_integer(&a, 0x1234);
     aml_integer(&a, 0x12345678);
     aml_integer(&a, 0x123456789abcdef0);
-    static const uint8_t integers[] = {0x00, 0x01, 0x0a, 0x12, 0x0b, 0x34, 0x12, 0x0c, 0x78, 0x56,
-                                       0x34, 0x12, 0x0e, 0xf0, 0xde, 0xbc, 0x9a, 0x78, 0x56, 0x34,
-                                       0x12};
+    static const uint8_t integers[] = {0x00, 0x01, 0x0a, 0x12, 0x0b, 0x34, 0x12,
+                                       0x0c, 0x78, 0x56, 0x34, 0x12, 0x0e, 0xf0,
+                                       0xde, 0xbc, 0x9a, 0x78, 0x56, 0x34, 0x12};
     cr_assert_eq(a.len, sizeof(integers));
     cr_assert_arr_eq(buf, integers, sizeof(integers));
 
@@ -168,7 +170,8 @@ Test(aml, overflow_is_noticed_and_harmless)
     cr_assert(a.overflow);
 }
 
-/* -- Tables ---------------------------------------------------------------------------------------- */
+/* -- Tables
+ * ---------------------------------------------------------------------------------------- */
 
 static uint8_t sum(const uint8_t *p, size_t len)
 {

@@ -74,8 +74,13 @@ static void setup(void)
 {
     fake_clock_init(&clk);
     for (unsigned i = 0; i < 4; i++) {
-        struct lapic_config cfg = {.id = i, .bsp = i == 0, .bus_hz = BUS_HZ, .tsc_hz = TSC_HZ,
-                                   .phys_bits = 46, .cpu = &ops, .cpu_opaque = &cpu[i]};
+        struct lapic_config cfg = {.id = i,
+                                   .bsp = i == 0,
+                                   .bus_hz = BUS_HZ,
+                                   .tsc_hz = TSC_HZ,
+                                   .phys_bits = 46,
+                                   .cpu = &ops,
+                                   .cpu_opaque = &cpu[i]};
 
         lapic_init(&cpu[i].lapic, &cfg, &bus, &clk.timers);
     }
@@ -95,12 +100,17 @@ static void self(uint8_t vector)
     wr(0x300, 0x40000u | vector);
 }
 
-/* -- Registers ------------------------------------------------------------------------------------- */
+/* -- Registers
+ * ------------------------------------------------------------------------------------- */
 
 Test(lapic, reset_values)
 {
-    struct lapic_config cfg = {.id = 3, .bus_hz = BUS_HZ, .tsc_hz = TSC_HZ, .phys_bits = 46,
-                               .cpu = &ops, .cpu_opaque = &cpu[0]};
+    struct lapic_config cfg = {.id = 3,
+                               .bus_hz = BUS_HZ,
+                               .tsc_hz = TSC_HZ,
+                               .phys_bits = 46,
+                               .cpu = &ops,
+                               .cpu_opaque = &cpu[0]};
     uint64_t v;
 
     fake_clock_init(&clk);
@@ -143,7 +153,8 @@ Test(lapic, odd_accesses, .init = setup)
     cr_assert_eq(rd(0x280), 0x80u);
 }
 
-/* -- Priorities ------------------------------------------------------------------------------------ */
+/* -- Priorities
+ * ------------------------------------------------------------------------------------ */
 
 Test(lapic, priorities_and_eoi, .init = setup)
 {
@@ -199,7 +210,8 @@ Test(lapic, illegal_vectors_are_errors, .init = setup)
     cr_assert_eq(rd(0x280), 0x60u);
 }
 
-/* -- Timer ----------------------------------------------------------------------------------------- */
+/* -- Timer
+ * ----------------------------------------------------------------------------------------- */
 
 Test(lapic, one_shot, .init = setup)
 {
@@ -327,7 +339,8 @@ Test(lapic, tsc_deadline, .init = setup)
     cr_assert_not(cpu[0].intr);
 }
 
-/* -- IPIs ------------------------------------------------------------------------------------------ */
+/* -- IPIs
+ * ------------------------------------------------------------------------------------------ */
 
 static void ipi(uint8_t dest, uint32_t low)
 {
@@ -406,7 +419,8 @@ Test(lapic, lowest_priority_takes_turns, .init = setup)
     cr_assert_eq(n[3], 3);
 }
 
-/* -- x2APIC ---------------------------------------------------------------------------------------- */
+/* -- x2APIC
+ * ---------------------------------------------------------------------------------------- */
 
 Test(lapic, base_msr_transitions, .init = setup)
 {
@@ -444,11 +458,11 @@ Test(lapic, x2apic_registers, .init = setup)
     cr_assert_eq(lapic_read_msr(L, 0x832, &v), 0);
     cr_assert_eq(v, 0x31);
 
-    static const uint16_t readable[] = {
-        0x802, 0x803, 0x808, 0x80a, 0x80d, 0x80f, 0x810, 0x817, 0x818, 0x81f, 0x820, 0x827, 0x828,
-        0x830, 0x832, 0x833, 0x834, 0x835, 0x836, 0x837, 0x838, 0x839, 0x83e};
-    static const uint16_t writable[] = {0x808, 0x80b, 0x80f, 0x828, 0x830, 0x832, 0x833, 0x834,
-                                        0x835, 0x836, 0x837, 0x838, 0x83e, 0x83f};
+    static const uint16_t readable[] = {0x802, 0x803, 0x808, 0x80a, 0x80d, 0x80f, 0x810, 0x817,
+                                        0x818, 0x81f, 0x820, 0x827, 0x828, 0x830, 0x832, 0x833,
+                                        0x834, 0x835, 0x836, 0x837, 0x838, 0x839, 0x83e};
+    static const uint16_t writable[] = {0x808, 0x80b, 0x80f, 0x828, 0x830, 0x832, 0x833,
+                                        0x834, 0x835, 0x836, 0x837, 0x838, 0x83e, 0x83f};
 
     for (unsigned msr = 0x800; msr <= 0x8ff; msr++) {
         bool r = false, w = false;
@@ -484,7 +498,8 @@ Test(lapic, x2apic_ipis, .init = setup)
     cr_assert_eq(lapic_acknowledge(&cpu[3].lapic), 0x8a);
 }
 
-/* -- LINT pins and the 8259 ------------------------------------------------------------------------- */
+/* -- LINT pins and the 8259
+ * ------------------------------------------------------------------------- */
 
 Test(lapic, virtual_wire, .init = setup)
 {
@@ -513,7 +528,8 @@ Test(lapic, disabled_apic_passes_intr, .init = setup)
     cr_assert_not(lapic_claims(L, LAPIC_DEFAULT_BASE));
 }
 
-/* -- I/O APIC -------------------------------------------------------------------------------------- */
+/* -- I/O APIC
+ * -------------------------------------------------------------------------------------- */
 
 static void io_wr(uint8_t reg, uint32_t value)
 {

@@ -158,7 +158,7 @@ Test(pit, bcd, .init = setup)
 Test(pit, readback_status, .init = setup)
 {
     wr(3, 0x34);
-    wr(3, 0xe2); /* status of counter 0 */
+    wr(3, 0xe2);                             /* status of counter 0 */
     cr_assert_eq(rd(0), 0x80 | 0x40 | 0x34); /* OUT high, null count */
     wr(0, 0);
     wr(0, 0);

@@ -32,8 +32,12 @@ static void wr(uint8_t reg, uint8_t value)
 
 static void set_wall(int year, int month, int day, int h, int m, int s)
 {
-    struct tm tm = {.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day, .tm_hour = h,
-                    .tm_min = m, .tm_sec = s};
+    struct tm tm = {.tm_year = year - 1900,
+                    .tm_mon = month - 1,
+                    .tm_mday = day,
+                    .tm_hour = h,
+                    .tm_min = m,
+                    .tm_sec = s};
 
     epoch = timegm(&tm) * SEC - (int64_t)clk.now;
 }
@@ -192,8 +196,8 @@ Test(rtc, flags_without_interrupts, .init = setup)
 
 Test(rtc, periodic_rates, .init = setup)
 {
-    static const unsigned hz[16] = {0, 256, 128, 8192, 4096, 2048, 1024, 512,
-                                    256, 128, 64, 32, 16, 8, 4, 2};
+    static const unsigned hz[16] = {0,   256, 128, 8192, 4096, 2048, 1024, 512,
+                                    256, 128, 64,  32,   16,   8,    4,    2};
 
     for (unsigned rate = 0; rate < 16; rate++) {
         unsigned n = 0;

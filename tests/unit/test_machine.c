@@ -25,7 +25,8 @@
 #include "runtime/machine.h"
 #include "runtime/tsc.h"
 
-/* -- A fake engine --------------------------------------------------------------------------------- */
+/* -- A fake engine
+ * --------------------------------------------------------------------------------- */
 
 /* One step of the "guest": returns what run() returns with. */
 typedef enum vcpu_exit (*guest_fn)(struct vcpu *v);
@@ -84,9 +85,7 @@ static void fake_kick(struct engine *e, struct vcpu *v)
     atomic_store(&v->exit_request, 1);
 }
 
-static void fake_stats(struct engine *e, FILE *out)
-{
-}
+static void fake_stats(struct engine *e, FILE *out) {}
 
 const struct engine_ops fake_ops = {
     .name = "fake",
@@ -114,8 +113,11 @@ static int load(struct machine *m, void *opaque, char *err, unsigned errlen)
 
 static struct machine *create(unsigned cpus, bool no_reboot)
 {
-    struct machine_config cfg = {.memory = 64u << 20, .cpus = cpus, .engine = &fake_ops,
-                                 .no_reboot = no_reboot, .load = load};
+    struct machine_config cfg = {.memory = 64u << 20,
+                                 .cpus = cpus,
+                                 .engine = &fake_ops,
+                                 .no_reboot = no_reboot,
+                                 .load = load};
     struct machine *m = NULL;
     char err[200] = "";
 
@@ -146,7 +148,8 @@ static uint64_t now_ns(clockid_t clock)
     return (uint64_t)ts.tv_sec * NSEC_PER_SEC + (uint64_t)ts.tv_nsec;
 }
 
-/* -- Ends ------------------------------------------------------------------------------------------ */
+/* -- Ends
+ * ------------------------------------------------------------------------------------------ */
 
 static char msg[400];
 
@@ -243,8 +246,8 @@ Test(machine, unsupported, .timeout = 20)
 
 Test(machine, load_error, .timeout = 20)
 {
-    struct machine_config cfg = {.memory = 64u << 20, .cpus = 2, .engine = &fake_ops, .load = load,
-                                 .load_opaque = &cfg};
+    struct machine_config cfg = {
+        .memory = 64u << 20, .cpus = 2, .engine = &fake_ops, .load = load, .load_opaque = &cfg};
     struct machine *m;
 
     guest[0] = do_triple;
@@ -339,7 +342,8 @@ Test(machine, quit_before_run, .timeout = 20)
     machine_destroy(m);
 }
 
-/* -- Interrupts and sleep -------------------------------------------------------------------------- */
+/* -- Interrupts and sleep
+ * -------------------------------------------------------------------------- */
 
 #define TICKS 200
 
@@ -487,7 +491,8 @@ Test(machine, random_port_accesses, .timeout = 60)
     machine_destroy(m);
 }
 
-/* -- Several vCPUs --------------------------------------------------------------------------------- */
+/* -- Several vCPUs
+ * --------------------------------------------------------------------------------- */
 
 static _Atomic unsigned woken;
 
@@ -540,7 +545,8 @@ Test(machine, second_cpu_starts_by_sipi_and_survives_reset, .timeout = 20)
     machine_destroy(m);
 }
 
-/* -- e820 ------------------------------------------------------------------------------------------ */
+/* -- e820
+ * ------------------------------------------------------------------------------------------ */
 
 Test(machine, e820)
 {
@@ -574,7 +580,8 @@ Test(machine, e820)
     machine_destroy(m);
 }
 
-/* -- Event loop ------------------------------------------------------------------------------------ */
+/* -- Event loop
+ * ------------------------------------------------------------------------------------ */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct event_loop *loop;
@@ -687,7 +694,8 @@ Test(event_loop, add_and_remove_race, .timeout = 60)
     event_loop_destroy(loop);
 }
 
-/* -- TSC ------------------------------------------------------------------------------------------- */
+/* -- TSC
+ * ------------------------------------------------------------------------------------------- */
 
 Test(tsc, calibration_repeats, .timeout = 20)
 {
@@ -701,7 +709,7 @@ Test(tsc, calibration_repeats, .timeout = 20)
         lo = hz[i] < lo ? hz[i] : lo;
         hi = hz[i] > hi ? hz[i] : hi;
     }
-    cr_log_info("TSC %llu..%llu Hz: %.1f ppm apart", (unsigned long long)lo,
-                (unsigned long long)hi, (double)(hi - lo) * 1e6 / (double)lo);
+    cr_log_info("TSC %llu..%llu Hz: %.1f ppm apart", (unsigned long long)lo, (unsigned long long)hi,
+                (double)(hi - lo) * 1e6 / (double)lo);
     cr_assert_lt((hi - lo) * 1000000 / lo, 50);
 }
