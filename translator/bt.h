@@ -54,6 +54,7 @@ enum {
     KEY_SLOW_MEM = 1u << 11, /* every access through C (data breakpoints, #AC)                 */
     KEY_TSC_TRAP = 1u << 12, /* RDTSC is not the host's plain TSC for this CPL                 */
     KEY_MMX_UD = 1u << 13,   /* CR0.EM: MMX raises #UD                                         */
+    KEY_FSGSBASE = 1u << 14, /* CR4.FSGSBASE                                                   */
 };
 
 enum side_kind {
@@ -115,7 +116,7 @@ struct tb {
 /* A memory operand's slow path. Addresses are executable ones. */
 struct mem_site {
     uint64_t rip;
-    struct tb *tb;          /* checked window accesses only */
+    struct tb *tb;
     const struct insn *insn;
     uint32_t resume;        /* R10 = HVA: the native instruction in the main path */
     uint32_t resume_bounce; /* R10 = HVA or bounce copy: the instruction's twin, then the commit */
@@ -190,6 +191,16 @@ struct exec_tlb_entry {
 #define EXEC_TLB_SIZE 256u
 
 /* What has been learnt of an instruction's accesses, by its address. */
+/* The user half of the jump cache of an address space that is not current. */
+#define AS_RECORDS 16u
+#define AS_ENTRIES 768u
+struct as_record {
+    uint64_t cr3, epoch, stamp; /* stamp 0: free */
+    uint32_t key, n;
+    uint16_t idx[AS_ENTRIES];
+    uint32_t host[AS_ENTRIES];
+};
+
 struct site_info {
     uint64_t rip;
     uint64_t last_install; /* TSC */
@@ -214,6 +225,7 @@ struct bt_engine {
     uint8_t *code_w;
     uint32_t code_x;
     uint64_t code_size, meta_bytes;
+    _Atomic uint64_t user_epoch;     /* counts user blocks dropped */
     _Atomic uint64_t code_write_gen; /* counts writes to code pages */
     uint8_t *meta;
     struct tb *hash[1u << TB_HASH_BITS];
@@ -238,13 +250,15 @@ struct engine_vcpu {
     uint32_t jc_n[2];
     bool jc_sup_nonglobal; /* some supervisor entry is of a non-global page */
     /* Pages with jump-cache entries, hashed: INVLPG of any other page need not look. */
-    uint64_t exec_pages[64];
+    uint64_t exec_pages[2][1024];
+    struct as_record as[AS_RECORDS];
+    uint64_t as_clock;
+    uint64_t jc_cr3; /* address space of the user half */
     uint32_t key_seen; /* key (without per-block bits) that the jump cache was filled under */
     struct tb *current; /* block entered last by the dispatcher */
     bool step_pending;
     uint32_t watch;   /* WATCH_*: what every access must be checked for (KEY_SLOW_MEM)     */
     uint64_t db_bits; /* DR6 bits of data breakpoints hit by the instruction at hand        */
-    uint64_t shadow_rip;
     struct { /* what bt_mem_commit() has to write back */
         uint64_t gva, gpa[2];
         uint16_t len[2];
@@ -303,6 +317,10 @@ const struct side_entry *tb_side_lookup(const struct tb *tb, uint64_t x);
 void jump_cache_init(struct vcpu *v);
 void jump_cache_insert(struct vcpu *v, struct tb *tb);
 void jump_cache_flush(struct vcpu *v, bool user_only);
+/* CR3 has changed: keeps the user half for the old address space and brings back the new one's.
+ * flushed: translations of the new PCID are void. */
+void jump_cache_switch(struct vcpu *v, bool flushed);
+void jump_cache_flush_pcid(struct vcpu *v, unsigned pcid);
 void jump_cache_flush_page(struct vcpu *v, uint64_t gva);
 void jump_cache_forget(struct vcpu *v, struct tb *tb);
 
@@ -356,5 +374,8 @@ int signals_init_process(char *err, unsigned errlen);
 int signals_init_thread(struct vcpu *v);
 void signals_destroy_thread(struct vcpu *v);
 #define BT_KICK_SIGNAL SIGUSR1
+/* The vCPU that the calling thread runs, or NULL: for signal handlers and for telling one's own
+ * writes to code from those of others. */
+struct vcpu *bt_this_vcpu(void);
 
 #endif

@@ -259,6 +259,8 @@ void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
     if (tb->dead)
         return;
     tb->dead = true;
+    if (tb->key & KEY_USER)
+        atomic_fetch_add(&bt->user_epoch, 1);
     bt->stats.invalidations++;
     struct tb **h = &bt->hash[hash_of(tb->gva, tb->gpa, tb->key)];
     while (*h && *h != tb)
@@ -320,10 +322,10 @@ void cache_code_write(void *opaque, uint64_t gpa, uint64_t len)
             }
         }
     }
-    /* A vCPU may be inside a block that has just been dropped: make it leave at its next
-     * instruction boundary. */
-    if (hit)
-        for (unsigned i = 0; i < bt->n_vcpus; i++)
-            bt->vcpus[i]->exit_request = 1;
+    /* Another vCPU may be inside a block that has just been dropped: it leaves at its next
+     * instruction boundary. The writer itself looks at whether its own block is dead. */
+    for (unsigned i = 0; hit && i < bt->n_vcpus; i++)
+        if (bt->vcpus[i] != bt_this_vcpu())
+            bt_engine_ops.kick(&bt->base, bt->vcpus[i]);
     bt_unlock(bt);
 }

@@ -51,6 +51,8 @@ uint32_t bt_current_key(const struct vcpu *v)
     }
     if (v->tsc_offset || ((v->cr4 & CR4_TSD) && v->cpl))
         k |= KEY_TSC_TRAP;
+    if (v->cr4 & CR4_FSGSBASE)
+        k |= KEY_FSGSBASE;
     if (v->engine->watch)
         k |= KEY_SLOW_MEM;
     return k;
@@ -121,16 +123,24 @@ int exec_translate(struct vcpu *v, uint64_t gva, uint64_t *gpa)
     return 0;
 }
 
-static void note_exec_page(struct vcpu *v, uint64_t gva)
+/* A filter: pages with jump-cache entries, by half of the address space. */
+static uint64_t *exec_page_word(struct vcpu *v, uint64_t gva, uint64_t *bit)
 {
-    unsigned h = (unsigned)(gva >> GUEST_PAGE_SHIFT) & 4095;
-    v->engine->exec_pages[h >> 6] |= 1ull << (h & 63);
+    unsigned h = (unsigned)(gva >> GUEST_PAGE_SHIFT ^ gva >> 28) & 65535;
+    *bit = 1ull << (h & 63);
+    return &v->engine->exec_pages[gva >> 63][h >> 6];
 }
 
-static bool maybe_exec_page(const struct vcpu *v, uint64_t gva)
+static void note_exec_page(struct vcpu *v, uint64_t gva)
 {
-    unsigned h = (unsigned)(gva >> GUEST_PAGE_SHIFT) & 4095;
-    return v->engine->exec_pages[h >> 6] >> (h & 63) & 1;
+    uint64_t bit, *word = exec_page_word(v, gva, &bit);
+    *word |= bit;
+}
+
+static bool maybe_exec_page(struct vcpu *v, uint64_t gva)
+{
+    uint64_t bit, *word = exec_page_word(v, gva, &bit);
+    return *word & bit;
 }
 
 void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
@@ -141,8 +151,13 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     if (kind <= MMU_FLUSHED_PAGE)
         ev->bt->stats.flushes[kind]++;
     windows_on_flush(v, kind, gva);
-    if (kind == MMU_FLUSHED_PCID)
+    if (kind == MMU_FLUSHED_PCID) {
+        jump_cache_flush_pcid(v, (unsigned)gva);
+        for (unsigned i = 0; i < EXEC_TLB_SIZE; i++)
+            if (ev->exec_tlb[i].gva_page & 1)
+                ev->exec_tlb[i].gva_page = ~0ull;
         return;
+    }
     if (kind == MMU_FLUSHED_PAGE) {
         uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
         struct exec_tlb_entry *e = &ev->exec_tlb[(gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
@@ -156,12 +171,14 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     for (unsigned i = 0; i < EXEC_TLB_SIZE; i++)
         if (all || !(ev->exec_tlb[i].gpa_page & 1))
             ev->exec_tlb[i].gva_page = ~0ull;
-    bool user_only = !all && !ev->jc_sup_nonglobal;
-    jump_cache_flush(v, user_only);
-    if (!user_only) {
+    if (all || ev->jc_sup_nonglobal) {
+        jump_cache_flush(v, false);
+        ev->jc_cr3 = v->cr3;
         ev->jc_sup_nonglobal = false;
-        for (unsigned i = 0; i < 64; i++)
-            ev->exec_pages[i] = 0;
+        for (unsigned i = 0; i < 1024; i++)
+            ev->exec_pages[0][i] = ev->exec_pages[1][i] = 0;
+    } else {
+        jump_cache_switch(v, kind == MMU_FLUSHED_NONGLOBAL);
     }
 }
 
@@ -239,7 +256,7 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
         if (r == CPU_NEXT)
             v->rip = c->rip + c->insn.len;
         if (v->interrupt_shadow)
-            ev->shadow_rip = v->rip;
+            v->bt.shadow_rip = v->rip;
         if (!v->events && !((v->rflags | old_tf) & FL_TF) && !(v->dr[7] & DR7_ENABLES) &&
             !ev->watch && !ev->bt->cfg.trace_mask && !ev->bt->cfg.chaos) {
             if (r == CPU_NEXT && c->resume && !c->tb->dead) {
@@ -391,7 +408,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
         atomic_store(&v->exit_request, 0);
         if ((ev->step_pending || ev->db_bits) && !take_traps(v))
             break;
-        bool shadow = v->interrupt_shadow && v->rip == ev->shadow_rip;
+        bool shadow = v->interrupt_shadow && v->rip == v->bt.shadow_rip;
         if (v->interrupt_shadow && !shadow)
             v->interrupt_shadow = 0;
         if (v->halted || (atomic_load(&v->events) && !shadow) ||
@@ -460,15 +477,17 @@ static void bt_run(struct engine *e, struct vcpu *v)
             if (atomic_load(&v->events) || from->dead)
                 break;
             bt->stats.lookups++;
+            uint64_t evictions = bt->stats.evictions;
             tb = find_block(v, l->target, from->key);
             if (!tb) {
                 if (!deliver(v))
                     goto out;
                 break;
             }
-            /* Evicting to make room may have dropped the jumping block. */
+            /* Evicting to make room may have dropped the jumping block, and its memory may be the
+             * new one's by now. */
             bt_lock(bt);
-            if (!from->dead && tb->gpa2 == ~0ull &&
+            if (evictions == bt->stats.evictions && !from->dead && tb->gpa2 == ~0ull &&
                 (tb->gpa ^ from->gpa) < GUEST_PAGE_SIZE)
                 cache_link(bt, l, tb);
             bt_unlock(bt);
@@ -477,7 +496,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
         }
         case EXIT_CALLOUT:
             if (one)
-                v->interrupt_shadow = v->interrupt_shadow && ev->shadow_rip == v->rip;
+                v->interrupt_shadow = v->interrupt_shadow && v->bt.shadow_rip == v->rip;
             if (v->bt.exit_arg == CPU_EXIT)
                 goto out;
             if (v->bt.exit_arg == CPU_EXCEPTION) {
@@ -494,7 +513,9 @@ static void bt_run(struct engine *e, struct vcpu *v)
             if (!deliver(v))
                 goto out;
             break;
-        case EXIT_ASYNC:
+        case EXIT_ASYNC: /* a kick may come just when the stepped instruction is done */
+            if (tf && v->rip != tb->gva)
+                ev->step_pending = true;
             break;
         case EXIT_HOT:
             tb = (struct tb *)(uintptr_t)v->bt.exit_arg;

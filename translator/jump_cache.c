@@ -33,11 +33,80 @@ void jump_cache_insert(struct vcpu *v, struct tb *tb)
     *e = tb->entry_ind;
 }
 
+static unsigned pcid_of(const struct vcpu *v, uint64_t cr3)
+{
+    return v->cr4 & CR4_PCIDE ? cr3 & 0xfff : 0;
+}
+
+void jump_cache_flush_pcid(struct vcpu *v, unsigned pcid)
+{
+    for (unsigned i = 0; i < AS_RECORDS; i++)
+        if (pcid_of(v, v->engine->as[i].cr3) == pcid)
+            v->engine->as[i].stamp = 0;
+}
+
+/* Remembers the user half, if it is worth it and fits. */
+static void save_user_half(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->engine;
+    struct as_record *r = &ev->as[0];
+    if (!(v->cr4 & CR4_PCIDE) || !ev->jc_n[0] || ev->jc_n[0] > AS_ENTRIES)
+        return;
+    for (unsigned i = 0; i < AS_RECORDS; i++) {
+        if (ev->as[i].stamp && ev->as[i].cr3 == ev->jc_cr3) {
+            r = &ev->as[i];
+            break;
+        }
+        if (ev->as[i].stamp < r->stamp)
+            r = &ev->as[i];
+    }
+    r->cr3 = ev->jc_cr3;
+    r->epoch = atomic_load(&ev->bt->user_epoch);
+    r->stamp = ++ev->as_clock;
+    r->key = ev->key_seen;
+    r->n = 0;
+    for (unsigned i = 0; i < ev->jc_n[0]; i++) {
+        uint64_t host = v->jump_cache[0][ev->jc_used[0][i]];
+        if (host == ev->bt->stub_lookup)
+            continue;
+        r->idx[r->n] = (uint16_t)ev->jc_used[0][i];
+        r->host[r->n++] = (uint32_t)host;
+    }
+}
+
+void jump_cache_switch(struct vcpu *v, bool flushed)
+{
+    struct engine_vcpu *ev = v->engine;
+    if (!flushed || pcid_of(v, ev->jc_cr3) != pcid_of(v, v->cr3))
+        save_user_half(v);
+    if (flushed)
+        jump_cache_flush_pcid(v, pcid_of(v, v->cr3));
+    jump_cache_flush(v, true);
+    ev->jc_cr3 = v->cr3;
+    for (unsigned i = 0; i < AS_RECORDS && !flushed; i++) {
+        struct as_record *r = &ev->as[i];
+        if (!r->stamp || r->cr3 != v->cr3)
+            continue;
+        if (r->epoch == atomic_load(&ev->bt->user_epoch) && r->key == ev->key_seen) {
+            for (unsigned k = 0; k < r->n; k++) {
+                ev->jc_used[0][k] = r->idx[k];
+                v->jump_cache[0][r->idx[k]] = r->host[k];
+            }
+            ev->jc_n[0] = r->n;
+        }
+        r->stamp = ++ev->as_clock;
+        break;
+    }
+}
+
 void jump_cache_flush(struct vcpu *v, bool user_only)
 {
     struct engine_vcpu *ev = v->engine;
     uint64_t miss = ev->bt->stub_lookup;
     const uint32_t max = sizeof ev->jc_used[0] / sizeof ev->jc_used[0][0];
+    if (!user_only)
+        for (unsigned i = 0; i < AS_RECORDS; i++)
+            ev->as[i].stamp = 0;
     for (int sup = 0; sup < (user_only ? 1 : 2); sup++) {
         if (ev->jc_n[sup] > max) {
             for (unsigned i = 0; i < JUMP_CACHE_SIZE; i++)
@@ -52,12 +121,19 @@ void jump_cache_flush(struct vcpu *v, bool user_only)
 
 void jump_cache_flush_page(struct vcpu *v, uint64_t gva)
 {
-    uint64_t miss = v->engine->bt->stub_lookup;
-    /* Blocks of this page, and one that straddles into it from the page before. */
-    uint64_t first = (gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) - 15;
+    struct bt_engine *bt = v->engine->bt;
+    uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    /* Blocks of this page, and one that straddles into it from the page before. Other pages whose
+     * addresses end alike keep theirs. */
     for (int sup = 0; sup < 2; sup++)
-        for (unsigned i = 0; i < GUEST_PAGE_SIZE + 15; i++)
-            v->jump_cache[sup][(first + i) & (JUMP_CACHE_SIZE - 1)] = miss;
+        for (uint64_t a = page - 15; a != page + GUEST_PAGE_SIZE; a++) {
+            uint64_t *e = &v->jump_cache[sup][a & (JUMP_CACHE_SIZE - 1)];
+            if (*e == bt->stub_lookup)
+                continue;
+            struct tb *tb = cache_find_pc(bt, *e);
+            if (!tb || tb->gva == a)
+                *e = bt->stub_lookup;
+        }
 }
 
 void jump_cache_forget(struct vcpu *v, struct tb *tb)

@@ -131,7 +131,7 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
         x->failed = true;
         return;
     }
-    *site = (struct mem_site){.rip = x->cur_rip, .size = a.size, .access = a.kind,
+    *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb, .size = a.size, .access = a.kind,
                               .flags = a.flags};
     if (a.flags & (SITE_MASKED | SITE_BOUNCE)) {
         struct insn *copy = cache_meta_alloc(x->r, sizeof *copy);

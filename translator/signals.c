@@ -33,7 +33,7 @@
 /* The vCPU this thread runs, for its signal handlers only; all other code is passed it. */
 static __thread struct vcpu *thread_vcpu;
 
-static struct vcpu *this_vcpu(void)
+struct vcpu *bt_this_vcpu(void)
 {
     return thread_vcpu;
 }
@@ -114,7 +114,7 @@ static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc)
 static void on_kick(int sig, siginfo_t *si, void *ctx)
 {
     ucontext_t *uc = ctx;
-    struct vcpu *v = this_vcpu();
+    struct vcpu *v = bt_this_vcpu();
     uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
     if (!v || !v->engine)
         return;
@@ -130,7 +130,7 @@ static void on_kick(int sig, siginfo_t *si, void *ctx)
 static void on_trap(int sig, siginfo_t *si, void *ctx)
 {
     ucontext_t *uc = ctx;
-    struct vcpu *v = this_vcpu();
+    struct vcpu *v = bt_this_vcpu();
     uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
     if (!v || !v->engine || uc->uc_mcontext.gregs[REG_TRAPNO] != EXC_DB)
         fatal_signal(sig, si, uc);
@@ -147,7 +147,7 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
     ucontext_t *uc = ctx;
     greg_t *g = uc->uc_mcontext.gregs;
     uint64_t pc = (uint64_t)g[REG_RIP];
-    struct vcpu *v = this_vcpu();
+    struct vcpu *v = bt_this_vcpu();
     struct bt_engine *bt = v && v->engine ? v->engine->bt : NULL;
     struct tb *tb = bt && !in_stubs(bt, pc) ? cache_find_pc(bt, pc) : NULL;
     const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;

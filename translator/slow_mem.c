@@ -16,12 +16,11 @@
 #include "mmu/mmu.h"
 #include "translator/xstate.h"
 
+/* Guest memory may change under us: one pass, no compiler assumptions. State images are large. */
 static void copy_bytes(void *dst, const void *src, unsigned n)
 {
-    volatile uint8_t *d = dst;
-    const volatile uint8_t *s = src;
-    for (unsigned i = 0; i < n; i++)
-        d[i] = s[i];
+    uint64_t count = n;
+    __asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(count) : : "memory");
 }
 
 /* -- Prepare -------------------------------------------------------------------------------------- */
@@ -185,6 +184,8 @@ uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
     switch (mmu_translate(v, gva, s->access, s->flags & SITE_STACK, &host, &gpa)) {
     case MMU_RAM_CODE:
         ram_before_write(v->ram, gpa, size);
+        if (s->tb->dead) /* it has changed itself: leave after this instruction */
+            v->exit_request = 1;
         break;
     case MMU_RAM:
         ev->bt->stats.tlb_fills++;
@@ -261,6 +262,8 @@ uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s)
             if (ev->bounce.ram[i]) {
                 ram_before_write(v->ram, ev->bounce.gpa[i], len);
                 copy_bytes(v->ram->base + ev->bounce.gpa[i], src, len);
+                if (s->tb->dead)
+                    v->exit_request = 1;
             } else {
                 ev->bt->stats.mmio++;
                 mmu_mmio_write(v, ev->bounce.gpa[i], src, len);
