@@ -381,20 +381,26 @@ TEST(pit, calibration_by_speaker_gate)
 {
     /* What Linux does with channel 2 to learn the TSC's rate: 10 ms. */
     outb(0x61, (u8)((inb(0x61) & ~2) | 1));
-    u64 rates[3];
-    for (unsigned i = 0; i < 3; i++) {
+    /* The host may take the CPU away in the middle: the two lowest rates of eight must agree. */
+    u64 best = ~0ul, second = ~0ul;
+    for (unsigned i = 0; i < 8; i++) {
         outb(0x43, 0xb0);
         outb(0x42, 11932 & 0xff);
         outb(0x42, 11932 >> 8);
         u64 t0 = rdtsc();
         while (!(inb(0x61) & 0x20))
             ;
-        rates[i] = (rdtsc() - t0) / 10000;
+        u64 rate = (rdtsc() - t0) / 10000;
+        if (rate < best) {
+            second = best;
+            best = rate;
+        } else if (rate < second) {
+            second = rate;
+        }
     }
-    for (unsigned i = 1; i < 3; i++)
-        if (rates[i] > rates[0] * 5 / 4 || rates[0] > rates[i] * 5 / 4)
-            fail("TSC rates %lu and %lu MHz", rates[0], rates[i]);
-    CHECK(rates[0] > 100 && rates[0] < 20000);
+    if (second > best * 5 / 4)
+        fail("TSC rates %lu and %lu MHz", best, second);
+    CHECK(best > 100 && best < 20000);
     outb(0x61, (u8)(inb(0x61) & ~3));
 }
 
@@ -592,7 +598,7 @@ static void storm(const char *name, u8 *code, u64 small, u64 large)
         handlers[VEC_TIMER] = storm_handler;
         storm_ticks = bad_rip = in_code = 0;
         r.rflags = F_IF | F_IOPL | 2;
-        for (unsigned round = 0; round < 40 && storm_ticks < 30; round++) {
+        for (unsigned round = 0; round < 400 && storm_ticks < 30; round++) {
             memset(buffer, 0, 4096);
             storm_period = 3000 << (round % 4 * 2);
             apic_timer_oneshot(VEC_TIMER, storm_period);

@@ -11,6 +11,14 @@ static u8 *const area = buffer;          /* 64-byte aligned */
 static u8 *const area2 = buffer + 0x3000;
 static u8 *const source = buffer + 0x6000;
 
+static void set_xcr0(u64 v)
+{
+    if (feat.xsave)
+        xsetbv(0, v);
+}
+
+static u64 get_xcr0(void) { return feat.xsave ? xgetbv(0) : 3; }
+
 static void check_pointers(const u8 *image)
 {
     u64 fip = *(const u64 *)(image + 8), fdp = *(const u64 *)(image + 16);
@@ -26,11 +34,11 @@ static void load_all(void)
     for (unsigned i = 0; i < 0x1000; i++)
         source[i] = (u8)(i * 13 + (i >> 7) + 1);
     asm volatile("fninit\n\tfld1\n\tfldpi\n\tfldl2e");
-    if (feat.avx512f && (xgetbv(0) & 0xe0) == 0xe0)
+    if (feat.avx512f && (get_xcr0() & 0xe0) == 0xe0)
         asm volatile("vmovdqu64 (%0), %%zmm0\n\tvmovdqu64 64(%0), %%zmm7\n\tvmovdqu64 128(%0), %%zmm15\n\t"
                      "vmovdqu64 192(%0), %%zmm16\n\tvmovdqu64 256(%0), %%zmm31\n\t"
                      "kmovw 320(%0), %%k1\n\tkmovw 328(%0), %%k7" ::"r"(source));
-    else if (feat.avx && (xgetbv(0) & 4))
+    else if (feat.avx && (get_xcr0() & 4))
         asm volatile("vmovdqu (%0), %%ymm0\n\tvmovdqu 64(%0), %%ymm7\n\tvmovdqu 128(%0), %%ymm15"
                      ::"r"(source));
     else
@@ -41,11 +49,11 @@ static void load_all(void)
 static void clear_all(void)
 {
     asm volatile("fninit");
-    if (feat.avx512f && (xgetbv(0) & 0xe0) == 0xe0)
+    if (feat.avx512f && (get_xcr0() & 0xe0) == 0xe0)
         asm volatile("vpxorq %zmm0, %zmm0, %zmm0\n\tvpxorq %zmm7, %zmm7, %zmm7\n\t"
                      "vpxorq %zmm15, %zmm15, %zmm15\n\tvpxorq %zmm16, %zmm16, %zmm16\n\t"
                      "vpxorq %zmm31, %zmm31, %zmm31\n\tkxorw %k1, %k1, %k1\n\tkxorw %k7, %k7, %k7");
-    else if (feat.avx && (xgetbv(0) & 4))
+    else if (feat.avx && (get_xcr0() & 4))
         asm volatile("vzeroall");
     else
         asm volatile("pxor %xmm0, %xmm0\n\tpxor %xmm7, %xmm7\n\tpxor %xmm15, %xmm15");
@@ -56,7 +64,7 @@ static void check_all(void)
     u8 got[64 * 5 + 16];
     unsigned size = 16;
     memset(got, 0, sizeof(got));
-    if (feat.avx512f && (xgetbv(0) & 0xe0) == 0xe0) {
+    if (feat.avx512f && (get_xcr0() & 0xe0) == 0xe0) {
         size = 64;
         asm volatile("vmovdqu64 %%zmm0, (%0)\n\tvmovdqu64 %%zmm7, 64(%0)\n\tvmovdqu64 %%zmm15, 128(%0)\n\t"
                      "vmovdqu64 %%zmm16, 192(%0)\n\tvmovdqu64 %%zmm31, 256(%0)\n\t"
@@ -64,7 +72,7 @@ static void check_all(void)
         EQ(memcmp(got + 192, source + 192, 128), 0);
         EQ(*(u16 *)(got + 320), *(u16 *)(source + 320));
         EQ(*(u16 *)(got + 328), *(u16 *)(source + 328));
-    } else if (feat.avx && (xgetbv(0) & 4)) {
+    } else if (feat.avx && (get_xcr0() & 4)) {
         size = 32;
         asm volatile("vmovdqu %%ymm0, (%0)\n\tvmovdqu %%ymm7, 64(%0)\n\tvmovdqu %%ymm15, 128(%0)"
                      ::"r"(got) : "memory");
@@ -85,7 +93,7 @@ TEST(xstate, fxsave_round_trip)
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, area);
         r.r10 = r.rbx - 64, r.r11 = 8;
-        xsetbv(0, 3);
+        set_xcr0(3);
         memset(area, 0xee, 1024);
         load_all();
         done(&r, SNIP("fxsave64 (%%rbx)"));
@@ -107,7 +115,7 @@ TEST(xstate, fxsave_round_trip)
         clear_all();
         done(&r, SNIP("fxrstor (%%rbx)"));
         check_all();
-        xsetbv(0, feat.xcr0_supported & 0xe7);
+        set_xcr0(feat.xcr0_supported & 0xe7);
     }
 }
 
@@ -221,7 +229,7 @@ TEST(xstate, init_optimization)
         /* vzeroupper puts the AVX component into its initial state */
         load_all();
         clear_all();
-        if (feat.avx512f && (xgetbv(0) & 0xe0) == 0xe0)
+        if (feat.avx512f && (get_xcr0() & 0xe0) == 0xe0)
             asm volatile("vzeroall");
         memset(area, 0xee, 0x1000);
         memset(area + 512, 0, 64);
@@ -404,7 +412,7 @@ TEST(xstate, lazy_fpu_switch)
     r.rbx = at_cpl(3, source);
     u8 *use = SNIP("movups (%%rbx), %%xmm3\n\tpaddd %%xmm3, %%xmm3\n\tmovq %%xmm3, %%rax");
     load_all();
-    xsetbv(0, 3);
+    set_xcr0(3);
     for (unsigned i = 0; i < 50; i++) {
         write_cr0(DEFAULT_CR0 | CR0_TS);
         fault(&r, use, NM, 0);
@@ -417,5 +425,5 @@ TEST(xstate, lazy_fpu_switch)
     u8 x[16];
     asm volatile("movups %%xmm0, %0" : "=m"(x));
     EQ(memcmp(x, source, 16), 0);
-    xsetbv(0, feat.xcr0_supported & 0xe7);
+    set_xcr0(feat.xcr0_supported & 0xe7);
 }
