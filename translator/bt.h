@@ -175,7 +175,8 @@ struct cache_region {
 
 struct bt_stats {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes;
-    uint64_t enters, lookups, links, evictions, invalidations, code_writes;
+    uint64_t exits[10]; /* by enum exit_reason */
+    uint64_t enters, lookups, fast_lookups, links, evictions, invalidations, code_writes;
     uint64_t mem_slow, tlb_fills, bounces, mmio;
     uint64_t signals_kick, signals_step, signals_fault, exceptions[32], interrupts;
     uint64_t flushes[3];
@@ -222,6 +223,7 @@ struct bt_engine {
     struct cache_region region[CACHE_REGIONS];
     unsigned cur_region;
     int code_fd;
+    bool bmi2;
     uint8_t *code_w;
     uint32_t code_x;
     uint64_t code_size, meta_bytes;
@@ -313,7 +315,14 @@ void cache_code_write(void *opaque, uint64_t gpa, uint64_t len);
 void cache_link(struct bt_engine *bt, struct link *l, struct tb *to);
 const struct side_entry *tb_side_lookup(const struct tb *tb, uint64_t x);
 
-/* jump_cache.c */
+/* jump_cache.c. The index mixes page bits into the low 16, by instructions that touch no flag (RORX,
+ * LEA); without BMI2 it is the low 16 bits alone. */
+#define JUMP_CACHE_ROT 6
+static inline unsigned jump_cache_index(const struct bt_engine *bt, uint64_t gva)
+{
+    uint64_t mix = bt->bmi2 ? gva >> JUMP_CACHE_ROT | gva << (64 - JUMP_CACHE_ROT) : 0;
+    return (unsigned)(gva + mix) & (JUMP_CACHE_SIZE - 1);
+}
 void jump_cache_init(struct vcpu *v);
 void jump_cache_insert(struct vcpu *v, struct tb *tb);
 void jump_cache_flush(struct vcpu *v, bool user_only);
@@ -363,6 +372,9 @@ static inline bool window_id_ok(bool user, unsigned id)
 /* gather.c */
 enum cpu_result gather_execute(struct vcpu *v, const struct insn *in);
 
+/* engine.c: called from the lookup stub with the target in bt.r10; 0 = resume there, else the
+ * dispatcher must deal with it. */
+uint64_t bt_lookup(struct vcpu *v);
 /* engine.c: called from the callout stub; 0 = resume in the block. */
 uint64_t bt_callout(struct vcpu *v, struct callout *c);
 /* Translates an instruction address to a GPA through the exec TLB. 0 or -1 with v->exc. */

@@ -208,6 +208,17 @@ static inline void e_store(struct emitter *e, unsigned base, int32_t disp, unsig
     e_op_mem(e, true, 0x89, src, base, 0xff, 1, disp);
 }
 
+/* rorx r64, r64, imm8 (BMI2; no flags) */
+static inline void e_rorx(struct emitter *e, unsigned dst, unsigned src, unsigned count)
+{
+    e8(e, 0xc4);
+    e8(e, (uint8_t)((dst & 8 ? 0 : 0x80) | 0x40 | (src & 8 ? 0 : 0x20) | 3));
+    e8(e, 0xfb);
+    e8(e, 0xf0);
+    e8(e, (uint8_t)(0xc0 | (dst & 7) << 3 | (src & 7)));
+    e8(e, (uint8_t)count);
+}
+
 /* jmp rel32 / jcc rel32 to a known executable address. */
 static inline void e_jmp(struct emitter *e, uint64_t target)
 {

@@ -228,6 +228,17 @@ static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
     }
 }
 
+/* Puts a block that has just been found into the jump cache. */
+static void remember_block(struct vcpu *v, struct tb *tb)
+{
+    struct engine_vcpu *ev = v->engine;
+    jump_cache_insert(v, tb);
+    note_exec_page(v, tb->gva);
+    if (!(tb->key & KEY_USER) &&
+        !(ev->exec_tlb[(tb->gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)].gpa_page & 1))
+        ev->jc_sup_nonglobal = true;
+}
+
 /* -- Callouts ------------------------------------------------------------------------------------- */
 
 static void merge_flags(struct vcpu *v)
@@ -271,7 +282,7 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
                 /* The jump cache knows, or its miss stub brings us back. */
                 v->bt.r10 = v->rip;
                 v->bt.resume_target =
-                    v->jump_cache[v->cpl == 3 ? 0 : 1][v->rip & (JUMP_CACHE_SIZE - 1)];
+                    v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(ev->bt, v->rip)];
                 split_flags(v);
                 if (v->fp_saved)
                     vcpu_fp_restore(v);
@@ -296,6 +307,31 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
     v->bt.exit_arg = r;
     split_flags(v); /* enter() merges them back */
     return 1;
+}
+
+/* A jump-cache miss whose target is translated already: the way back without the dispatcher. */
+uint64_t bt_lookup(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->engine;
+    struct bt_engine *bt = ev->bt;
+    uint64_t page = v->rip & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    struct exec_tlb_entry *x = &ev->exec_tlb[(v->rip >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
+    if (v->exit_request || v->events || bt->cfg.trace_mask || bt->cfg.chaos || ev->watch ||
+        (v->dr[7] & DR7_ENABLES) || x->gva_page != (page | (v->cpl == 3)))
+        return 1;
+    uint64_t gpa = (x->gpa_page & ~1ull) | (v->rip & (GUEST_PAGE_SIZE - 1));
+    uint32_t key = bt_current_key(v);
+    if (shared_key(key) != ev->key_seen)
+        return 1;
+    bt_lock(bt);
+    struct tb *tb = cache_lookup(bt, v->rip, gpa, key);
+    bt_unlock(bt);
+    if (!tb || tb->gpa2 != ~0ull)
+        return 1;
+    bt->stats.fast_lookups++;
+    remember_block(v, tb);
+    v->bt.resume_target = tb->entry;
+    return 0;
 }
 
 /* -- The loop ------------------------------------------------------------------------------------- */
@@ -450,14 +486,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
             continue;
         }
         if (!one && !bt->cfg.trace_mask) {
-            jump_cache_insert(v, tb);
-            note_exec_page(v, tb->gva);
-            if (!(tb->key & KEY_USER)) {
-                struct exec_tlb_entry *x =
-                    &ev->exec_tlb[(tb->gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
-                if (!(x->gpa_page & 1))
-                    ev->jc_sup_nonglobal = true;
-            }
+            remember_block(v, tb);
         }
         bool tf = v->rflags & FL_TF;
         if (bt->cfg.trace_mask & TRACE_BLOCKS)
@@ -467,6 +496,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
         enter(v, tb->entry);
 
     handle_exit:
+        bt->stats.exits[v->bt.exit_reason % 10]++;
         switch (v->bt.exit_reason) {
         case EXIT_LOOKUP:
             break;
@@ -571,6 +601,7 @@ static int bt_create(const struct engine_config *cfg, struct guest_ram *ram, str
     bt->cfg = *cfg;
     bt->ram = ram;
     bt->code_fd = -1;
+    bt->bmi2 = __builtin_cpu_supports("bmi2");
     int r = cache_init(bt, cfg->chaos && !cfg->cache_size ? 2u << 20 : cfg->cache_size, err, errlen);
     if (!r)
         r = signals_init_process(err, errlen);
@@ -615,7 +646,7 @@ static int bt_vcpu_init(struct engine *e, struct vcpu *v)
     ev->key_seen = ~0u;
     jump_cache_init(v);
     int r = signals_init_thread(v);
-    if (!r && bt->cfg.mem_mode != MEM_SOFT && __builtin_cpu_supports("bmi2"))
+    if (!r && bt->cfg.mem_mode != MEM_SOFT && bt->bmi2)
         windows_init(v, 0); /* without windows everything runs in soft form */
     if (r) {
         munmap(ev->guard, GUARD_SIZE);
@@ -667,8 +698,15 @@ static void bt_print_stats(struct engine *e, FILE *out)
             "code pages\n",
             (unsigned long long)s->links, (unsigned long long)s->invalidations,
             (unsigned long long)s->evictions, (unsigned long long)s->code_writes);
-    fprintf(out, "dispatcher:   %llu entries, %llu lookups\n", (unsigned long long)s->enters,
-            (unsigned long long)s->lookups);
+    fprintf(out, "dispatcher:   %llu entries, %llu lookups, %llu short ones\n",
+            (unsigned long long)s->enters, (unsigned long long)s->lookups,
+            (unsigned long long)s->fast_lookups);
+    static const char *const reason[10] = {"?",       "lookup", "link", "callout", "fault",
+                                           "async",   "step",   "hot",  "window fault",
+                                           "window miss"};
+    fprintf(out, "exits:       ");
+    for (unsigned i = 1; i < 10; i++)
+        fprintf(out, " %s %llu%s", reason[i], (unsigned long long)s->exits[i], i < 9 ? "," : "\n");
     fprintf(out, "memory:       %llu slow accesses, %llu soft-TLB fills, %llu bounces, %llu MMIO\n",
             (unsigned long long)s->mem_slow, (unsigned long long)s->tlb_fills,
             (unsigned long long)s->bounces, (unsigned long long)s->mmio);

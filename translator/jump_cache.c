@@ -23,11 +23,11 @@ void jump_cache_insert(struct vcpu *v, struct tb *tb)
 {
     struct engine_vcpu *ev = v->engine;
     unsigned sup = tb->key & KEY_USER ? 0 : 1;
-    uint64_t *e = &v->jump_cache[sup][tb->gva & (JUMP_CACHE_SIZE - 1)];
+    uint64_t *e = &v->jump_cache[sup][jump_cache_index(v->engine->bt, tb->gva)];
     if (*e == ev->bt->stub_lookup) {
         const uint32_t max = sizeof ev->jc_used[0] / sizeof ev->jc_used[0][0];
         if (ev->jc_n[sup] < max)
-            ev->jc_used[sup][ev->jc_n[sup]] = tb->gva & (JUMP_CACHE_SIZE - 1);
+            ev->jc_used[sup][ev->jc_n[sup]] = jump_cache_index(ev->bt, tb->gva);
         ev->jc_n[sup]++; /* beyond max: the next flush clears the whole table */
     }
     *e = tb->entry_ind;
@@ -127,7 +127,7 @@ void jump_cache_flush_page(struct vcpu *v, uint64_t gva)
      * addresses end alike keep theirs. */
     for (int sup = 0; sup < 2; sup++)
         for (uint64_t a = page - 15; a != page + GUEST_PAGE_SIZE; a++) {
-            uint64_t *e = &v->jump_cache[sup][a & (JUMP_CACHE_SIZE - 1)];
+            uint64_t *e = &v->jump_cache[sup][jump_cache_index(bt, a)];
             if (*e == bt->stub_lookup)
                 continue;
             struct tb *tb = cache_find_pc(bt, *e);
@@ -139,7 +139,7 @@ void jump_cache_flush_page(struct vcpu *v, uint64_t gva)
 void jump_cache_forget(struct vcpu *v, struct tb *tb)
 {
     unsigned sup = tb->key & KEY_USER ? 0 : 1;
-    uint64_t *e = &v->jump_cache[sup][tb->gva & (JUMP_CACHE_SIZE - 1)];
+    uint64_t *e = &v->jump_cache[sup][jump_cache_index(v->engine->bt, tb->gva)];
     if (*e == tb->entry_ind)
         *e = v->engine->bt->stub_lookup;
 }

@@ -324,21 +324,11 @@ static uint32_t delta_off(const struct xlate *x, unsigned id)
     return (uint32_t)(offsetof(struct vcpu, window_delta) + (view * 65536u + id) * 8u);
 }
 
-static void e_rorx39(struct emitter *e, unsigned dst, unsigned src)
-{
-    e8(e, 0xc4);
-    e8(e, (uint8_t)((dst & 8 ? 0 : 0x80) | 0x40 | (src & 8 ? 0 : 0x20) | 3));
-    e8(e, 0xfb);
-    e8(e, 0xf0);
-    e8(e, (uint8_t)(0xc0 | (dst & 7) << 3 | (src & 7)));
-    e8(e, 39);
-}
-
 /* R11 = delta of the window of `reg`'s value, by table. */
 static void delta_by_table(struct xlate *x, unsigned reg)
 {
     struct emitter *e = &x->e;
-    e_rorx39(e, R11, reg);
+    e_rorx(e, R11, reg, WINDOW_SHIFT);
     e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xdb}, 4); /* movzx r11d, r11w */
     e_gs_idx(e, true, 0x8b, R11, R11, 3, delta_off(x, 0));
 }
@@ -354,7 +344,7 @@ static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
     }
     *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb};
     unsigned tmp = reg == R10 ? R11 : R10;
-    e_rorx39(e, tmp, reg);
+    e_rorx(e, tmp, reg, WINDOW_SHIFT);
     e_bytes(e, (const uint8_t[]){0x66, 0x41, 0x81, (uint8_t)(0xf8 | (tmp & 7))}, 4); /* cmp */
     e8(e, (uint8_t)id);
     e8(e, (uint8_t)(id >> 8));

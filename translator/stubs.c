@@ -108,8 +108,14 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
 
     bt->stub_lookup = (uint32_t)emit_here(e);
     e_store_gs(e, VCPU_OFF(rip), R10);
+    e_store_gs(e, BT_OFF(r10), R10);
+    save_all(e);
+    e_load_gs(e, RDI, BT_OFF(self));
+    call_c(e, (uintptr_t)bt_lookup);
+    e_bytes(e, (const uint8_t[]){0x85, 0xc0}, 2); /* test eax, eax */
+    e_jcc(e, CC_E, bt->stub_resume);
     e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_LOOKUP);
-    e_jmp(e, bt->stub_exit_common);
+    e_jmp(e, leave);
 
     bt->stub_stepped = (uint32_t)emit_here(e);
     e_store_gs(e, VCPU_OFF(rip), R10);

@@ -215,14 +215,22 @@ static void jump_indirect(struct xlate *x)
         e_jmp(e, x->bt->stub_lookup);
         return;
     }
-    e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xda}, 4); /* movzx r11d, r10w */
+    if (x->bt->bmi2) {
+        e_rorx(e, R11, R10, JUMP_CACHE_ROT);
+        e_lea(e, R11, R11, R10, 1, 0);
+        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xdb}, 4); /* movzx r11d, r11w */
+    } else {
+        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xda}, 4); /* movzx r11d, r10w */
+    }
     e_bytes(e, (const uint8_t[]){0x65, 0x42, 0xff, 0x24, 0xdd}, 5); /* jmp gs:[r11*8 + off] */
     e32(e, jump_cache_off(x));
 }
 
 static bool same_page(const struct xlate *x, uint64_t target)
 {
+    /* A block that starts with an instruction across the page's end depends on two mappings. */
     return (target ^ x->tb->gva) < GUEST_PAGE_SIZE && x->tb->gpa2 == ~0ull &&
+           (target & (GUEST_PAGE_SIZE - 1)) <= GUEST_PAGE_SIZE - 15 &&
            !(x->key & KEY_ONE_INSN) && !x->bt->cfg.trace_mask;
 }
 
@@ -236,7 +244,7 @@ static void jump_far_page(struct xlate *x, uint64_t target)
         e_jmp(e, x->bt->stub_lookup);
     } else {
         e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[off] */
-        e32(e, jump_cache_off(x) + (uint32_t)(target & (JUMP_CACHE_SIZE - 1)) * 8);
+        e32(e, jump_cache_off(x) + jump_cache_index(x->bt, target) * 8);
     }
 }
 
