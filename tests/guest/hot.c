@@ -1,0 +1,476 @@
+/*
+ * The same rules again in loops that run thousands of times.  A binary translator treats hot code
+ * differently (other translations, cached addresses, host mappings), so what holds once must be
+ * shown to hold there too, and to stop holding at the right iteration.
+ */
+#include "guest.h"
+
+#define BOTH_CPLS for (unsigned cpl = 0; context("cpl %u", cpl), cpl <= 3; cpl += 3)
+
+enum { WARM = 20000 };
+
+/* Runs a loop over `code` until it is certainly hot. */
+static void warm(struct regs *r, u8 *code, u64 address)
+{
+    struct regs w = *r;
+    w.rbx = w.rsi = w.rdi = address;
+    w.rcx = WARM;
+    done(&w, code);
+}
+
+TEST(hot, walk_off_the_mapping)
+{
+    /* A pointer that walks into an unmapped page: the fault comes at exactly that element. */
+    for (unsigned i = 0; i < 40; i++)
+        map_new(UVA + i * 4096ul, PG_URW);
+    BOTH_CPLS {
+        u64 u = cpl ? PF_U : 0;
+        u8 *load = SNIP("1: add (%%rbx), %%rax\n\tadd $8, %%rbx\n\tdec %%rcx\n\tjnz 1b");
+        u8 *store = SNIP("1: mov %%rcx, (%%rbx)\n\tadd $8, %%rbx\n\tdec %%rcx\n\tjnz 1b");
+        u8 *down = SNIP("1: mov %%rcx, -8(%%rbx)\n\tsub $8, %%rbx\n\tdec %%rcx\n\tjnz 1b");
+        u8 *push = SNIP("mov %%rsp, %%r8\n\tmov %%rbx, %%rsp\n1: push %%rcx\n\tdec %%rcx\n\tjnz 1b\n\tmov %%r8, %%rsp");
+        u8 *pop = SNIP("mov %%rsp, %%r8\n\tmov %%rbx, %%rsp\n1: pop %%rdx\n\tadd %%rdx, %%rax\n\tdec %%rcx\n\tjnz 1b\n\t"
+                       "mov %%r8, %%rsp");
+        for (unsigned round = 0; round < 3; round++) {
+            struct regs r = regs_for(cpl);
+            warm(&r, load, UVA);
+            r.rbx = UVA + 30 * 4096, r.rcx = 100000;
+            run_at(&r, load);
+            expect(PF, u);
+            EQ(T.cr2, UVA + 40 * 4096);
+            EQ(T.r.rbx, UVA + 40 * 4096);
+            EQ(T.r.rcx, 100000 - 10 * 512);
+            warm(&r, store, UVA);
+            run_at(&r, store);
+            expect(PF, u | PF_W);
+            EQ(T.cr2, UVA + 40 * 4096);
+            EQ(T.r.rcx, 100000 - 10 * 512);
+            warm(&r, down, UVA + 40 * 4096);
+            r.rbx = UVA + 10 * 4096;
+            run_at(&r, down);
+            expect(PF, u | PF_W);
+            EQ(T.cr2, UVA - 8);
+            EQ(T.r.rcx, 100000 - 10 * 512);
+            warm(&r, push, UVA + 40 * 4096);
+            run_at(&r, push);
+            expect(PF, u | PF_W);
+            EQ(T.cr2, UVA - 8);
+            EQ(T.r.rsp, UVA);
+            EQ(T.r.rcx, 100000 - 10 * 512);
+            warm(&r, pop, UVA);
+            r.rbx = UVA + 30 * 4096;
+            run_at(&r, pop);
+            expect(PF, u);
+            EQ(T.cr2, UVA + 40 * 4096);
+            EQ(T.r.rsp, UVA + 40 * 4096);
+            EQ(T.r.rcx, 100000 - 10 * 512);
+        }
+    }
+}
+
+TEST(hot, pml4_slot_boundary)
+{
+    /* UVA2 begins the 512 GiB after UVA's.  Accesses over the boundary, and displacements, indexes
+     * and stacks that reach from one side to the other. */
+    u64 a = map_new(UVA2 - 4096, PG_URW), b = map_new(UVA2, PG_URW);
+    BOTH_CPLS {
+        struct regs r = regs_for(cpl);
+        u8 *straddle = SNIP("1: mov (%%rbx), %%rax\n\tadd $1, %%rax\n\tmov %%rax, (%%rbx)\n\tlock incq (%%rbx)\n\t"
+                            "dec %%rcx\n\tjnz 1b");
+        warm(&r, straddle, UVA2 - 512);
+        *(u64 *)(a + 4088) = 0, *(u64 *)b = 0;
+        r.rbx = UVA2 - 3, r.rcx = 1000;
+        done(&r, straddle);
+        u64 v;
+        u8 bytes[8];
+        memcpy(bytes, (u8 *)a + 4093, 3);
+        memcpy(bytes + 3, (u8 *)b, 5);
+        memcpy(&v, bytes, 8);
+        EQ(v, 2000);
+        u8 *reach = SNIP("1: mov 0x100(%%rbx), %%rax\n\tadd $1, %%rax\n\tmov %%rax, 0x100(%%rbx)\n\t"
+                         "incq -0x200(%%rdi)\n\tmov $0x40, %%edx\n\tincq 0x100(%%rbx,%%rdx,8)\n\tmov $-0x40, %%rdx\n\t"
+                         "incq (%%rdi,%%rdx,8)\n\tdec %%rcx\n\tjnz 1b");
+        r.rbx = UVA2 - 0x80, r.rdi = UVA2 + 0x80, r.rcx = WARM;
+        memset((u8 *)a, 0, 4096);
+        memset((u8 *)b, 0, 4096);
+        done(&r, reach);
+        EQ(*(u64 *)(b + 0x80), WARM);
+        EQ(*(u64 *)(a + 4096 - 0x180), 2 * WARM);
+        EQ(*(u64 *)(b + 0x280), WARM);
+        /* the stack crosses it */
+        u8 *stack = SNIP("mov %%rsp, %%r8\n\tmov %%rbx, %%rsp\n"
+                         "1: push %%rcx\n\tpush $1\n\tpush $2\n\tcall 2f\n\tpop %%rax\n\tpop %%rax\n\tpop %%rdx\n\t"
+                         "add %%rdx, %%r9\n\tdec %%rcx\n\tjnz 1b\n\tjmp 3f\n2: sub $64, %%rsp\n\tmov %%rcx, 24(%%rsp)\n\t"
+                         "mov 24(%%rsp), %%r10\n\tadd %%r10, %%r9\n\tadd $64, %%rsp\n\tret\n3: mov %%r8, %%rsp");
+        for (unsigned off = 0; off < 64; off += 8) {
+            r.rbx = UVA2 + off, r.rcx = 3000, r.r9 = 0;
+            done(&r, stack);
+            EQ(T.r.r9, 2 * 3000ul * 3001 / 2);
+        }
+        /* the far side is missing */
+        unmap(UVA2);
+        u64 u = cpl ? PF_U : 0;
+        r.rbx = UVA2 - 3;
+        run_at(&r, straddle);
+        expect(PF, u);
+        EQ(T.cr2, UVA2);
+        r.rbx = UVA2 - 0x80;
+        run_at(&r, reach);
+        expect(PF, u);
+        EQ(T.cr2, UVA2 + 0x80);
+        map(UVA2, b, PG_URW);
+    }
+}
+
+TEST(hot, ends_of_the_address_space)
+{
+    /* The last page of the lower half, the first and last of the upper half, and page zero. */
+    u64 low = map_new(0x7ffffffff000, PG_URW);
+    map_new(0xffff800000000000, PG_URW);
+    u64 top = map_new(0xfffffffffffff000, PG_URW);
+    BOTH_CPLS {
+        struct regs r = regs_for(cpl);
+        u8 *code = SNIP("1: incq (%%rbx)\n\tdec %%rcx\n\tjnz 1b");
+        static const u64 good[] = {0x7ffffffff000, 0x7ffffffffff8, 0xffff800000000000,
+                                   0xffff800000000ff8, 0xfffffffffffff000, 0xfffffffffffffff8};
+        for (unsigned i = 0; i < 6; i++) {
+            context("cpl %u, 0x%lx", cpl, good[i]);
+            r.rbx = good[i], r.rcx = WARM / 4;
+            done(&r, code);
+        }
+        static const u64 bad[] = {0x800000000000, 0x800000000ff8, 0xffff7ffffffffff8, 0xffff7ffffffffffc,
+                                  0x8000000000000000, 0x0001000000000000, 0x1000ffffff000};
+        for (unsigned i = 0; i < 7; i++) {
+            if (on_tcg && (bad[i] & 7)) /* only the first byte is looked at: the same here */
+                continue;
+            context("cpl %u, 0x%lx", cpl, bad[i]);
+            r.rbx = bad[i];
+            run_at(&r, code);
+            expect(GP, 0);
+        }
+        context("cpl %u, a non-canonical base with a canonical sum", cpl);
+        r.rbx = 0x800000000000, r.rcx = 1000, r.rdx = (u64)-16;
+        done(&r, SNIP("1: incq -8(%%rbx)\n\tincq (%%rbx,%%rdx)\n\tdec %%rcx\n\tjnz 1b"));
+        context("cpl %u, wrapping sums", cpl);
+        *(u64 *)(top + 0xff0) = 0;
+        r.rbx = 8, r.rcx = 1000;
+        done(&r, SNIP("1: incq -24(%%rbx)\n\tdec %%rcx\n\tjnz 1b"));
+        EQ(*(u64 *)(top + 0xff0), 1000);
+        r.rbx = 0xffffffffffffff00, r.rdx = 0xf0;
+        done(&r, SNIP("1: incq (%%rbx,%%rdx)\n\tdec %%rcx\n\tjnz 1b"));
+        EQ(*(u64 *)(top + 0xff0), 2000);
+        (void)low;
+    }
+}
+
+TEST(hot, stack_pointer_games)
+{
+    /* RSP moved far, read as a value, used as data, switched between stacks in a hot loop. */
+    for (unsigned i = 0; i < 8; i++) {
+        map_new(UVA + i * 4096, PG_URW);
+        map_new(KVA + i * 4096, PG_URW);
+    }
+    BOTH_CPLS {
+        struct regs r = regs_for(cpl);
+        r.r8 = UVA + 0x4000, r.r9 = KVA + 0x4000, r.rcx = WARM, r.rax = 0;
+        r.rdi = r.rsp;
+        done(&r, SNIP("1: mov %%r8, %%rsp\n\tpush %%rcx\n\tmov %%r9, %%rsp\n\tpush %%rcx\n\tpop %%rdx\n\tadd %%rdx, %%rax\n\t"
+                      "mov %%r8, %%rsp\n\tmov -8(%%rsp), %%rdx\n\tsub %%rdx, %%rax\n\tlea -0x1000(%%rsp), %%rsp\n\t"
+                      "push %%rsp\n\tpop %%rdx\n\tadd $0x1000, %%rdx\n\tcmp %%rdx, %%r8\n\tjne 9f\n\t"
+                      "mov %%rsp, %%rbp\n\tand $-64, %%rsp\n\tsub $0x800, %%rsp\n\tmovq $7, 0x10(%%rsp)\n\t"
+                      "addq $1, 0x10(%%rsp)\n\tmov %%rbp, %%rsp\n\tmov -0x7f0(%%rsp), %%rdx\n\tadd %%rdx, %%rax\n\t"
+                      "xchg %%rsp, %%r9\n\txchg %%rsp, %%r9\n\tdec %%rcx\n\tjnz 1b\n9: mov %%rdi, %%rsp"));
+        EQ(T.r.rcx, 0);
+        EQ(T.r.rax, 8 * WARM);
+        /* a stack pointer to nowhere is no fault until it is used */
+        r.rcx = 5000, r.rax = 0;
+        done(&r, SNIP("1: mov $0x123456789abcdef0, %%rsp\n\tmov %%rsp, %%rdx\n\tadd $16, %%rsp\n\tsub %%rdx, %%rsp\n\t"
+                      "add %%rsp, %%rax\n\tmov %%r8, %%rsp\n\tpush %%rcx\n\tpop %%rcx\n\tdec %%rcx\n\tjnz 1b\n\tmov %%rdi, %%rsp"));
+        EQ(T.r.rax, 16 * 5000);
+        u8 *code = SNIP("1: mov %%r8, %%rsp\n\tpush %%rcx\n\tpop %%rdx\n\tdec %%rcx\n\tjnz 1b\n\tpush %%rdx");
+        r.rcx = WARM;
+        done(&r, code);
+        r.r8 = UVA + 0x10000;
+        run_at(&r, code);
+        expect(PF, PF_W | (cpl ? PF_U : 0));
+        EQ(T.cr2, UVA + 0xfff8);
+        EQ(T.r.rsp, UVA + 0x10000);
+        r.r8 = NONCANON + 0x100;
+        if (!on_tcg) {
+            run_at(&r, code);
+            expect(SS, 0);
+            EQ(T.r.rsp, NONCANON + 0x100);
+        }
+    }
+}
+
+static volatile u64 toggles;
+static u64 toggle_va, toggle_pa[2], toggle_flags;
+
+static bool unmap_handler(struct isr_frame *f)
+{
+    /* an interrupt takes the page away, as a kernel that swaps would */
+    toggles++;
+    *pte_at(toggle_va, 1) = 0;
+    invlpg(toggle_va);
+    apic_write(APIC_EOI, 0);
+    return true;
+}
+
+static bool refault_handler(struct isr_frame *f)
+{
+    if (read_cr2() >> 12 != toggle_va >> 12)
+        return false;
+    *pte_at(toggle_va, 1) = toggle_pa[0] | toggle_flags;
+    return true;
+}
+
+TEST(hot, page_taken_away_by_an_interrupt)
+{
+    map_new(UVA, PG_URW);
+    toggle_va = UVA;
+    toggle_pa[0] = page_alloc();
+    toggle_flags = PG_URW;
+    BOTH_CPLS {
+        struct regs r = regs_for(cpl);
+        handlers[0x50] = unmap_handler;
+        handlers[PF] = refault_handler;
+        toggles = 0;
+        memset((u8 *)toggle_pa[0], 0, 4096);
+        map(UVA, toggle_pa[0], PG_URW);
+        r.rbx = UVA, r.rcx = 300000;
+        r.rflags = F_IF | 2;
+        apic_timer_periodic(0x50, 60000);
+        u64 rounds = 0;
+        u8 *code = SNIP("1: incq (%%rbx)\n\tmov (%%rbx), %%rax\n\tlock addq $2, 8(%%rbx)\n\t"
+                        "mov %%rax, 16(%%rbx)\n\tdec %%rcx\n\tjnz 1b");
+        do {
+            rounds++;
+            if (!done(&r, code))
+                break;
+        } while (toggles < 5 && rounds < 200);
+        apic_write(APIC_LVTT, 0x10000);
+        handlers[PF] = NULL;
+        EQ(*(u64 *)toggle_pa[0], 300000 * rounds);
+        EQ(*(u64 *)(toggle_pa[0] + 8), 600000 * rounds);
+        EQ(T.r.rax, 300000 * rounds);
+        if (toggles < 3)
+            fail("only %lu interrupts", toggles);
+        handlers[0x50] = irq_count_handler;
+        sti();
+        for (volatile unsigned i = 0; i < 20; i++)
+            ;
+        cli();
+    }
+}
+
+static bool clear_dirty_handler(struct isr_frame *f)
+{
+    toggles++;
+    *pte_at(toggle_va, 1) &= ~(PG_A | PG_D);
+    invlpg(toggle_va);
+    apic_write(APIC_EOI, 0);
+    return true;
+}
+
+TEST(hot, dirty_bit_set_again)
+{
+    u64 pa = map_new(UVA, PG_URW);
+    toggle_va = UVA;
+    BOTH_CPLS {
+        struct regs r = regs_for(cpl);
+        u8 *store = SNIP("1: mov %%rcx, (%%rbx)\n\tdec %%rcx\n\tjnz 1b");
+        u8 *load = SNIP("1: mov (%%rbx), %%rax\n\tdec %%rcx\n\tjnz 1b");
+        r.rbx = UVA;
+        for (unsigned i = 0; i < 30; i++) {
+            r.rcx = i < 5 ? WARM : 10;
+            done(&r, store);
+            EQ(*pte_at(UVA, 1) & (PG_A | PG_D), PG_A | PG_D);
+            *pte_at(UVA, 1) = pa | PG_URW;
+            invlpg(UVA);
+            r.rcx = i < 5 ? WARM : 10;
+            done(&r, load);
+            EQ(*pte_at(UVA, 1) & (PG_A | PG_D), PG_A);
+            *pte_at(UVA, 1) = pa | PG_URW;
+            write_cr3(read_cr3());
+        }
+        handlers[0x50] = clear_dirty_handler;
+        toggles = 0;
+        r.rflags = F_IF | 2, r.rcx = 300000;
+        apic_timer_periodic(0x50, 60000);
+        done(&r, store);
+        apic_write(APIC_LVTT, 0x10000);
+        handlers[0x50] = irq_count_handler;
+        sti();
+        for (volatile unsigned i = 0; i < 20; i++)
+            ;
+        cli();
+        r.rflags = 2, r.rcx = 1;
+        done(&r, store);
+        EQ(*pte_at(UVA, 1) & (PG_A | PG_D), PG_A | PG_D);
+    }
+}
+
+TEST(hot, rights_change_between_runs)
+{
+    /* Hot loads and stores meet every combination of rights, at both privilege levels. */
+    u64 pa = page_alloc();
+    u8 *store = SNIP("1: mov %%rcx, (%%rbx)\n\tdec %%rcx\n\tjnz 1b");
+    u8 *load = SNIP("1: mov (%%rbx), %%rax\n\tdec %%rcx\n\tjnz 1b");
+    map(UVA, pa, PG_URW);
+    for (unsigned cpl = 0; cpl <= 3; cpl += 3) {
+        struct regs r = regs_for(cpl);
+        warm(&r, store, UVA);
+        warm(&r, load, UVA);
+    }
+    for (unsigned i = 0; i < 200; i++) {
+        u64 flags = random64() & (PG_P | PG_W | PG_U);
+        bool wp = random64() & 1, smap = feat.smap && (random64() & 1), ac = random64() & 1;
+        unsigned cpl = random64() & 1 ? 3 : 0;
+        bool write = random64() & 1;
+        map(UVA, pa, flags);
+        write_cr0(wp ? DEFAULT_CR0 : DEFAULT_CR0 & ~CR0_WP);
+        write_cr4(default_cr4 | (smap ? CR4_SMAP : 0));
+        struct regs r = regs_for(cpl);
+        r.rflags |= ac ? F_AC : 0;
+        r.rbx = UVA, r.rcx = 3;
+        context("round %u: flags %lu wp %u smap %u ac %u cpl %u %s", i, flags, wp, smap, ac, cpl,
+                write ? "write" : "read");
+        bool ok = flags & PG_P;
+        if (cpl == 3)
+            ok = ok && (flags & PG_U) && (!write || (flags & PG_W));
+        else
+            ok = ok && (!write || (flags & PG_W) || !wp) && (!smap || ac || !(flags & PG_U));
+        run_at(&r, write ? store : load);
+        if (ok)
+            expect(DONE, 0);
+        else
+            expect(PF, (flags & PG_P ? PF_P : 0) | (write ? PF_W : 0) | (cpl ? PF_U : 0));
+    }
+    write_cr0(DEFAULT_CR0);
+    write_cr4(default_cr4);
+}
+
+TEST(hot, system_calls_with_user_copies)
+{
+    /* A user loop of system calls whose kernel side copies from and to user memory under SMAP. */
+    if (!feat.smap)
+        SKIP("no SMAP");
+    map_new(UVA, PG_URW);
+    map_new(KVA, PG_KRW);
+    u8 *entry = SNIP("swapgs\n\tmov %%rsp, %%gs:8\n\tmov %%gs:0, %%rsp\n\tpush %%rcx\n\tpush %%r11\n\tstac\n\t"
+                     "mov (%%rdi), %%rax\n\tadd $1, %%rax\n\tmov %%rax, 8(%%rdi)\n\tclac\n\tincq %%gs:16\n\t"
+                     "pop %%r11\n\tpop %%rcx\n\tmov %%gs:8, %%rsp\n\tswapgs\n\tsysretq");
+    u64 kernel_pa = *pte_at(KVA, 1) & PG_ADDR, user_pa = *pte_at(UVA, 1) & PG_ADDR;
+    *(u64 *)kernel_pa = KVA + 0x800;
+    wrmsr(MSR_KGS, KVA);
+    wrmsr(MSR_GS_BASE, UVA + 0x100);
+    wrmsr(MSR_LSTAR, (u64)entry);
+    wrmsr(MSR_FMASK, F_IF | F_DF | F_TF | F_AC | F_NT);
+    write_cr4(default_cr4 | CR4_SMAP | (feat.smep ? CR4_SMEP : 0));
+    struct regs r = regs_for(3);
+    r.rdi = UVA, r.rbx = WARM, r.r12 = 0;
+    *(u64 *)(user_pa + 0x110) = 0;
+    done(&r, SNIP("1: mov %%rbx, (%%rdi)\n\tsyscall\n\tadd 8(%%rdi), %%r12\n\tincq %%gs:16\n\tpush %%rax\n\tpop %%rdx\n\t"
+                  "dec %%rbx\n\tjnz 1b"));
+    EQ(T.r.r12, (u64)WARM * (WARM + 1) / 2 + WARM);
+    EQ(*(u64 *)(kernel_pa + 16), WARM);
+    EQ(*(u64 *)(user_pa + 0x110), WARM);
+    write_cr4(default_cr4);
+}
+
+TEST(hot, device_and_memory_from_one_instruction)
+{
+    u64 pa = map_new(KVA, PG_KRW);
+    map(KVA + 4096, APIC_BASE, PG_KRW | PG_PCD);
+    struct regs r = regs_for(0);
+    u8 *code = SNIP("1: mov 0x80(%%rbx), %%eax\n\tadd %%rax, %%rdx\n\tmovl $0x30, 0x80(%%rbx)\n\tdec %%rcx\n\tjnz 1b");
+    *(u32 *)(pa + 0x80) = 0x30;
+    for (unsigned i = 0; i < 6; i++) {
+        r.rbx = KVA, r.rcx = i < 2 ? WARM : 100, r.rdx = 0;
+        done(&r, code);
+        EQ(T.r.rdx, 0x30 * r.rcx);
+        apic_write(APIC_TPR, 0x30);
+        r.rbx = KVA + 4096, r.rcx = 200;
+        done(&r, code);
+        EQ(T.r.rdx, 0x30 * 200);
+        apic_write(APIC_TPR, 0);
+    }
+}
+
+TEST(hot, address_spaces)
+{
+    /* A loop body that switches CR3 each time and sees another page at the same address. */
+    u64 a = page_alloc(), b = page_alloc();
+    map(UVA, a, PG_URW);
+    u64 *other = (u64 *)page_alloc();
+    memcpy(other, pml4, 4096);
+    u64 *pdpt = (u64 *)page_alloc(), *pd = (u64 *)page_alloc(), *pt = (u64 *)page_alloc();
+    other[UVA >> 39 & 511] = (u64)pdpt | PG_URW;
+    pdpt[UVA >> 30 & 511] = (u64)pd | PG_URW;
+    pd[UVA >> 21 & 511] = (u64)pt | PG_URW;
+    pt[UVA >> 12 & 511] = b | PG_URW;
+    u64 home = read_cr3();
+    struct regs r = regs_for(0);
+    for (unsigned pcid = 0; pcid <= (feat.pcid ? 1u : 0u); pcid++) {
+        context("pcid %u", pcid);
+        if (pcid)
+            write_cr4(default_cr4 | CR4_PCIDE);
+        *(u64 *)a = *(u64 *)b = 0;
+        r.rbx = UVA, r.rcx = 3000;
+        r.r8 = home | (pcid ? 1ul << 63 : 0), r.r9 = (u64)other | (pcid ? 1ul << 63 | 7 : 0);
+        done(&r, SNIP("1: mov %%r9, %%cr3\n\taddq $2, (%%rbx)\n\tmov (%%rbx), %%rdx\n\tmov %%r8, %%cr3\n\taddq $1, (%%rbx)\n\t"
+                      "add (%%rbx), %%rdx\n\tadd %%rdx, %%rax\n\tdec %%rcx\n\tjnz 1b"));
+        EQ(*(u64 *)a, 3000);
+        EQ(*(u64 *)b, 6000);
+        EQ(T.r.rax - r.rax, 3 * (3000ul * 3001 / 2));
+        write_cr3(home);
+        write_cr4(default_cr4);
+    }
+}
+
+TEST(hot, stores_that_run_into_code)
+{
+    /* A hot store loop walks over data pages and then over the page with code that was run. */
+    for (unsigned i = 0; i < 10; i++)
+        map_new(UVA + i * 4096, PG_URW);
+    u64 pa = *pte_at(UVA + 9 * 4096, 1) & PG_ADDR;
+    BOTH_CPLS {
+        struct regs r = regs_for(cpl);
+        u8 *store = SNIP("1: mov %%al, (%%rbx)\n\tinc %%rbx\n\tdec %%rcx\n\tjnz 1b");
+        warm(&r, store, UVA);
+        for (unsigned i = 0; i < 20; i++) {
+            memcpy((u8 *)pa + 0x100, "\xb8\x01\x90\x90\x90\xcd\x80", 7);
+            struct regs c = regs_for(cpl);
+            c.rip = UVA + 9 * 4096 + 0x100;
+            run(&c);
+            expect(DONE, 0);
+            EQ(T.r.rax, 0x90909001);
+            /* overwrite the opcode: mov $0x90909001, %eax becomes mov $1, %al and three NOPs */
+            r.rbx = UVA + 8 * 4096 + 0xf00, r.rcx = 0x100 + 0x101, r.rax = 0xb0;
+            done(&r, store);
+            c.rax = 0;
+            run(&c);
+            expect(DONE, 0);
+            EQ(T.r.rax, 1);
+            if (T.vector != DONE)
+                break;
+        }
+    }
+}
+
+TEST(hot, string_and_plain_on_the_same_page)
+{
+    for (unsigned i = 0; i < 4; i++)
+        map_new(UVA + i * 4096, PG_URW);
+    BOTH_CPLS {
+        struct regs r = regs_for(cpl);
+        r.rbx = UVA, r.rcx = 2000, r.rax = 0;
+        done(&r, SNIP("mov %%rcx, %%rdx\n1: mov %%rbx, %%rdi\n\tmov %%edx, %%eax\n\tmov $1500, %%ecx\n\trep stosl\n\t"
+                      "mov 5996(%%rbx), %%esi\n\tcmp %%esi, %%edx\n\tjne 2f\n\tlea (%%rbx), %%rsi\n\tlea 6000(%%rbx), %%rdi\n\t"
+                      "mov $2000, %%ecx\n\trep movsb\n\tmov 7996(%%rbx), %%esi\n\tcmp %%esi, %%edx\n\tjne 2f\n\t"
+                      "incl 4(%%rbx)\n\tmov %%rbx, %%rdi\n\tlea 6000(%%rbx), %%rsi\n\tmov $2000, %%ecx\n\trepe cmpsb\n\t"
+                      "cmp $1995, %%ecx\n\tjne 2f\n\tdec %%rdx\n\tjnz 1b\n2:"));
+        EQ(T.r.rdx, 0);
+    }
+}
