@@ -60,8 +60,14 @@ static void *get_memory(size_t size)
 
 /* Time is taken around the work only, so that set-up does not count. */
 static struct timespec started, stopped;
-static void start(void) { clock_gettime(CLOCK_MONOTONIC, &started); }
-static void stop(void) { clock_gettime(CLOCK_MONOTONIC, &stopped); }
+static void start(void)
+{
+    clock_gettime(CLOCK_MONOTONIC, &started);
+}
+static void stop(void)
+{
+    clock_gettime(CLOCK_MONOTONIC, &stopped);
+}
 
 /* -- Integer ----------------------------------------------------------------------------------- */
 
@@ -213,8 +219,14 @@ static struct result chase(uint64_t steps, size_t bytes)
     return (struct result){steps, check};
 }
 
-static struct result bench_chase32k(uint64_t n) { return chase(n * 40000000, 32768); }
-static struct result bench_chase16m(uint64_t n) { return chase(n * 1500000, 16 << 20); }
+static struct result bench_chase32k(uint64_t n)
+{
+    return chase(n * 40000000, 32768);
+}
+static struct result bench_chase16m(uint64_t n)
+{
+    return chase(n * 1500000, 16 << 20);
+}
 
 /* -- Calls ------------------------------------------------------------------------------------- */
 
@@ -238,10 +250,22 @@ struct shape {
     uint64_t (*area)(const struct shape *);
     uint64_t a, b;
 };
-static uint64_t area_square(const struct shape *s) { return s->a * s->a; }
-static uint64_t area_rect(const struct shape *s) { return s->a * s->b; }
-static uint64_t area_tri(const struct shape *s) { return s->a * s->b / 2; }
-static uint64_t area_line(const struct shape *s) { return s->a & s->b; }
+static uint64_t area_square(const struct shape *s)
+{
+    return s->a * s->a;
+}
+static uint64_t area_rect(const struct shape *s)
+{
+    return s->a * s->b;
+}
+static uint64_t area_tri(const struct shape *s)
+{
+    return s->a * s->b / 2;
+}
+static uint64_t area_line(const struct shape *s)
+{
+    return s->a & s->b;
+}
 
 static struct result bench_virtual(uint64_t n)
 {
@@ -260,7 +284,8 @@ static struct result bench_virtual(uint64_t n)
     return (struct result){n * 20000 * COUNT, check};
 }
 
-/* -- Floating point, SIMD ----------------------------------------------------------------------- */
+/* -- Floating point, SIMD -----------------------------------------------------------------------
+ */
 
 static struct result bench_matmul(uint64_t n)
 {
@@ -343,7 +368,8 @@ static struct result bench_avx2(uint64_t n)
     return (struct result){n * 160000 * 16, check};
 }
 
-/* -- Memory ------------------------------------------------------------------------------------- */
+/* -- Memory -------------------------------------------------------------------------------------
+ */
 
 static struct result copy(uint64_t n, size_t size)
 {
@@ -364,8 +390,14 @@ static struct result copy(uint64_t n, size_t size)
     return (struct result){n, check};
 }
 
-static struct result bench_memcpy4k(uint64_t n) { return copy(n * 1000000, 4096); }
-static struct result bench_memcpy1m(uint64_t n) { return copy(n * 1000, 1 << 20); }
+static struct result bench_memcpy4k(uint64_t n)
+{
+    return copy(n * 1000000, 4096);
+}
+static struct result bench_memcpy1m(uint64_t n)
+{
+    return copy(n * 1000, 1 << 20);
+}
 
 static struct result bench_memset(uint64_t n)
 {
@@ -381,7 +413,8 @@ static struct result bench_memset(uint64_t n)
     return (struct result){n * 50000, check};
 }
 
-/* -- Larger code -------------------------------------------------------------------------------- */
+/* -- Larger code --------------------------------------------------------------------------------
+ */
 
 /* A stack machine that computes primes; the dispatch is one indirect jump per instruction. */
 static struct result bench_interp(uint64_t n)
@@ -390,15 +423,15 @@ static struct result bench_interp(uint64_t n)
     /* for (i = 2; i < 3000; i++) { for (d = 2; d * d < i + 1; d++) if (i % d == 0) goto no;
      * count++; no: } */
     static const int32_t code[] = {
-        PUSH, 2, STORE, 0,                                       /*  0: i = 2           */
-        LOAD, 0, PUSH, 3000, LT, JZ, 45,                         /*  4: i < 3000 ?      */
-        PUSH, 2, STORE, 1,                                       /* 11: d = 2           */
-        LOAD, 1, LOAD, 1, MUL, LOAD, 0, PUSH, 1, ADD, LT, JZ, 39, /* 15: d * d < i + 1 ? */
-        LOAD, 0, LOAD, 1, MOD, JZ, 41,                           /* 28: i % d           */
-        INC, 1, JMP, 15,                                         /* 35: d++             */
-        INC, 2,                                                  /* 39: count++         */
-        INC, 0, JMP, 4,                                          /* 41: i++             */
-        HALT,                                                    /* 45                  */
+        PUSH, 2, STORE, 0,                                             /*  0: i = 2           */
+        LOAD, 0, PUSH,  3000, LT,  JZ,   45,                           /*  4: i < 3000 ?      */
+        PUSH, 2, STORE, 1,                                             /* 11: d = 2           */
+        LOAD, 1, LOAD,  1,    MUL, LOAD, 0,  PUSH, 1, ADD, LT, JZ, 39, /* 15: d * d < i + 1 ? */
+        LOAD, 0, LOAD,  1,    MOD, JZ,   41,                           /* 28: i % d           */
+        INC,  1, JMP,   15,                                            /* 35: d++             */
+        INC,  2,                                                       /* 39: count++         */
+        INC,  0, JMP,   4,                                             /* 41: i++             */
+        HALT,                                                          /* 45                  */
     };
     uint64_t ops = 0, check = 0;
     start();
@@ -409,17 +442,42 @@ static struct result bench_interp(uint64_t n)
         for (;;) {
             ops++;
             switch (*pc++) {
-            case PUSH: *sp++ = *pc++; continue;
-            case LOAD: *sp++ = vars[*pc++]; continue;
-            case STORE: vars[*pc++] = *--sp; continue;
-            case ADD: sp--; sp[-1] += sp[0]; continue;
-            case MUL: sp--; sp[-1] *= sp[0]; continue;
-            case MOD: sp--; sp[-1] = (int32_t)sp[-1] % (int32_t)sp[0]; continue;
-            case LT: sp--; sp[-1] = sp[-1] < sp[0]; continue;
-            case JZ: pc = *--sp ? pc + 1 : code + *pc; continue;
-            case JMP: pc = code + *pc; continue;
-            case INC: vars[*pc++]++; continue;
-            default: break;
+            case PUSH:
+                *sp++ = *pc++;
+                continue;
+            case LOAD:
+                *sp++ = vars[*pc++];
+                continue;
+            case STORE:
+                vars[*pc++] = *--sp;
+                continue;
+            case ADD:
+                sp--;
+                sp[-1] += sp[0];
+                continue;
+            case MUL:
+                sp--;
+                sp[-1] *= sp[0];
+                continue;
+            case MOD:
+                sp--;
+                sp[-1] = (int32_t)sp[-1] % (int32_t)sp[0];
+                continue;
+            case LT:
+                sp--;
+                sp[-1] = sp[-1] < sp[0];
+                continue;
+            case JZ:
+                pc = *--sp ? pc + 1 : code + *pc;
+                continue;
+            case JMP:
+                pc = code + *pc;
+                continue;
+            case INC:
+                vars[*pc++]++;
+                continue;
+            default:
+                break;
             }
             break;
         }
@@ -494,8 +552,9 @@ static struct result bench_lz(uint64_t n)
     enum { SIZE = 1 << 20 };
     uint8_t *text = get_memory(SIZE), *packed = get_memory(2 * SIZE), *back = get_memory(SIZE);
     uint32_t *heads = get_memory(4 << 14);
-    static const char *const words[] = {"the ", "translator ", "of ", "blocks ", "guest ", "page ",
-                                        "fault ", "and ", "register ", "x", "0", "\n"};
+    static const char *const words[] = {"the ",      "translator ", "of ",    "blocks ",
+                                        "guest ",    "page ",       "fault ", "and ",
+                                        "register ", "x",           "0",      "\n"};
     for (size_t i = 0; i < SIZE;) {
         const char *w = words[rng() % 12];
         for (; *w && i < SIZE; w++)
@@ -519,7 +578,8 @@ static struct result bench_lz(uint64_t n)
     return (struct result){n * 12 * (SIZE / 1024), check};
 }
 
-/* -- The operating system ----------------------------------------------------------------------- */
+/* -- The operating system -----------------------------------------------------------------------
+ */
 
 static struct result bench_syscall(uint64_t n)
 {
@@ -538,8 +598,8 @@ static struct result bench_fault(uint64_t n)
     uint64_t check = 0;
     start();
     for (uint64_t r = 0; r < n * 16; r++) {
-        uint8_t *p = mmap(NULL, PAGES * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                          -1, 0);
+        uint8_t *p =
+            mmap(NULL, PAGES * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED)
             die("mmap");
         madvise(p, PAGES * 4096, MADV_NOHUGEPAGE);
@@ -721,18 +781,30 @@ static const struct bench {
     struct result (*fn)(uint64_t scale);
     const char *unit;
 } benches[] = {
-    {"crc32", bench_crc32, "KiB"},       {"sort", bench_sort, "element"},
-    {"qsort", bench_qsort, "element"},   {"hash", bench_hash, "update"},
-    {"chase32k", bench_chase32k, "step"}, {"chase16m", bench_chase16m, "step"},
-    {"fib", bench_fib, "call"},          {"virtual", bench_virtual, "call"},
-    {"matmul", bench_matmul, "mul-add"}, {"sin", bench_sin, "call"},
-    {"x87", bench_x87, "round"},         {"avx2", bench_avx2, "KiB"},
-    {"memcpy4k", bench_memcpy4k, "copy"}, {"memcpy1m", bench_memcpy1m, "copy"},
-    {"memset", bench_memset, "64 KiB"},  {"interp", bench_interp, "bytecode"},
-    {"lz", bench_lz, "KiB"},             {"syscall", bench_syscall, "call"},
-    {"read4k", bench_read, "call"},      {"fault", bench_fault, "page"},
-    {"mmap", bench_mmap, "cycle"},       {"fork", bench_fork, "process"},
-    {"exec", bench_exec, "process"},     {"pipe", bench_pipe, "round trip"},
+    {"crc32", bench_crc32, "KiB"},
+    {"sort", bench_sort, "element"},
+    {"qsort", bench_qsort, "element"},
+    {"hash", bench_hash, "update"},
+    {"chase32k", bench_chase32k, "step"},
+    {"chase16m", bench_chase16m, "step"},
+    {"fib", bench_fib, "call"},
+    {"virtual", bench_virtual, "call"},
+    {"matmul", bench_matmul, "mul-add"},
+    {"sin", bench_sin, "call"},
+    {"x87", bench_x87, "round"},
+    {"avx2", bench_avx2, "KiB"},
+    {"memcpy4k", bench_memcpy4k, "copy"},
+    {"memcpy1m", bench_memcpy1m, "copy"},
+    {"memset", bench_memset, "64 KiB"},
+    {"interp", bench_interp, "bytecode"},
+    {"lz", bench_lz, "KiB"},
+    {"syscall", bench_syscall, "call"},
+    {"read4k", bench_read, "call"},
+    {"fault", bench_fault, "page"},
+    {"mmap", bench_mmap, "cycle"},
+    {"fork", bench_fork, "process"},
+    {"exec", bench_exec, "process"},
+    {"pipe", bench_pipe, "round trip"},
     {"switch", bench_switch, "hand-over"},
 };
 enum { BENCH_COUNT = sizeof(benches) / sizeof(benches[0]) };

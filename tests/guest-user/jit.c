@@ -104,8 +104,8 @@ TEST(jit, counter_in_a_code_page)
 {
     /* incl counter(%rip); mov counter(%rip), %eax; ret; counter right behind */
     uint8_t *code = map_pages(1, RWX);
-    static const uint8_t text[] = {0xff, 0x05, 7, 0, 0, 0, 0x8b, 0x05, 1, 0, 0, 0, 0xc3,
-                                   0, 0, 0, 0};
+    static const uint8_t text[] = {0xff, 0x05, 7, 0,    0, 0, 0x8b, 0x05, 1,
+                                   0,    0,    0, 0xc3, 0, 0, 0,    0};
     memcpy(code + 100, text, sizeof(text));
     for (uint32_t i = 1; i <= 100000; i++)
         EQ(((fn0)(code + 100))(), i);

@@ -4,8 +4,14 @@
 
 #include "suite.h"
 
-static void read_byte(void *p) { *(volatile char *)p; }
-static void write_byte(void *p) { *(volatile char *)p = 1; }
+static void read_byte(void *p)
+{
+    *(volatile char *)p;
+}
+static void write_byte(void *p)
+{
+    *(volatile char *)p = 1;
+}
 
 /* Random operations on a region, against a model of what each page must hold. */
 TEST(mem, random_operations)
@@ -104,8 +110,8 @@ TEST(mem, copy_on_write)
 
 TEST(mem, shared_between_processes)
 {
-    volatile uint64_t *p = mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-                                0);
+    volatile uint64_t *p =
+        mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK((void *)p != MAP_FAILED);
     pid_t pids[4];
     for (int k = 0; k < 4; k++) {
@@ -229,8 +235,8 @@ TEST(mem, scattered_mappings)
 {
     /* Alternating rights keep the kernel from merging: many mappings, each one page. */
     enum { COUNT = 12000 };
-    char *p = mmap(NULL, COUNT * 8192ul, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-                   0);
+    char *p =
+        mmap(NULL, COUNT * 8192ul, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(p != MAP_FAILED);
     for (long i = 0; i < COUNT; i++) {
         SYS(mprotect(p + i * 8192, 4096, PROT_READ | PROT_WRITE));
@@ -274,8 +280,11 @@ TEST(mem, accesses_across_pages)
             break;
         }
         case 4:
-            asm volatile("movq %1, %%xmm0\n\tpunpcklqdq %%xmm0, %%xmm0\n\tmovups %%xmm0, (%0)"
-                         ::"r"(p + off), "r"(v) : "memory", "xmm0");
+            asm volatile(
+                "movq %1, %%xmm0\n\tpunpcklqdq %%xmm0, %%xmm0\n\tmovups %%xmm0, (%0)" ::"r"(p +
+                                                                                            off),
+                "r"(v)
+                : "memory", "xmm0");
             memcpy(model + off, &v, 8);
             memcpy(model + off + 8, &v, 8);
             break;

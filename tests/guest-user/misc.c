@@ -15,8 +15,8 @@ TEST(time, monotonic)
     for (int i = 0; i < 300000; i++) {
         clock_gettime(CLOCK_MONOTONIC, &b);
         if (b.tv_sec < a.tv_sec || (b.tv_sec == a.tv_sec && b.tv_nsec < a.tv_nsec))
-            FAIL("the clock went back by %ld ns", (a.tv_sec - b.tv_sec) * 1000000000 + a.tv_nsec -
-                                                      b.tv_nsec);
+            FAIL("the clock went back by %ld ns",
+                 (a.tv_sec - b.tv_sec) * 1000000000 + a.tv_nsec - b.tv_nsec);
         a = b;
     }
 }
@@ -98,11 +98,26 @@ TEST(time, profiling_timers)
     CHECK(virtual_ticks >= 10);
 }
 
-static void do_sgdt(void *p) { asm volatile("sgdt (%0)" ::"r"(p) : "memory"); }
-static void do_sidt(void *p) { asm volatile("sidt (%0)" ::"r"(p) : "memory"); }
-static void do_sldt(void *p) { asm volatile("sldt (%0)" ::"r"(p) : "memory"); }
-static void do_str(void *p) { asm volatile("str (%0)" ::"r"(p) : "memory"); }
-static void do_smsw(void *p) { asm volatile("smsw (%0)" ::"r"(p) : "memory"); }
+static void do_sgdt(void *p)
+{
+    asm volatile("sgdt (%0)" ::"r"(p) : "memory");
+}
+static void do_sidt(void *p)
+{
+    asm volatile("sidt (%0)" ::"r"(p) : "memory");
+}
+static void do_sldt(void *p)
+{
+    asm volatile("sldt (%0)" ::"r"(p) : "memory");
+}
+static void do_str(void *p)
+{
+    asm volatile("str (%0)" ::"r"(p) : "memory");
+}
+static void do_smsw(void *p)
+{
+    asm volatile("smsw (%0)" ::"r"(p) : "memory");
+}
 
 TEST(insn, descriptor_table_reads)
 {
@@ -131,14 +146,16 @@ TEST(insn, flags)
     /* IOPL and IF do not change at CPL 3; ID and AC do. */
     asm volatile("pushf\n\tpop %0" : "=r"(f));
     EQ(f & 0x3200, 0x200);
-    asm volatile("push %1\n\tpopf\n\tpushf\n\tpop %0\n\tpush $0x202\n\tpopf" : "=r"(f)
-                 : "r"(0x3000ul | 0x200000 | 0x4000 | 0xcd5) : "cc", "memory");
+    asm volatile("push %1\n\tpopf\n\tpushf\n\tpop %0\n\tpush $0x202\n\tpopf"
+                 : "=r"(f)
+                 : "r"(0x3000ul | 0x200000 | 0x4000 | 0xcd5)
+                 : "cc", "memory");
     EQ(f & 0x207ed5, 0x204000 | 0x200 | 0xcd5);
     EQ(f & 0x3000, 0);
     /* LAHF, SAHF */
     uint16_t ax;
-    asm volatile("mov $0xd5, %%ah\n\tsahf\n\tmov $0, %%ah\n\tlahf\n\tmov %%ax, %0" : "=r"(ax)::"rax",
-                 "cc");
+    asm volatile("mov $0xd5, %%ah\n\tsahf\n\tmov $0, %%ah\n\tlahf\n\tmov %%ax, %0"
+                 : "=r"(ax)::"rax", "cc");
     EQ(ax >> 8, 0xd7);
 }
 
@@ -205,8 +222,8 @@ TEST(insn, syscall_clobbers)
                  "mov %%rcx, %[rcx]\n\tmov %%r11, %[r11]\n\tmov %%r8, %[r8]\n\t"
                  "mov %%r9, %[r9]\n\tmov %%r10, %[r10]\n\tmov %%rbx, %[rbx]\n\tmov %%r12, %[r12]"
                  : [here] "=&D"(here), [rcx] "=m"(rcx), [r11] "=m"(r11), [r8] "=m"(r8),
-                   [r9] "=m"(r9), [r10] "=m"(r10), [rbx] "=m"(rbx), [r12] "=m"(r12)
-                 ::"rax", "rcx", "r11", "r8", "r9", "r10", "rbx", "r12", "memory", "cc");
+                   [r9] "=m"(r9), [r10] "=m"(r10), [rbx] "=m"(rbx), [r12] "=m"(r12)::"rax", "rcx",
+                   "r11", "r8", "r9", "r10", "rbx", "r12", "memory", "cc");
     EQ(rcx, here);
     EQ(r11 & 0x601, 0x601);
     EQ(r8, 0x1111);
@@ -247,12 +264,16 @@ TEST(insn, far_returns)
     TCG_SKIP("LRET and IRET read the user's stack as the supervisor (SMAP violation)");
     asm volatile("mov %%cs, %0\n\tmov %%ss, %1" : "=r"(cs), "=r"(ss));
     /* a far return to the same privilege level */
-    asm volatile("push %1\n\tlea 1f(%%rip), %0\n\tpush %0\n\tlretq\n\tud2\n1:" : "=&r"(v)
-                 : "r"((uint64_t)cs) : "memory");
+    asm volatile("push %1\n\tlea 1f(%%rip), %0\n\tpush %0\n\tlretq\n\tud2\n1:"
+                 : "=&r"(v)
+                 : "r"((uint64_t)cs)
+                 : "memory");
     /* IRET at the same level */
     asm volatile("mov %%rsp, %%rcx\n\tpush %2\n\tpush %%rcx\n\tpushf\n\tpush %1\n\t"
-                 "lea 1f(%%rip), %0\n\tpush %0\n\tiretq\n\tud2\n1:" : "=&r"(v)
-                 : "r"((uint64_t)cs), "r"((uint64_t)ss) : "rcx", "memory", "cc");
+                 "lea 1f(%%rip), %0\n\tpush %0\n\tiretq\n\tud2\n1:"
+                 : "=&r"(v)
+                 : "r"((uint64_t)cs), "r"((uint64_t)ss)
+                 : "rcx", "memory", "cc");
 }
 
 TEST(insn, vsyscall)
@@ -268,7 +289,9 @@ TEST(insn, vsyscall)
     CHECK(n - t < 3 && t - n < 3);
     struct timeval tv;
     long r;
-    asm volatile("mov $0xffffffffff600000, %%r11\n\tcall *%%r11" : "=a"(r) : "D"(&tv), "S"(0)
+    asm volatile("mov $0xffffffffff600000, %%r11\n\tcall *%%r11"
+                 : "=a"(r)
+                 : "D"(&tv), "S"(0)
                  : "rcx", "r11", "memory");
     EQ(r, 0);
     CHECK(n - tv.tv_sec < 3);
@@ -293,8 +316,8 @@ TEST(insn, string_and_direction)
         EQ(b[i], 7);
     /* 32-bit address size truncates and counts ECX */
     n = 0x1234567800000003;
-    uint8_t *low = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT,
-                        -1, 0);
+    uint8_t *low =
+        mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
     if (low != MAP_FAILED) {
         d = (void *)((uint64_t)low | 0xdead00000000);
         asm volatile("addr32 rep stosb" : "+D"(d), "+c"(n) : "a"(9) : "memory");
@@ -334,8 +357,10 @@ TEST(insn, bit_offsets)
             CHECK(!(mid[word] & mask));
             break;
         case 2:
-            asm volatile("mov %1, %%r10\n\tmov %2, %%r11\n\tbtcl %%r11d, (%%r10)" : "=@ccc"(c)
-                         : "r"(mid), "r"(off) : "memory", "r10", "r11");
+            asm volatile("mov %1, %%r10\n\tmov %2, %%r11\n\tbtcl %%r11d, (%%r10)"
+                         : "=@ccc"(c)
+                         : "r"(mid), "r"(off)
+                         : "memory", "r10", "r11");
             CHECK(!!(mid[word] & mask) == !old);
             break;
         default:

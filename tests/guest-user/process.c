@@ -48,7 +48,8 @@ TEST(proc, many_at_once)
             for (int i = 0; i < 60000; i++)
                 want = want * 6364136223846793005ul + 1442695040888963407ul;
             _exit(x - limit < 1e-6 && limit - x < 1e-6 && sum < 1e-9 && sum > -1e-9 && h == want
-                      ? 0 : 1);
+                      ? 0
+                      : 1);
         }
     }
     for (int k = 0; k < N; k++)
@@ -103,9 +104,11 @@ TEST(proc, exec_environment)
     char value[4000];
     for (int n = 1; n < 128; n += 21) {
         memset(value, 'v', sizeof(value));
-        snprintf(value, sizeof(value), "SUITE_VALUE=%.*s", n, "vvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv"
-                 "vvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv"
-                 "vvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv");
+        snprintf(
+            value, sizeof(value), "SUITE_VALUE=%.*s", n,
+            "vvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv"
+            "vvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv"
+            "vvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv");
         char *env[] = {value, NULL}, *argv[] = {"guest-suite", "--child", "env", NULL};
         pid_t pid = SYS(fork());
         if (!pid) {
@@ -245,11 +248,20 @@ TEST(proc, death_by_signal)
         if (!pid) {
             volatile int zero = 0;
             switch (signals[i]) {
-            case SIGSEGV: asm volatile("movl $1, 16"); break;
-            case SIGILL: asm volatile("ud2"); break;
-            case SIGFPE: asm volatile("idivl %0" ::"m"(zero), "a"(1), "d"(0)); break;
-            case SIGTRAP: asm volatile("int3"); break;
-            default: kill(getpid(), signals[i]);
+            case SIGSEGV:
+                asm volatile("movl $1, 16");
+                break;
+            case SIGILL:
+                asm volatile("ud2");
+                break;
+            case SIGFPE:
+                asm volatile("idivl %0" ::"m"(zero), "a"(1), "d"(0));
+                break;
+            case SIGTRAP:
+                asm volatile("int3");
+                break;
+            default:
+                kill(getpid(), signals[i]);
             }
             _exit(1);
         }

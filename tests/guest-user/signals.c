@@ -8,12 +8,18 @@
 #include "suite.h"
 
 /* Registers as one array in the order of the machine's encoding. */
-static const int greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI,
-                                REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13,
-                                REG_R14, REG_R15};
+static const int greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
+                                REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
+                                REG_R12, REG_R13, REG_R14, REG_R15};
 
-static void read_byte(void *p) { *(volatile char *)p; }
-static void write_byte(void *p) { *(volatile char *)p = 1; }
+static void read_byte(void *p)
+{
+    *(volatile char *)p;
+}
+static void write_byte(void *p)
+{
+    *(volatile char *)p = 1;
+}
 
 TEST(sig, segv_maperr)
 {
@@ -49,7 +55,10 @@ TEST(sig, segv_accerr)
     EQ(catch_signal(write_byte, p + 5), 0);
 }
 
-static void call(void *p) { ((void (*)(void))p)(); }
+static void call(void *p)
+{
+    ((void (*)(void))p)();
+}
 
 TEST(sig, segv_exec)
 {
@@ -125,8 +134,9 @@ TEST(sig, registers_at_fault)
     EQ(seen.count, 1);
     EQ(seen.rip, rip);
     EQ(seen.flags & 1, 1);
-    static const uint64_t want[16] = {0x4444, 0x5555, 0x6666, 0, 0, 0, 0x7777, 0x8888,
-                                      0x9999, 0xaaaa, 0x1000, 0x1111, 0x2222, 0x3333, 0xbbbb, 0};
+    static const uint64_t want[16] = {0x4444, 0x5555, 0x6666, 0,      0,      0,
+                                      0x7777, 0x8888, 0x9999, 0xaaaa, 0x1000, 0x1111,
+                                      0x2222, 0x3333, 0xbbbb, 0};
     for (int i = 0; i < 15; i++)
         if (want[i] && seen.regs[i] != want[i])
             FAIL("register %d: got 0x%lx, want 0x%lx", i, seen.regs[i], want[i]);
@@ -138,7 +148,10 @@ TEST(sig, registers_at_fault)
 }
 
 #define INSN(name, text)                                                                           \
-    static void name(void *arg) { asm volatile(text ::: "rax", "rcx", "rdx", "memory", "cc"); }
+    static void name(void *arg)                                                                    \
+    {                                                                                              \
+        asm volatile(text ::: "rax", "rcx", "rdx", "memory", "cc");                                \
+    }
 INSN(do_hlt, "hlt")
 INSN(do_cli, "cli")
 INSN(do_in, "inb $0x70, %%al")
@@ -154,8 +167,8 @@ INSN(do_int0, "int $0")
 
 TEST(sig, privileged_instructions)
 {
-    static void (*const fns[])(void *) = {do_hlt,  do_cli,  do_in,     do_out,   do_rdmsr, do_cr3,
-                                          do_dr7,  do_lgdt, do_invd, do_swapgs, do_int32, do_int0};
+    static void (*const fns[])(void *) = {do_hlt, do_cli,  do_in,   do_out,    do_rdmsr, do_cr3,
+                                          do_dr7, do_lgdt, do_invd, do_swapgs, do_int32, do_int0};
     for (unsigned i = 0; i < sizeof(fns) / sizeof(fns[0]); i++) {
         int sig = catch_signal(fns[i], NULL);
         if (sig != SIGSEGV || caught.info.si_code != SI_KERNEL || caught.gregs[REG_TRAPNO] != 13)
@@ -221,7 +234,7 @@ TEST(sig, fpe_sse)
         double args[4];
         int code;
     } cases[] = {
-        {{0x80, 0.0, 0.0, 0}, FPE_FLTINV},     {{0x200, 1.0, 0.0, 0}, FPE_FLTDIV},
+        {{0x80, 0.0, 0.0, 0}, FPE_FLTINV},      {{0x200, 1.0, 0.0, 0}, FPE_FLTDIV},
         {{0x400, 1e300, 1e300, 1}, FPE_FLTOVF}, {{0x800, 1e-300, 1e-300, 1}, FPE_FLTUND},
         {{0x1000, 1.0, 3.0, 0}, FPE_FLTRES},
     };
@@ -280,7 +293,8 @@ static void unaligned_ac(void *arg)
 {
     asm volatile("pushf\n\torl $0x40000, (%%rsp)\n\tpopf\n\t"
                  "mov 1(%0), %%eax\n\t"
-                 "pushf\n\tandl $~0x40000, (%%rsp)\n\tpopf" ::"r"(arg) : "rax", "cc", "memory");
+                 "pushf\n\tandl $~0x40000, (%%rsp)\n\tpopf" ::"r"(arg)
+                 : "rax", "cc", "memory");
 }
 
 TEST(sig, bus_alignment_check)
@@ -314,9 +328,9 @@ TEST(sig, trap_flag)
     asm volatile("lea 1f(%%rip), %0\n\t"
                  "mov $3, %%ecx\n\t"
                  "pushf\n\torl $0x100, (%%rsp)\n\tpopf\n"
-                 "1: dec %%ecx\n\t"          /* +0, +2 */
-                 "jnz 1b\n\t"                /* +2 */
-                 "nop\n\t"                   /* +4 */
+                 "1: dec %%ecx\n\t"                           /* +0, +2 */
+                 "jnz 1b\n\t"                                 /* +2 */
+                 "nop\n\t"                                    /* +4 */
                  "pushf\n\tandl $~0x100, (%%rsp)\n\tpopf\n\t" /* +5, +6, +13 */
                  "nop"
                  : "=&r"(start)::"rcx", "cc", "memory");
@@ -365,7 +379,8 @@ TEST(sig, sigreturn_sets_registers)
     EQ(out[16] & 0x801, 0x801);
 }
 
-/* -- Stacks --------------------------------------------------------------------------------------*/
+/* -- Stacks
+ * --------------------------------------------------------------------------------------*/
 
 static sigjmp_buf overflow_env;
 static volatile uint64_t handler_sp;
@@ -381,7 +396,8 @@ __attribute__((noinline)) static uint64_t recurse(uint64_t n, volatile char *abo
 {
     volatile char frame[512];
     frame[n % 512] = (char)n;
-    return n == ~0ul ? 0 : recurse(n + 1, frame) + (uint64_t)frame[(n + 1) % 512] + (uint64_t)*above;
+    return n == ~0ul ? 0
+                     : recurse(n + 1, frame) + (uint64_t)frame[(n + 1) % 512] + (uint64_t)*above;
 }
 
 TEST(sig, altstack_on_overflow)
@@ -402,11 +418,15 @@ TEST(sig, altstack_on_overflow)
     }
 }
 
-/* -- Storms --------------------------------------------------------------------------------------*/
+/* -- Storms
+ * --------------------------------------------------------------------------------------*/
 
 static volatile int usr1_count, usr2_count, depth, max_depth;
 
-static void on_usr1(int sig, siginfo_t *info, void *context) { usr1_count++; }
+static void on_usr1(int sig, siginfo_t *info, void *context)
+{
+    usr1_count++;
+}
 
 static void on_usr2_nested(int sig, siginfo_t *info, void *context)
 {
@@ -484,7 +504,8 @@ TEST(sig, eintr_and_restart)
     EQ(wait_for(pid), 0);
 }
 
-/* -- Handlers that repair the fault (user-level paging) ------------------------------------------*/
+/* -- Handlers that repair the fault (user-level paging)
+ * ------------------------------------------*/
 
 static volatile int repair_count;
 static char *repair_base;
@@ -528,7 +549,9 @@ TEST(sig, restartable_faults)
     repair_reset();
     dst = repair_base + 20 * 4096 - 8;
     n = 8 * 512;
-    asm volatile("std\n\trep stosq\n\tcld" : "+D"(dst), "+c"(n) : "a"(0x0101010101010101ul)
+    asm volatile("std\n\trep stosq\n\tcld"
+                 : "+D"(dst), "+c"(n)
+                 : "a"(0x0101010101010101ul)
                  : "memory", "cc");
     EQ(repair_count, 8);
     for (int i = 12 * 4096; i < 20 * 4096; i++)
@@ -548,7 +571,8 @@ TEST(sig, restartable_faults)
 
     repair_reset();
     asm volatile("movups (%0), %%xmm0\n\tmovups %%xmm0, (%1)" ::"r"(repair_base + 3 * 4096 - 9),
-                 "r"(out) : "xmm0", "memory");
+                 "r"(out)
+                 : "xmm0", "memory");
     EQ(repair_count, 2);
     EQ(memcmp(out, copy + 3 * 4096 - 9, 16), 0);
 }
@@ -565,7 +589,7 @@ TEST(sig, restartable_stack_faults)
         repair_reset();
         uint64_t sp = (uint64_t)repair_base + 40 * 4096 + 8, popped, end;
         asm volatile("mov %%rsp, %%r12\n\tmov %[sp], %%rsp\n\t"
-                     "push %[v]\n\tpush %[v]\n\tpush %[v]\n\t"     /* crosses into another page */
+                     "push %[v]\n\tpush %[v]\n\tpush %[v]\n\t" /* crosses into another page */
                      "call 1f\n\tjmp 2f\n1: ret $8\n2:\n\t"
                      "sub $8192, %%rsp\n\tpushf\n\tpopf\n\tenter $4096, $0\n\tpush %%rcx\n\t"
                      "pop %%rcx\n\tleave\n\tadd $8192, %%rsp\n\t"
@@ -579,7 +603,8 @@ TEST(sig, restartable_stack_faults)
     }
 }
 
-/* -- Timers that interrupt loops of every kind ---------------------------------------------------*/
+/* -- Timers that interrupt loops of every kind
+ * ---------------------------------------------------*/
 
 static volatile uint64_t ticks;
 
@@ -588,8 +613,8 @@ static void on_tick(int sig, siginfo_t *info, void *context)
     ticks++;
     /* Disturb what a careless translator might keep in host registers. */
     asm volatile("pxor %%xmm0, %%xmm0\n\tpxor %%xmm7, %%xmm7\n\tpxor %%xmm15, %%xmm15\n\t"
-                 "fninit\n\tstd\n\tcld\n\tmov $-1, %%r10\n\tmov $-1, %%r11"
-                 ::: "xmm0", "xmm7", "xmm15", "r10", "r11", "cc");
+                 "fninit\n\tstd\n\tcld\n\tmov $-1, %%r10\n\tmov $-1, %%r11" ::
+                     : "xmm0", "xmm7", "xmm15", "r10", "r11", "cc");
 }
 
 static void start_ticks(long us)
@@ -609,7 +634,8 @@ static void stop_ticks(void)
     ({                                                                                             \
         uint64_t acc_ = 1, n_ = (iterations);                                                      \
         asm volatile("1:\n\t" text "\n\tdec %[n]\n\tjnz 1b"                                        \
-                     : [a] "+r"(acc_), [n] "+r"(n_) : [m] "r"(loop_memory)                         \
+                     : [a] "+r"(acc_), [n] "+r"(n_)                                                \
+                     : [m] "r"(loop_memory)                                                        \
                      : "rcx", "rdx", "r8", "r10", "r11", "cc", "memory");                          \
         acc_;                                                                                      \
     })
@@ -628,9 +654,11 @@ static uint64_t all_loops(uint64_t n)
     sum = sum * 31 + LOOP("mov $3, %%ecx\n4: add %%rcx, %[a]\n\tloop 4b\n\trol $1, %[a]", n);
     sum = sum * 31 + LOOP("lock incq 16(%[m])\n\txchg %[a], 24(%[m])\n\tadd %[n], %[a]", n);
     sum = sum * 31 + LOOP("stc\n\tsbb $0, %[a]\n\tpushf\n\tpop %%r8\n\tand $1, %%r8d\n\t"
-                          "add %%r8, %[a]\n\trol $9, %[a]", n);
+                          "add %%r8, %[a]\n\trol $9, %[a]",
+                          n);
     sum = sum * 31 + LOOP("lea 5f(%%rip), %%r11\n\tjmp *%%r11\n\tud2\n5: add $11, %[a]\n\t"
-                          "bswap %[a]", n);
+                          "bswap %[a]",
+                          n);
     for (int i = 0; i < 64; i++)
         sum = sum * 31 + loop_memory[i];
     return sum;
@@ -662,8 +690,8 @@ TEST(sig, timer_in_string_loops)
         EQ(memcmp(a, b, sizeof(a)), 0);
         s = a, d = b, n = sizeof(a);
         bool equal;
-        asm volatile("cmp %%eax, %%eax\n\trepe cmpsb" : "+S"(s), "+D"(d), "+c"(n), "=@ccz"(equal)
-                     ::"memory");
+        asm volatile("cmp %%eax, %%eax\n\trepe cmpsb"
+                     : "+S"(s), "+D"(d), "+c"(n), "=@ccz"(equal)::"memory");
         CHECK(equal && n == 0);
         d = b, n = sizeof(b);
         asm volatile("rep stosb" : "+D"(d), "+c"(n) : "a"(0x5a) : "memory");
@@ -696,7 +724,8 @@ TEST(sig, timer_in_float_loops)
     CHECK(ticks > 20);
 }
 
-/* -- All vector state over a signal --------------------------------------------------------------*/
+/* -- All vector state over a signal
+ * --------------------------------------------------------------*/
 
 static volatile int vector_signals;
 static bool has_avx, has_avx512;
@@ -707,7 +736,8 @@ static void on_vector_signal(int sig, siginfo_t *info, void *context)
     if (has_avx512)
         asm volatile("vpxorq %%zmm0, %%zmm0, %%zmm0\n\tvpxorq %%zmm15, %%zmm15, %%zmm15\n\t"
                      "vpxorq %%zmm31, %%zmm31, %%zmm31\n\tkxorq %%k1, %%k1, %%k1\n\t"
-                     "kxorq %%k7, %%k7, %%k7" ::: "memory");
+                     "kxorq %%k7, %%k7, %%k7" ::
+                         : "memory");
     else if (has_avx)
         asm volatile("vzeroall" ::: "memory");
     asm volatile("fninit\n\tfldz\n\tpcmpeqd %%mm3, %%mm3" ::: "memory");
@@ -721,7 +751,8 @@ TEST(sig, vector_state_preserved)
     has_avx = __builtin_cpu_supports("avx");
     has_avx512 = __builtin_cpu_supports("avx512bw");
     handle(SIGUSR1, on_vector_signal, 0);
-    static uint8_t in[64 * 8] __attribute__((aligned(64))), out[64 * 8] __attribute__((aligned(64)));
+    static uint8_t in[64 * 8] __attribute__((aligned(64))),
+        out[64 * 8] __attribute__((aligned(64)));
     for (int round = 0; round < 300; round++) {
         for (unsigned i = 0; i < sizeof(in); i++)
             in[i] = (uint8_t)rng();
@@ -739,8 +770,8 @@ TEST(sig, vector_state_preserved)
                          "vmovdqu64 %%zmm0, (%2)\n\tvmovdqu64 %%zmm15, 64(%2)\n\t"
                          "vmovdqu64 %%zmm16, 128(%2)\n\tvmovdqu64 %%zmm31, 192(%2)\n\t"
                          "kmovq %%k1, 256(%2)\n\tkmovq %%k7, 264(%2)"
-                         : "=m"(out) : "r"(in), "r"(out), "i"(SYS_kill), "r"((int)pid),
-                           "i"(SIGUSR1)
+                         : "=m"(out)
+                         : "r"(in), "r"(out), "i"(SYS_kill), "r"((int)pid), "i"(SIGUSR1)
                          : "rax", "rdi", "rsi", "rcx", "r11", "memory", "xmm0", "xmm15");
         else if (has_avx)
             asm volatile("vmovdqu (%1), %%ymm0\n\tvmovdqu 64(%1), %%ymm15\n\t"
@@ -748,8 +779,8 @@ TEST(sig, vector_state_preserved)
                          "mov %3, %%eax\n\tmov %4, %%edi\n\tmov %5, %%esi\n\tsyscall\n\t"
                          "vmovdqu %%ymm0, (%2)\n\tvmovdqu %%ymm15, 64(%2)\n\t"
                          "vmovdqu %%ymm7, 128(%2)\n\tvmovdqu %%ymm8, 192(%2)"
-                         : "=m"(out) : "r"(in), "r"(out), "i"(SYS_kill), "r"((int)pid),
-                           "i"(SIGUSR1)
+                         : "=m"(out)
+                         : "r"(in), "r"(out), "i"(SYS_kill), "r"((int)pid), "i"(SIGUSR1)
                          : "rax", "rdi", "rsi", "rcx", "r11", "memory", "xmm0", "xmm7", "xmm8",
                            "xmm15");
         else
@@ -784,7 +815,8 @@ TEST(sig, sigreturn_sets_vector_registers)
     uint32_t out[4] = {0}, csr;
     asm volatile("pcmpeqd %%xmm3, %%xmm3\n\tmov %1, %%eax\n\tmov %2, %%edi\n\tmov %3, %%esi\n\t"
                  "syscall\n\tmovups %%xmm3, %0"
-                 : "=m"(out) : "i"(SYS_kill), "r"(getpid()), "i"(SIGUSR1)
+                 : "=m"(out)
+                 : "i"(SYS_kill), "r"(getpid()), "i"(SIGUSR1)
                  : "rax", "rcx", "rdi", "rsi", "r11", "xmm3", "memory");
     asm volatile("stmxcsr %0" : "=m"(csr));
     EQ(out[0], 0xffffffff);

@@ -41,11 +41,15 @@ TEST(simd, sse_integer)
         fill(a, 16);
         fill(b, 16);
         asm volatile("movups (%1), %%xmm0\n\tmovups (%2), %%xmm9\n\tpaddusb %%xmm9, %%xmm0\n\t"
-                     "movups %%xmm0, (%0)" ::"r"(r), "r"(a), "r"(b) : "xmm0", "xmm9", "memory");
+                     "movups %%xmm0, (%0)" ::"r"(r),
+                     "r"(a), "r"(b)
+                     : "xmm0", "xmm9", "memory");
         for (int i = 0; i < 16; i++)
             EQ(r[i], a[i] + b[i] > 255 ? 255 : a[i] + b[i]);
         asm volatile("movups (%1), %%xmm0\n\tmovups (%2), %%xmm9\n\tpmullw %%xmm9, %%xmm0\n\t"
-                     "movups %%xmm0, (%0)" ::"r"(r), "r"(a), "r"(b) : "xmm0", "xmm9", "memory");
+                     "movups %%xmm0, (%0)" ::"r"(r),
+                     "r"(a), "r"(b)
+                     : "xmm0", "xmm9", "memory");
         for (int i = 0; i < 8; i++) {
             uint16_t x, y, z;
             memcpy(&x, a + 2 * i, 2);
@@ -66,8 +70,8 @@ T("ssse3,sse4.2") static void sse4_body(void)
     for (int round = 0; round < 2000; round++) {
         fill(a, 16);
         fill(b, 16);
-        _mm_storeu_si128((void *)r, _mm_shuffle_epi8(_mm_loadu_si128((void *)a),
-                                                     _mm_loadu_si128((void *)b)));
+        _mm_storeu_si128((void *)r,
+                         _mm_shuffle_epi8(_mm_loadu_si128((void *)a), _mm_loadu_si128((void *)b)));
         for (int i = 0; i < 16; i++)
             EQ(r[i], b[i] & 0x80 ? 0 : a[b[i] & 15]);
         uint32_t crc = (uint32_t)rng(), want = crc;
@@ -82,8 +86,7 @@ T("ssse3,sse4.2") static void sse4_body(void)
         EQ(crc, want);
         for (int i = 0; i < 16; i++)
             a[i] = (uint8_t)('a' + a[i] % 20);
-        int idx = _mm_cmpistri(_mm_set1_epi8('e'), _mm_loadu_si128((void *)a),
-                               _SIDD_CMP_EQUAL_ANY);
+        int idx = _mm_cmpistri(_mm_set1_epi8('e'), _mm_loadu_si128((void *)a), _SIDD_CMP_EQUAL_ANY);
         int expect = 0;
         while (expect < 16 && a[expect] != 'e')
             expect++;
@@ -117,9 +120,9 @@ T("avx") static void avx_body(void)
         _mm256_storeu_pd(z, _mm256_sqrt_pd(_mm256_mul_pd(_mm256_loadu_pd(x), _mm256_loadu_pd(x))));
         for (int i = 0; i < 4; i++)
             CHECK(z[i] == sqrt(x[i] * x[i]));
-        _mm256_storeu_pd(z, _mm256_blendv_pd(_mm256_loadu_pd(x), _mm256_loadu_pd(y),
-                                             _mm256_cmp_pd(_mm256_loadu_pd(x), _mm256_loadu_pd(y),
-                                                           _CMP_LT_OQ)));
+        _mm256_storeu_pd(
+            z, _mm256_blendv_pd(_mm256_loadu_pd(x), _mm256_loadu_pd(y),
+                                _mm256_cmp_pd(_mm256_loadu_pd(x), _mm256_loadu_pd(y), _CMP_LT_OQ)));
         for (int i = 0; i < 4; i++)
             CHECK(z[i] == (x[i] < y[i] ? y[i] : x[i]));
         EQ(_mm256_movemask_ps(_mm256_loadu_ps(a)) & 1, a[0] < 0);
@@ -144,7 +147,8 @@ T("avx2") static void avx2_body(void)
         _mm256_storeu_si256((void *)r, _mm256_mullo_epi32(va, vb));
         for (int i = 0; i < 8; i++)
             EQ(r[i], a[i] * b[i]);
-        _mm256_storeu_si256((void *)r, _mm256_sllv_epi32(va, _mm256_and_si256(vb, _mm256_set1_epi32(63))));
+        _mm256_storeu_si256((void *)r,
+                            _mm256_sllv_epi32(va, _mm256_and_si256(vb, _mm256_set1_epi32(63))));
         for (int i = 0; i < 8; i++)
             EQ(r[i], (b[i] & 63) > 31 ? 0 : a[i] << (b[i] & 63));
         _mm256_storeu_si256((void *)r, _mm256_permutevar8x32_epi32(va, vb));
@@ -214,7 +218,8 @@ static void gather_fault(void *p)
     static int32_t index[8] = {0, 1, 2, 1024, 4, 5, 6, 7};
     asm volatile("vmovdqu (%1), %%ymm2\n\tvpcmpeqd %%ymm1, %%ymm1, %%ymm1\n\t"
                  "vpxor %%ymm0, %%ymm0, %%ymm0\n\t"
-                 "vpgatherdd %%ymm1, (%0,%%ymm2,4), %%ymm0" ::"r"(p), "r"(index)
+                 "vpgatherdd %%ymm1, (%0,%%ymm2,4), %%ymm0" ::"r"(p),
+                 "r"(index)
                  : "xmm0", "xmm1", "xmm2");
 }
 static void on_gather(int sig, siginfo_t *info, void *context)
@@ -291,20 +296,28 @@ T("bmi,bmi2,lzcnt") static void bmi_body(void)
         unsigned __int128 p = (unsigned __int128)a * b;
         asm volatile("mov %[b], %%rdx\n\tmov %[m], %%r11\n\tmulx (%%r11), %%r10, %%r11\n\t"
                      "mov %%r10, %[lo]\n\tmov %%r11, %[hi]"
-                     : [lo] "=&r"(r), [hi] "=&r"(hi) : [b] "r"(b), [m] "r"(mem)
+                     : [lo] "=&r"(r), [hi] "=&r"(hi)
+                     : [b] "r"(b), [m] "r"(mem)
                      : "rdx", "r10", "r11", "memory");
         EQ(r, (uint64_t)p);
         EQ(hi, (uint64_t)(p >> 64));
         asm volatile("mov %[m], %%r10\n\tmov $8, %%r11d\n\trorx $17, (%%r10,%%r11), %%r10\n\t"
-                     "mov %%r10, %[r]" : [r] "=r"(r) : [m] "r"(mem) : "r10", "r11", "memory");
+                     "mov %%r10, %[r]"
+                     : [r] "=r"(r)
+                     : [m] "r"(mem)
+                     : "r10", "r11", "memory");
         EQ(r, b >> 17 | b << 47);
         asm volatile("mov %[m], %%r11\n\tmov %[a], %%r10\n\tshlx %%r10, 8(%%r11), %%r11\n\t"
-                     "mov %%r11, %[r]" : [r] "=r"(r) : [m] "r"(mem), [a] "r"(a)
+                     "mov %%r11, %[r]"
+                     : [r] "=r"(r)
+                     : [m] "r"(mem), [a] "r"(a)
                      : "r10", "r11", "memory");
         EQ(r, b << (a & 63));
         asm volatile("mov %[m], %%r10\n\tmov %[a], %%r11\n\tandn (%%r10), %%r11, %%r11\n\t"
                      "pext 8(%%r10), %%r11, %%r10\n\tadd %%r11, %%r10\n\tmov %%r10, %[r]"
-                     : [r] "=r"(r) : [m] "r"(mem), [a] "r"(b) : "r10", "r11", "memory", "cc");
+                     : [r] "=r"(r)
+                     : [m] "r"(mem), [a] "r"(b)
+                     : "r10", "r11", "memory", "cc");
         EQ(r, (~b & a) + _pext_u64(~b & a, b));
     }
 }
@@ -326,11 +339,13 @@ T("aes") static void aes_body(void)
     static const uint8_t out[16] = {0xa4, 0x9c, 0x7f, 0xf2, 0x68, 0x9f, 0x35, 0x2b,
                                     0x6b, 0x5b, 0xea, 0x43, 0x02, 0x6a, 0x50, 0x49};
     uint8_t r[16];
-    _mm_storeu_si128((void *)r, _mm_aesenc_si128(_mm_loadu_si128((void *)in),
-                                                 _mm_loadu_si128((void *)key)));
+    _mm_storeu_si128((void *)r,
+                     _mm_aesenc_si128(_mm_loadu_si128((void *)in), _mm_loadu_si128((void *)key)));
     EQ(memcmp(r, out, 16), 0);
     asm volatile("movups (%1), %%xmm8\n\tmovups (%2), %%xmm9\n\taesenc %%xmm9, %%xmm8\n\t"
-                 "movups %%xmm8, (%0)" ::"r"(r), "r"(in), "r"(key) : "xmm8", "xmm9", "memory");
+                 "movups %%xmm8, (%0)" ::"r"(r),
+                 "r"(in), "r"(key)
+                 : "xmm8", "xmm9", "memory");
     EQ(memcmp(r, out, 16), 0);
 }
 
@@ -388,7 +403,9 @@ TEST(simd, movbe_adx_rdrand)
     static uint64_t mem = 0x0102030405060708;
     uint64_t v;
     if (cpuid_bit(1, 2, 22)) {
-        asm volatile("lea %1, %%r11\n\tmovbe (%%r11), %%r10\n\tmov %%r10, %0" : "=r"(v) : "m"(mem)
+        asm volatile("lea %1, %%r11\n\tmovbe (%%r11), %%r10\n\tmov %%r10, %0"
+                     : "=r"(v)
+                     : "m"(mem)
                      : "r10", "r11");
         EQ(v, 0x0807060504030201);
         asm volatile("mov $0x1122, %%r10d\n\tmovbe %%r10w, %0" : "=m"(mem)::"r10");
@@ -430,7 +447,8 @@ TEST(simd, f16c)
     f16c_body();
 }
 
-/* -- AVX-512 -------------------------------------------------------------------------------------*/
+/* -- AVX-512
+ * -------------------------------------------------------------------------------------*/
 
 T("avx512f,avx512bw,avx512vl,avx512dq") static void avx512_body(void)
 {
@@ -471,7 +489,9 @@ T("avx512f,avx512bw,avx512vl,avx512dq") static void avx512_body(void)
         EQ(memcmp(target, model, sizeof(model)), 0);
         /* embedded broadcast from memory */
         asm volatile("vmovdqu32 (%1), %%zmm17\n\tvpaddd (%2)%{1to16%}, %%zmm17, %%zmm18\n\t"
-                     "vmovdqu32 %%zmm18, (%0)" ::"r"(r), "r"(a), "r"(b + 3) : "memory");
+                     "vmovdqu32 %%zmm18, (%0)" ::"r"(r),
+                     "r"(a), "r"(b + 3)
+                     : "memory");
         for (int i = 0; i < 16; i++)
             EQ(r[i], a[i] + b[3]);
     }
@@ -584,8 +604,10 @@ TEST(simd, maskmovdqu)
         fill(data, 16);
         fill(mask, 16);
         memcpy(before, at, 16);
-        asm volatile("movups (%1), %%xmm1\n\tmovups (%2), %%xmm2\n\tmaskmovdqu %%xmm2, %%xmm1"
-                     ::"D"(at), "r"(data), "r"(mask) : "xmm1", "xmm2", "memory");
+        asm volatile(
+            "movups (%1), %%xmm1\n\tmovups (%2), %%xmm2\n\tmaskmovdqu %%xmm2, %%xmm1" ::"D"(at),
+            "r"(data), "r"(mask)
+            : "xmm1", "xmm2", "memory");
         for (int i = 0; i < 16; i++)
             EQ(at[i], mask[i] & 0x80 ? data[i] : before[i]);
     }

@@ -13,7 +13,7 @@ struct caught caught;
 static struct report {
     volatile int state; /* 0 running, 1 failed, 2 skipped */
     char message[500];
-} *report;
+} * report;
 
 static uint64_t rng_state;
 static sigjmp_buf catch_env;
@@ -28,8 +28,8 @@ void fail_at(const char *file, int line, const char *fmt, ...)
     /* The first failure counts, also when a child of the test reports it. */
     if (report->state == 0) {
         report->state = 1;
-        int n = snprintf(report->message, sizeof(report->message), "%s:%d: ",
-                         base ? base + 1 : file, line);
+        int n = snprintf(report->message, sizeof(report->message),
+                         "%s:%d: ", base ? base + 1 : file, line);
         vsnprintf(report->message + n, sizeof(report->message) - (size_t)n, fmt, ap);
     }
     va_end(ap);

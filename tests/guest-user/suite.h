@@ -39,7 +39,7 @@ struct test {
 void fail_at(const char *file, int line, const char *fmt, ...)
     __attribute__((noreturn, format(printf, 3, 4)));
 void skip(const char *reason) __attribute__((noreturn));
-#define FAIL(...) fail_at(__FILE__, __LINE__, __VA_ARGS__)
+#define FAIL(...)    fail_at(__FILE__, __LINE__, __VA_ARGS__)
 #define SKIP(reason) skip(reason)
 /* Tests that QEMU's TCG (7.2) is known to fail. */
 bool on_tcg(void);

@@ -41,7 +41,10 @@ TEST(thread, tls)
     EQ(tls_value, 42);
 }
 
-static void *nothing(void *arg) { return arg; }
+static void *nothing(void *arg)
+{
+    return arg;
+}
 
 TEST(thread, create_join_storm)
 {
@@ -189,8 +192,10 @@ static uint64_t lf_next[64];
 static bool cas16(struct head *h, struct head *old, struct head new)
 {
     bool ok;
-    asm volatile("lock cmpxchg16b %1" : "=@ccz"(ok), "+m"(*h), "+a"(old->index), "+d"(old->version)
-                 : "b"(new.index), "c"(new.version) : "memory");
+    asm volatile("lock cmpxchg16b %1"
+                 : "=@ccz"(ok), "+m"(*h), "+a"(old->index), "+d"(old->version)
+                 : "b"(new.index), "c"(new.version)
+                 : "memory");
     return ok;
 }
 
@@ -198,10 +203,10 @@ static void *lockfree_thread(void *arg)
 {
     for (int i = 0; i < 20000; i++) {
         struct head old = {0, 0};
-        while (!cas16(&lf_head, &old, lf_head.index == old.index && lf_head.version == old.version &&
-                                              old.index
-                                          ? (struct head){lf_next[old.index], old.version + 1}
-                                          : old) ||
+        while (!cas16(&lf_head, &old,
+                      lf_head.index == old.index && lf_head.version == old.version && old.index
+                          ? (struct head){lf_next[old.index], old.version + 1}
+                          : old) ||
                !old.index)
             ;
         uint64_t mine = old.index;
@@ -231,7 +236,10 @@ TEST(thread, cmpxchg16b)
 
 static volatile uint64_t signalled_by;
 static __thread uint64_t own_id;
-static void on_thread_signal(int sig, siginfo_t *info, void *context) { signalled_by = own_id; }
+static void on_thread_signal(int sig, siginfo_t *info, void *context)
+{
+    signalled_by = own_id;
+}
 static sem_t ready, finish;
 
 static void *signal_thread(void *arg)
@@ -299,8 +307,9 @@ TEST(thread, gs_base)
     }
     SYS(syscall(SYS_arch_prctl, ARCH_GET_GS, &base));
     EQ(base, data);
-    asm volatile("movl $1, %%ecx\n\tlea 8(,%%rcx,8), %%r11\n\tmov %%gs:(%%r11), %%r10\n\tmov %%r10, %0"
-                 : "=r"(v)::"rcx", "r10", "r11");
+    asm volatile(
+        "movl $1, %%ecx\n\tlea 8(,%%rcx,8), %%r11\n\tmov %%gs:(%%r11), %%r10\n\tmov %%r10, %0"
+        : "=r"(v)::"rcx", "r10", "r11");
     EQ(v, 33);
     /* AT_HWCAP2 bit 1: FSGSBASE instructions may be used */
     FILE *f = fopen("/proc/self/auxv", "r");
@@ -335,13 +344,19 @@ TEST(thread, ldt_segment)
     if (data == MAP_FAILED)
         SKIP("MAP_32BIT failed");
     data[3] = 0x12345678;
-    struct user_desc d = {.entry_number = 1, .base_addr = (unsigned)(uint64_t)data, .limit = 0xfffff,
-                          .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
+    struct user_desc d = {.entry_number = 1,
+                          .base_addr = (unsigned)(uint64_t)data,
+                          .limit = 0xfffff,
+                          .seg_32bit = 1,
+                          .limit_in_pages = 1,
+                          .useable = 1};
     if (syscall(SYS_modify_ldt, 1, &d, sizeof(d)) != 0)
         SKIP("no modify_ldt");
     uint32_t v, sel = 1 * 8 + 7;
     for (int i = 0; i < 200; i++) {
-        asm volatile("mov %1, %%gs\n\tmov %%gs:12, %0\n\tmov %2, %%gs" : "=r"(v) : "r"(sel), "r"(0));
+        asm volatile("mov %1, %%gs\n\tmov %%gs:12, %0\n\tmov %2, %%gs"
+                     : "=r"(v)
+                     : "r"(sel), "r"(0));
         EQ(v, 0x12345678);
     }
     uint32_t limit, rights;

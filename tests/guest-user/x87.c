@@ -3,7 +3,10 @@
 
 #include "suite.h"
 
-static void set_cw(uint16_t cw) { asm volatile("fldcw %0" ::"m"(cw)); }
+static void set_cw(uint16_t cw)
+{
+    asm volatile("fldcw %0" ::"m"(cw));
+}
 
 TEST(x87, rounding_control)
 {
@@ -15,8 +18,9 @@ TEST(x87, rounding_control)
     for (int i = 0; i < 4; i++) {
         int32_t a, b;
         set_cw((uint16_t)(0x37f | cases[i].rc << 10));
-        asm volatile("fldl %2\n\tfistpl %0\n\tfldl %3\n\tfistpl %1" : "=m"(a), "=m"(b) : "m"(pos),
-                     "m"(neg));
+        asm volatile("fldl %2\n\tfistpl %0\n\tfldl %3\n\tfistpl %1"
+                     : "=m"(a), "=m"(b)
+                     : "m"(pos), "m"(neg));
         EQ(a, cases[i].pos);
         EQ(b, cases[i].neg);
     }
@@ -80,7 +84,8 @@ TEST(x87, environment)
     double v = 1.25, out;
     uint64_t here;
     asm volatile("fninit\n\tlea 1f(%%rip), %1\n1: fldl %2\n\tfnstenv %0"
-                 : "=m"(env), "=r"(here) : "m"(v));
+                 : "=m"(env), "=r"(here)
+                 : "m"(v));
     EQ(env.cw & 0xffff, 0x37f);
     EQ(env.tag & 0xffff, 0x3fff);
     if (env.fip && env.fip != (uint32_t)here)
@@ -106,7 +111,8 @@ TEST(x87, fxsave)
     static double v = 7.5;
     uint64_t here;
     double out;
-    asm volatile("fninit\n\tlea 1f(%%rip), %1\n1: fldl %2\n\tfxsave64 %0" : "=m"(area), "=r"(here)
+    asm volatile("fninit\n\tlea 1f(%%rip), %1\n1: fldl %2\n\tfxsave64 %0"
+                 : "=m"(area), "=r"(here)
                  : "m"(v));
     uint64_t fip = *(uint64_t *)(area + 8), fdp = *(uint64_t *)(area + 16);
     if (fip && fip != here)
@@ -158,8 +164,11 @@ TEST(x87, compare_and_flags)
     for (int i = 0; i < 4; i++) {
         uint64_t flags;
         uint16_t sw;
-        asm volatile("fldl %2\n\tfldl %1\n\tfucomip %%st(1), %%st\n\tpushf\n\tpop %0\n\tfstp %%st(0)"
-                     : "=r"(flags) : "m"(a[i]), "m"(b[i]) : "cc");
+        asm volatile(
+            "fldl %2\n\tfldl %1\n\tfucomip %%st(1), %%st\n\tpushf\n\tpop %0\n\tfstp %%st(0)"
+            : "=r"(flags)
+            : "m"(a[i]), "m"(b[i])
+            : "cc");
         EQ(flags & 0x45, want[i]);
         asm volatile("fldl %1\n\tfcompl %2\n\tfnstsw %0" : "=a"(sw) : "m"(a[i]), "m"(b[i]));
         EQ((sw >> 8) & 0x45, want[i]);
@@ -186,7 +195,8 @@ TEST(x87, transcendental)
 TEST(x87, mmx_shares_registers)
 {
     uint64_t a = 0x0102030405060708, b = 0x1010101010101010, r;
-    asm volatile("movq %1, %%mm3\n\tpaddb %2, %%mm3\n\tmovq %%mm3, %0\n\temms" : "=m"(r)
+    asm volatile("movq %1, %%mm3\n\tpaddb %2, %%mm3\n\tmovq %%mm3, %0\n\temms"
+                 : "=m"(r)
                  : "m"(a), "m"(b));
     EQ(r, 0x1112131415161718);
     uint16_t tag;
@@ -205,19 +215,25 @@ TEST(x87, exception_flags)
         double a, b;
         char op;
         uint16_t flags;
-    } cases[] = {{1, 0, '/', 4}, {0, 0, '/', 1}, {1e308, 10, '*', 0}, {1, 3, '/', 0x20},
+    } cases[] = {{1, 0, '/', 4},
+                 {0, 0, '/', 1},
+                 {1e308, 10, '*', 0},
+                 {1, 3, '/', 0x20},
                  {INFINITY, INFINITY, '-', 1}};
     for (int i = 0; i < 5; i++) {
         uint16_t sw;
         asm volatile("fninit");
         if (cases[i].op == '/')
-            asm volatile("fldl %1\n\tfdivl %2\n\tfnstsw %0\n\tfstp %%st(0)" : "=m"(sw)
+            asm volatile("fldl %1\n\tfdivl %2\n\tfnstsw %0\n\tfstp %%st(0)"
+                         : "=m"(sw)
                          : "m"(cases[i].a), "m"(cases[i].b));
         else if (cases[i].op == '*')
-            asm volatile("fldl %1\n\tfmull %2\n\tfnstsw %0\n\tfstp %%st(0)" : "=m"(sw)
+            asm volatile("fldl %1\n\tfmull %2\n\tfnstsw %0\n\tfstp %%st(0)"
+                         : "=m"(sw)
                          : "m"(cases[i].a), "m"(cases[i].b));
         else
-            asm volatile("fldl %1\n\tfsubl %2\n\tfnstsw %0\n\tfstp %%st(0)" : "=m"(sw)
+            asm volatile("fldl %1\n\tfsubl %2\n\tfnstsw %0\n\tfstp %%st(0)"
+                         : "=m"(sw)
                          : "m"(cases[i].a), "m"(cases[i].b));
         EQ(sw & 0x3d, cases[i].flags);
     }

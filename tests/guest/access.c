@@ -6,7 +6,8 @@
 
 #define BOTH_CPLS for (unsigned cpl = 0; context("cpl %u", cpl), cpl <= 3; cpl += 3)
 
-/* -- Accesses over a page boundary ---------------------------------------------------------------*/
+/* -- Accesses over a page boundary
+ * ---------------------------------------------------------------*/
 
 /*
  * Each case is run on a plain buffer first; then with the operand over a page boundary, where
@@ -21,7 +22,8 @@ struct access_case {
     u8 size, flags;
 };
 
-static u8 vec_before[64 * 4] __attribute__((aligned(64))), vec_after[64 * 4] __attribute__((aligned(64)));
+static u8 vec_before[64 * 4] __attribute__((aligned(64))),
+    vec_after[64 * 4] __attribute__((aligned(64)));
 
 static void load_vectors(void)
 {
@@ -44,13 +46,16 @@ static void save_vectors(u8 *to)
     memset(to, 0, sizeof(vec_after));
     if (feat.avx512f && (xgetbv(0) & 0xe0))
         asm volatile("vmovdqu64 %%zmm0, (%0)\n\tvmovdqu64 %%zmm1, 64(%0)\n\t"
-                     "vmovdqu64 %%zmm2, 128(%0)\n\tvmovdqu64 %%zmm3, 192(%0)" ::"r"(to) : "memory");
+                     "vmovdqu64 %%zmm2, 128(%0)\n\tvmovdqu64 %%zmm3, 192(%0)" ::"r"(to)
+                     : "memory");
     else if (feat.avx)
         asm volatile("vmovdqu %%ymm0, (%0)\n\tvmovdqu %%ymm1, 64(%0)\n\t"
-                     "vmovdqu %%ymm2, 128(%0)\n\tvmovdqu %%ymm3, 192(%0)" ::"r"(to) : "memory");
+                     "vmovdqu %%ymm2, 128(%0)\n\tvmovdqu %%ymm3, 192(%0)" ::"r"(to)
+                     : "memory");
     else
         asm volatile("movdqu %%xmm0, (%0)\n\tmovdqu %%xmm1, 64(%0)\n\t"
-                     "movdqu %%xmm2, 128(%0)\n\tmovdqu %%xmm3, 192(%0)" ::"r"(to) : "memory");
+                     "movdqu %%xmm2, 128(%0)\n\tmovdqu %%xmm3, 192(%0)" ::"r"(to)
+                     : "memory");
     /* the x87 stack top, without its pointers */
     asm volatile("fnstenv (%0)\n\tfldenv (%0)" ::"r"(buffer + 0x7000) : "memory");
 }
@@ -94,7 +99,7 @@ static void run_access(const struct access_case *c, u64 first, u64 second)
         save_vectors(want_vectors);
         memcpy(want_memory, mid, 64);
 
-        for (unsigned k = 1; k < c->size; k += c->size > 16 ? 7 : 1) {
+        for (unsigned k = 1; k<c->size; k += c->size> 16 ? 7 : 1) {
             u64 at = UVA + 4096 - k; /* k bytes on the first page */
             u8 image[64];
             r = access_regs(cpl, at);
@@ -128,8 +133,9 @@ static void run_access(const struct access_case *c, u64 first, u64 second)
                 map(UVA, first, mode == 1 ? 0 : PG_URW);
                 map(UVA + 4096, second, mode == 0 ? 0 : mode == 2 ? PG_P | PG_U : PG_URW);
                 context("%s, cpl %u, %u bytes on the first page, %s", c->name, cpl, k,
-                        mode == 0 ? "second missing" : mode == 1 ? "first missing"
-                                                                 : "second read-only");
+                        mode == 0   ? "second missing"
+                        : mode == 1 ? "first missing"
+                                    : "second read-only");
                 load_vectors();
                 r = access_regs(cpl, at);
                 u64 err = u | (mode == 2 ? PF_P : 0) | (c->flags & W ? PF_W : 0);
@@ -160,7 +166,10 @@ static void run_access(const struct access_case *c, u64 first, u64 second)
     }
 }
 
-#define CASE(text, size, flags) {text, SNIP(text), size, flags}
+#define CASE(text, size, flags)                                                                    \
+    {                                                                                              \
+        text, SNIP(text), size, flags                                                              \
+    }
 
 TEST(cross, integer)
 {
@@ -239,7 +248,8 @@ TEST(cross, float_and_vector)
         CASE("pinsrq $1, (%%rbx), %%xmm1", 8, R),
         CASE("pmovzxbw (%%rbx), %%xmm1", 8, R),
         CASE("ldmxcsr 60(%%rbx)\n\tmovq (%%rbx), %%mm0\n\tmovd %%mm0, %%eax\n\temms\n\t"
-             "fld1\n\tfldpi", 0, R),
+             "fld1\n\tfldpi",
+             0, R),
         CASE("stmxcsr (%%rbx)", 4, W),
         CASE("fldl (%%rbx)\n\tfstp %%st(0)", 8, R),
         CASE("flds (%%rbx)\n\tfstp %%st(0)", 4, R),
@@ -283,12 +293,9 @@ TEST(cross, avx)
     if (!feat.bmi2)
         return;
     const struct access_case bmi[] = {
-        CASE("mulx (%%rbx), %%r10, %%r11", 8, R),
-        CASE("rorx $9, (%%rbx), %%rax", 8, R),
-        CASE("shrx %%rcx, (%%rbx), %%r10", 8, R),
-        CASE("andn (%%rbx), %%rax, %%r11", 8, R),
-        CASE("pext (%%rbx), %%rax, %%r10", 8, R),
-        CASE("bzhi %%ecx, (%%rbx), %%eax", 4, R),
+        CASE("mulx (%%rbx), %%r10, %%r11", 8, R), CASE("rorx $9, (%%rbx), %%rax", 8, R),
+        CASE("shrx %%rcx, (%%rbx), %%r10", 8, R), CASE("andn (%%rbx), %%rax, %%r11", 8, R),
+        CASE("pext (%%rbx), %%rax, %%r10", 8, R), CASE("bzhi %%ecx, (%%rbx), %%eax", 4, R),
     };
     for (unsigned i = 0; i < sizeof(bmi) / sizeof(bmi[0]); i++)
         run_access(&bmi[i], a, b);
@@ -320,17 +327,19 @@ TEST(cross, avx512_masked)
         SKIP("no AVX-512");
     u64 a = page_alloc();
     map(UVA, a, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         for (unsigned n = 0; n <= 16; n++) { /* n dwords on the good page */
             context("cpl %u, n %u", cpl, n);
             struct regs r = regs_for(cpl);
             r.rbx = UVA + 4096 - 4 * n;
             r.rax = (1u << n) - 1;
             memset((u8 *)a, 0x11, 4096);
-            u8 *good = SNIP("kmovw %%eax, %%k1\n\tvpternlogd $255, %%zmm0, %%zmm0, %%zmm0\n\t"
-                            "vmovdqu32 (%%rbx), %%zmm1%{%%k1%}%{z%}\n\tvmovdqu32 %%zmm0, (%%rbx)%{%%k1%}\n\t"
-                            "vpaddd (%%rbx), %%zmm0, %%zmm2%{%%k1%}%{z%}\n\tvmovd %%xmm1, %%ecx\n\t"
-                            "vmovd %%xmm2, %%edx");
+            u8 *good = SNIP(
+                "kmovw %%eax, %%k1\n\tvpternlogd $255, %%zmm0, %%zmm0, %%zmm0\n\t"
+                "vmovdqu32 (%%rbx), %%zmm1%{%%k1%}%{z%}\n\tvmovdqu32 %%zmm0, (%%rbx)%{%%k1%}\n\t"
+                "vpaddd (%%rbx), %%zmm0, %%zmm2%{%%k1%}%{z%}\n\tvmovd %%xmm1, %%ecx\n\t"
+                "vmovd %%xmm2, %%edx");
             done(&r, good);
             EQ(T.r.rcx, n ? 0x11111111 : 0);
             EQ(T.r.rdx, n ? 0xfffffffe : 0);
@@ -369,7 +378,8 @@ TEST(cross, gather_partial)
     map(UVA, a, PG_URW);
     for (unsigned i = 0; i < 1024; i++)
         ((u32 *)a)[i] = i + 1;
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         static const u32 index[8] = {10, 20, 30, 1024, 50, 60, 70, 80};
         memcpy(buffer, index, 32);
@@ -421,19 +431,21 @@ TEST(cross, scatter_partial)
         SKIP("no AVX-512");
     u64 a = page_alloc();
     map(UVA, a, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
-        static const u32 index[16] = {10, 20, 30, 40, 1024, 60, 70, 80, 90, 100, 110, 120, 130, 140,
-                                      150, 160};
+        static const u32 index[16] = {10, 20,  30,  40,  1024, 60,  70,  80,
+                                      90, 100, 110, 120, 130,  140, 150, 160};
         memset((u8 *)a, 0, 4096);
         memcpy(buffer, index, 64);
         for (unsigned i = 0; i < 16; i++)
             ((u32 *)(buffer + 64))[i] = i + 1;
         r.rbx = UVA, r.rcx = at_cpl(cpl, buffer);
         u8 *at;
-        u8 *code = SNIP_AT(at, "vmovdqu32 (%%rcx), %%zmm2\n\tvmovdqu32 64(%%rcx), %%zmm0\n\t"
-                               "kxnorw %%k1, %%k1, %%k1\n"
-                               "662: vpscatterdd %%zmm0, (%%rbx,%%zmm2,4)%{%%k1%}\n\tkmovw %%k1, %%eax");
+        u8 *code =
+            SNIP_AT(at, "vmovdqu32 (%%rcx), %%zmm2\n\tvmovdqu32 64(%%rcx), %%zmm0\n\t"
+                        "kxnorw %%k1, %%k1, %%k1\n"
+                        "662: vpscatterdd %%zmm0, (%%rbx,%%zmm2,4)%{%%k1%}\n\tkmovw %%k1, %%eax");
         run_at(&r, code);
         expect(PF, PF_W | (cpl ? PF_U : 0));
         EQ(trap_rip(), (u64)at);
@@ -454,12 +466,14 @@ TEST(cross, scatter_partial)
     }
 }
 
-/* -- The stack at page edges ---------------------------------------------------------------------*/
+/* -- The stack at page edges
+ * ---------------------------------------------------------------------*/
 
 TEST(cross, stack_operations)
 {
     u64 a = page_alloc(), b = page_alloc();
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 u = cpl ? PF_U : 0;
         for (unsigned off = 0; off < 16; off++) {
             context("cpl %u, offset %u", cpl, off);
@@ -515,7 +529,8 @@ TEST(cross, stack_operations)
 TEST(cross, pop_memory_faults)
 {
     /* POP to memory: RSP is not changed when the store faults. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 u = cpl ? PF_U : 0;
         struct regs r = regs_for(cpl);
         r.rbx = UVA;
@@ -538,17 +553,19 @@ TEST(cross, pop_memory_faults)
     }
 }
 
-/* -- String instructions -------------------------------------------------------------------------*/
+/* -- String instructions
+ * -------------------------------------------------------------------------*/
 
 TEST(string, faults_in_the_middle)
 {
     u64 a = page_alloc(), b = page_alloc();
     map(UVA, a, PG_URW);
     map(UVA2, b, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 u = cpl ? PF_U : 0;
         for (unsigned width = 1; width <= 8; width *= 2) {
-            for (unsigned mis = 0; mis < width; mis += width > 2 ? 3 : 1) {
+            for (unsigned mis = 0; mis<width; mis += width> 2 ? 3 : 1) {
                 context("cpl %u, width %u, misaligned %u", cpl, width, mis);
                 struct regs r = regs_for(cpl);
                 /* 20 whole elements fit; the next one starts on or reaches into the bad page */
@@ -557,9 +574,12 @@ TEST(string, faults_in_the_middle)
                 r.rcx = 100;
                 memset((u8 *)a, 0, 4096);
                 pattern((u8 *)b, 1024, width);
-                u8 *stos[] = {SNIP("rep stosb"), SNIP("rep stosw"), SNIP("rep stosl"), SNIP("rep stosq")};
-                u8 *movs[] = {SNIP("rep movsb"), SNIP("rep movsw"), SNIP("rep movsl"), SNIP("rep movsq")};
-                u8 *lods[] = {SNIP("rep lodsb"), SNIP("rep lodsw"), SNIP("rep lodsl"), SNIP("rep lodsq")};
+                u8 *stos[] = {SNIP("rep stosb"), SNIP("rep stosw"), SNIP("rep stosl"),
+                              SNIP("rep stosq")};
+                u8 *movs[] = {SNIP("rep movsb"), SNIP("rep movsw"), SNIP("rep movsl"),
+                              SNIP("rep movsq")};
+                u8 *lods[] = {SNIP("rep lodsb"), SNIP("rep lodsw"), SNIP("rep lodsl"),
+                              SNIP("rep lodsq")};
                 u8 *scas[] = {SNIP("repne scasb"), SNIP("repne scasw"), SNIP("repne scasl"),
                               SNIP("repne scasq")};
                 u8 *cmps[] = {SNIP("repe cmpsb"), SNIP("repe cmpsw"), SNIP("repe cmpsl"),
@@ -614,7 +634,8 @@ TEST(string, backwards)
     u64 a = page_alloc(), b = page_alloc();
     map(UVA + 4096, a, PG_URW);
     map(UVA2, b, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 u = cpl ? PF_U : 0;
         struct regs r = regs_for(cpl);
         r.rflags |= F_DF;
@@ -651,13 +672,15 @@ TEST(string, over_many_pages)
         pattern((u8 *)map_new(UVA + i * 4096, PG_URW), 4096, i);
         map_new(UVA2 + i * 4096, PG_URW);
     }
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         for (unsigned off = 0; off < 40; off += 13) {
             struct regs r = regs_for(cpl);
             context("cpl %u, offset %u", cpl, off);
             r.rsi = UVA + off, r.rdi = UVA2 + 5, r.rcx = (N - 1) * 4096;
-            u8 *compare = SNIP("rep movsb\n\tmov %%rax, %%rsi\n\tmov %%rbx, %%rdi\n\tmov %%rdx, %%rcx\n\t"
-                               "repe cmpsb\n\tsetz %%r10b");
+            u8 *compare =
+                SNIP("rep movsb\n\tmov %%rax, %%rsi\n\tmov %%rbx, %%rdi\n\tmov %%rdx, %%rcx\n\t"
+                     "repe cmpsb\n\tsetz %%r10b");
             r.rax = r.rsi, r.rbx = r.rdi, r.rdx = r.rcx;
             done(&r, compare);
             EQ(T.r.rcx, 0);
@@ -665,8 +688,9 @@ TEST(string, over_many_pages)
             EQ(T.r.rsi, UVA + off + (N - 1) * 4096);
             /* overlapping forward copy spreads a pattern of 3 bytes over pages */
             r.rsi = UVA2, r.rdi = UVA2 + 3, r.rcx = 3 * 4096, r.rbx = UVA2;
-            done(&r, SNIP("movb $1, (%%rbx)\n\tmovb $2, 1(%%rbx)\n\tmovb $3, 2(%%rbx)\n\trep movsb\n\t"
-                          "mov 12288(%%rbx), %%eax"));
+            done(&r,
+                 SNIP("movb $1, (%%rbx)\n\tmovb $2, 1(%%rbx)\n\tmovb $3, 2(%%rbx)\n\trep movsb\n\t"
+                      "mov 12288(%%rbx), %%eax"));
             EQ(T.r.rax & 0xffffff, 0x030201);
             /* and with words, one byte apart */
             r.rsi = UVA2, r.rdi = UVA2 + 1, r.rcx = 2048;
@@ -678,7 +702,8 @@ TEST(string, over_many_pages)
 
 TEST(string, counts_and_prefixes)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u64 base = at_cpl(cpl, buffer);
         r.rsi = base, r.rdi = base + 64;
@@ -703,7 +728,8 @@ TEST(string, counts_and_prefixes)
         /* segment override on the source only */
         wrmsr(MSR_FS_BASE, base);
         r.rsi = 2, r.rdi = base + 100, r.rcx = 1;
-        done(&r, SNIP("rep movsb %%fs:(%%rsi), %%es:(%%rdi)\n\tmov $1, %%esi\n\tlodsb %%fs:(%%rsi)"));
+        done(&r,
+             SNIP("rep movsb %%fs:(%%rsi), %%es:(%%rdi)\n\tmov $1, %%esi\n\tlodsb %%fs:(%%rsi)"));
         EQ(buffer[100], 3);
         EQ(T.r.rax & 0xff, 2);
         /* repne on movs repeats like rep */
@@ -722,7 +748,8 @@ TEST(string, counts_and_prefixes)
     }
 }
 
-/* -- Addressing forms ----------------------------------------------------------------------------*/
+/* -- Addressing forms
+ * ----------------------------------------------------------------------------*/
 
 static u64 code_page;
 
@@ -852,13 +879,15 @@ TEST(addressing, address_size_prefix)
 
 TEST(addressing, rip_relative_and_absolute)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
-        done(&r, SNIP("mov 1f(%%rip), %%rax\n\tlea 1f(%%rip), %%rcx\n\taddl $5, 1f(%%rip)\n\t"
-                      "mov 1f(%%rip), %%r10d\n\tmovb $0x7e, 1f+7(%%rip)\n\tcmpb $0x7e, 1f+7(%%rip)\n\t"
-                      "setz %%dl\n\tmovq $-1, 1f+8(%%rip)\n\timul $3, 1f(%%rip), %%r11d\n\t"
-                      "lea 1f(%%eip), %%rsi\n\tmov 1f(%%eip), %%edi\n\tmovq $0x11223344, 1f(%%rip)\n\t"
-                      "jmp 2f\n1: .quad 0x11223344, 0\n2:"));
+        done(&r,
+             SNIP("mov 1f(%%rip), %%rax\n\tlea 1f(%%rip), %%rcx\n\taddl $5, 1f(%%rip)\n\t"
+                  "mov 1f(%%rip), %%r10d\n\tmovb $0x7e, 1f+7(%%rip)\n\tcmpb $0x7e, 1f+7(%%rip)\n\t"
+                  "setz %%dl\n\tmovq $-1, 1f+8(%%rip)\n\timul $3, 1f(%%rip), %%r11d\n\t"
+                  "lea 1f(%%eip), %%rsi\n\tmov 1f(%%eip), %%edi\n\tmovq $0x11223344, 1f(%%rip)\n\t"
+                  "jmp 2f\n1: .quad 0x11223344, 0\n2:"));
         EQ(T.r.rax, 0x11223344);
         EQ(T.r.r10, 0x11223349);
         EQ(T.r.rdx & 0xff, 1);
@@ -893,7 +922,8 @@ TEST(addressing, rip_relative_and_absolute)
 TEST(addressing, fs_gs_forms)
 {
     code_page = map_new(UVA2, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 base = at_cpl(cpl, buffer) + 0x1000;
         wrmsr(MSR_FS_BASE, base);
         wrmsr(MSR_GS_BASE, base + 0x100);
@@ -901,12 +931,15 @@ TEST(addressing, fs_gs_forms)
             *(u64 *)(buffer + 0x1000 + i * 8) = 0x100 + i;
         struct regs r = regs_for(cpl);
         r.r10 = 8, r.r11 = 3, r.rbp = (u64)-16, r.r12 = 0x18, r.rbx = 0;
-        done(&r, SNIP("mov %%fs:0x28, %%rax\n\tmov %%gs:(%%r10,%%r11,8), %%rcx\n\t"
-                      "mov %%gs:(%%rbp), %%rdx\n\tmov %%fs:8(%%r12), %%rsi\n\tadd %%fs:(%%r10), %%rdi\n\t"
-                      "addq $5, %%gs:(%%r10,%%r11,8)\n\txchg %%r10, %%fs:16(%%rbx)\n\t"
-                      "movups %%fs:(%%r12), %%xmm0\n\tmovq %%xmm0, %%r13\n\tlock incq %%gs:0\n\t"
-                      "push %%gs:0\n\tpop %%r14\n\tpop %%fs:0x30(%%rbx)\n\tpush %%fs:0x30\n\t"
-                      "cmpq $0x103, %%fs:0x18\n\tsetz %%r15b\n\tmovabs %%fs:0x28, %%al"));
+        done(
+            &r,
+            SNIP(
+                "mov %%fs:0x28, %%rax\n\tmov %%gs:(%%r10,%%r11,8), %%rcx\n\t"
+                "mov %%gs:(%%rbp), %%rdx\n\tmov %%fs:8(%%r12), %%rsi\n\tadd %%fs:(%%r10), %%rdi\n\t"
+                "addq $5, %%gs:(%%r10,%%r11,8)\n\txchg %%r10, %%fs:16(%%rbx)\n\t"
+                "movups %%fs:(%%r12), %%xmm0\n\tmovq %%xmm0, %%r13\n\tlock incq %%gs:0\n\t"
+                "push %%gs:0\n\tpop %%r14\n\tpop %%fs:0x30(%%rbx)\n\tpush %%fs:0x30\n\t"
+                "cmpq $0x103, %%fs:0x18\n\tsetz %%r15b\n\tmovabs %%fs:0x28, %%al"));
         EQ(T.r.rcx, 0x124);
         EQ(T.r.rdx, 0x11e);
         EQ(T.r.rsi, 0x104);
@@ -924,15 +957,18 @@ TEST(addressing, fs_gs_forms)
 
 TEST(addressing, high_byte_registers)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         r.rax = 0x1122334455667788, r.rcx = 0x8877665544332211, r.rdx = 0xaabbccddeeff0011;
         buffer[0] = 0x99;
         buffer[1] = 0x98;
-        done(&r, SNIP("mov %%ah, %%cl\n\tmov (%%rbx), %%ch\n\tmov %%dh, 1(%%rbx)\n\tadd %%ah, %%dh\n\t"
-                      "xchg %%al, %%ah\n\tmovzbl %%dh, %%esi\n\tmovsbl %%ch, %%edi\n\tcmp %%bh, (%%rbx)\n\t"
-                      "incb %%dh\n\tshlb $1, %%ah\n\tsetc %%dl"));
+        done(&r,
+             SNIP("mov %%ah, %%cl\n\tmov (%%rbx), %%ch\n\tmov %%dh, 1(%%rbx)\n\tadd %%ah, %%dh\n\t"
+                  "xchg %%al, %%ah\n\tmovzbl %%dh, %%esi\n\tmovsbl %%ch, %%edi\n\tcmp %%bh, "
+                  "(%%rbx)\n\t"
+                  "incb %%dh\n\tshlb $1, %%ah\n\tsetc %%dl"));
         EQ(T.r.rcx, 0x8877665544339977);
         EQ(buffer[1], 0x00);
         EQ(T.r.rsi, 0x77);
@@ -941,7 +977,8 @@ TEST(addressing, high_byte_registers)
         EQ(T.r.rdx, 0xaabbccddeeff7801);
         /* with r10 and r11 around: no REX may creep in */
         r.r10 = r.rbx, r.r11 = 1;
-        done(&r, SNIP("mov %%ah, (%%rbx)\n\tmov %%r10b, %%al\n\tmov (%%r10,%%r11), %%cl\n\tmov %%ch, %%ah\n\t"
+        done(&r, SNIP("mov %%ah, (%%rbx)\n\tmov %%r10b, %%al\n\tmov (%%r10,%%r11), %%cl\n\tmov "
+                      "%%ch, %%ah\n\t"
                       "movb $0x44, %%bh\n\tmov %%bh, %%dl"));
         EQ(buffer[0], 0x77);
         EQ(T.r.rax & 0xffff, (r.rcx & 0xff00) | (r.r10 & 0xff));
@@ -952,7 +989,8 @@ TEST(addressing, high_byte_registers)
 
 TEST(addressing, r10_r11_rsp_as_data)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         u64 *m = (u64 *)buffer;
@@ -965,7 +1003,8 @@ TEST(addressing, r10_r11_rsp_as_data)
         EQ(T.r.r11, 300);
         EQ(m[2], 300 + r.r11);
         m[0] = 100;
-        done(&r, SNIP("cmpxchg %%r10, (%%r11)\n\tsetz %%cl\n\tmov $1, %%eax\n\tcmpxchg %%r11, 8(%%rbx)\n\t"
+        done(&r, SNIP("cmpxchg %%r10, (%%r11)\n\tsetz %%cl\n\tmov $1, %%eax\n\tcmpxchg %%r11, "
+                      "8(%%rbx)\n\t"
                       "setz %%dl\n\tmov %%rax, %%r12"));
         EQ(m[0], 7);
         EQ(T.r.rcx & 0xff, 1);
@@ -973,11 +1012,16 @@ TEST(addressing, r10_r11_rsp_as_data)
         EQ(T.r.r12, 300);
         /* xchg and others with rsp as data */
         r.rax = (u64)run_stack; /* some value */
-        done(&r, SNIP("mov %%rsp, %%r12\n\txchg %%rsp, %%r11\n\tmov %%rsp, %%r13\n\txchg %%rsp, %%r11\n\t"
-                      "mov %%rsp, 24(%%rbx)\n\tadd $64, %%rsp\n\tsub 0f(%%rip), %%rsp\n\tlea 8(%%rsp), %%r14\n\t"
-                      "mov %%r12, %%rsp\n\tjmp 1f\n0: .quad 64\n1: cmp %%rsp, 24(%%rbx)\n\tsetz %%al\n\t"
-                      "test %%rsp, %%rsp\n\tpushq %%rsp\n\tpopq %%r15\n\tand $-16, %%rsp\n\t"
-                      "mov %%r12, %%rsp\n\txchg %%rsp, 24(%%rbx)\n\tmov %%esp, %%ecx\n\timul $1, %%rsp, %%rdx"));
+        done(
+            &r,
+            SNIP(
+                "mov %%rsp, %%r12\n\txchg %%rsp, %%r11\n\tmov %%rsp, %%r13\n\txchg %%rsp, %%r11\n\t"
+                "mov %%rsp, 24(%%rbx)\n\tadd $64, %%rsp\n\tsub 0f(%%rip), %%rsp\n\tlea 8(%%rsp), "
+                "%%r14\n\t"
+                "mov %%r12, %%rsp\n\tjmp 1f\n0: .quad 64\n1: cmp %%rsp, 24(%%rbx)\n\tsetz %%al\n\t"
+                "test %%rsp, %%rsp\n\tpushq %%rsp\n\tpopq %%r15\n\tand $-16, %%rsp\n\t"
+                "mov %%r12, %%rsp\n\txchg %%rsp, 24(%%rbx)\n\tmov %%esp, %%ecx\n\timul $1, %%rsp, "
+                "%%rdx"));
         EQ(T.r.r12, r.rsp);
         EQ(T.r.r13, r.r11);
         EQ(T.r.r14, r.rsp + 8);
@@ -988,8 +1032,11 @@ TEST(addressing, r10_r11_rsp_as_data)
         EQ(T.r.rdx, r.rsp);
         /* 8, 16 and 32-bit parts */
         r.r10 = ~0ul, r.r11 = ~0ul;
-        done(&r, SNIP("mov $1, %%r10b\n\tmov $2, %%r11w\n\tmovzbl %%r10b, %%ecx\n\tadd %%r11w, %%r10w\n\t"
-                      "mov %%r10d, %%r11d\n\tbswap %%r10\n\tcmovz %%r10d, %%r12d"));
+        done(
+            &r,
+            SNIP(
+                "mov $1, %%r10b\n\tmov $2, %%r11w\n\tmovzbl %%r10b, %%ecx\n\tadd %%r11w, %%r10w\n\t"
+                "mov %%r10d, %%r11d\n\tbswap %%r10\n\tcmovz %%r10d, %%r12d"));
         EQ(T.r.rcx, 1);
         EQ(T.r.r11, 0xffffff03 + 0ul);
         EQ(T.r.r12, (u32)r.r12); /* CMOV zero-extends even when it does not move */
@@ -998,7 +1045,8 @@ TEST(addressing, r10_r11_rsp_as_data)
             memcpy(buffer + 256, pair, 16);
             r.r11 = at_cpl(cpl, buffer) + 256;
             r.rax = 11, r.rdx = 22, r.rbx = 33, r.rcx = 44;
-            done(&r, SNIP("lock cmpxchg16b (%%r11)\n\tsetz %%sil\n\tcmpxchg16b (%%r11)\n\tsetz %%dil"));
+            done(&r,
+                 SNIP("lock cmpxchg16b (%%r11)\n\tsetz %%sil\n\tcmpxchg16b (%%r11)\n\tsetz %%dil"));
             EQ(T.r.rsi & 0xff, 1);
             EQ(T.r.rdi & 0xff, 0);
             EQ(T.r.rax, 33);
@@ -1009,17 +1057,21 @@ TEST(addressing, r10_r11_rsp_as_data)
 
 TEST(addressing, indirect_branches)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         r.r14 = r.rsp;
         done(&r, SNIP("xor %%eax, %%eax\n\tlea 1f(%%rip), %%r10\n\tjmp *%%r10\n\tud2\n"
                       "1: add $1, %%eax\n\tlea 2f(%%rip), %%r11\n\tjmp *%%r11\n\tud2\n"
-                      "2: add $2, %%eax\n\tlea 3f(%%rip), %%rcx\n\tmov %%rcx, (%%rbx)\n\tjmp *(%%rbx)\n\tud2\n"
+                      "2: add $2, %%eax\n\tlea 3f(%%rip), %%rcx\n\tmov %%rcx, (%%rbx)\n\tjmp "
+                      "*(%%rbx)\n\tud2\n"
                       "3: add $4, %%eax\n\tlea 7f(%%rip), %%r11\n\tcall *%%r11\n\tadd $8, %%eax\n\t"
-                      "mov %%r11, 8(%%rbx)\n\tmov %%rbx, %%r10\n\tmov $1, %%r11d\n\tcall *(%%r10,%%r11,8)\n\t"
+                      "mov %%r11, 8(%%rbx)\n\tmov %%rbx, %%r10\n\tmov $1, %%r11d\n\tcall "
+                      "*(%%r10,%%r11,8)\n\t"
                       "push 8(%%rbx)\n\tcall *(%%rsp)\n\tcall *(%%rsp)\n\tadd $8, %%rsp\n\t"
-                      "mov 8(%%rbx), %%r10\n\tcall *%%r10\n\tlea 8f(%%rip), %%r11\n\tpush $1\n\tpush $2\n\tcall *%%r11\n\t"
+                      "mov 8(%%rbx), %%r10\n\tcall *%%r10\n\tlea 8f(%%rip), %%r11\n\tpush "
+                      "$1\n\tpush $2\n\tcall *%%r11\n\t"
                       "push 8(%%rbx)\n\tmov %%rsp, %%r11\n\tcall *(%%r11)\n\tpop %%r11\n\t"
                       "jmp 9f\n7: add $0x100, %%eax\n\tret\n8: add $0x1000, %%eax\n\tret $16\n9:"));
         EQ(T.r.rax, 1 + 2 + 4 + 8 + 0x100 * 6 + 0x1000);
@@ -1029,13 +1081,18 @@ TEST(addressing, indirect_branches)
 
 TEST(addressing, loop_and_jrcxz)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rcx = 10, r.rax = 0;
-        done(&r, SNIP("1: inc %%eax\n\tloop 1b\n\tmov $7, %%ecx\n2: inc %%eax\n\tcmp $14, %%eax\n\tloopne 2b\n\t"
-                      "mov %%rcx, %%rdx\n\tmov $5, %%ecx\n3: inc %%eax\n\tcmp %%eax, %%eax\n\tloope 3b\n\t"
-                      "xor %%esi, %%esi\n\tjrcxz 4f\n\tmov $1, %%esi\n4: mov $1, %%ecx\n\tshl $32, %%rcx\n\t"
-                      "jrcxz 5f\n\tadd $2, %%esi\n5: jecxz 6f\n\tadd $4, %%esi\n6: stc\n\tloop 7f\n7: setc %%dil\n\t"
+        done(&r, SNIP("1: inc %%eax\n\tloop 1b\n\tmov $7, %%ecx\n2: inc %%eax\n\tcmp $14, "
+                      "%%eax\n\tloopne 2b\n\t"
+                      "mov %%rcx, %%rdx\n\tmov $5, %%ecx\n3: inc %%eax\n\tcmp %%eax, "
+                      "%%eax\n\tloope 3b\n\t"
+                      "xor %%esi, %%esi\n\tjrcxz 4f\n\tmov $1, %%esi\n4: mov $1, %%ecx\n\tshl $32, "
+                      "%%rcx\n\t"
+                      "jrcxz 5f\n\tadd $2, %%esi\n5: jecxz 6f\n\tadd $4, %%esi\n6: stc\n\tloop "
+                      "7f\n7: setc %%dil\n\t"
                       "mov $3, %%r10\n\taddr32 loop 8f\n8:"));
         EQ(T.r.rax, 10 + 4 + 5);
         EQ(T.r.rdx, 3);
@@ -1047,7 +1104,8 @@ TEST(addressing, loop_and_jrcxz)
 TEST(addressing, bit_strings)
 {
     /* BT family with a register offset reaches beyond the operand, in both directions. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer) + 4096;
         memset(buffer, 0, 8192);
@@ -1061,7 +1119,8 @@ TEST(addressing, bit_strings)
             EQ(T.r.rax & 0xff, 0);
             EQ(T.r.rdx & 0xff, 1);
             EQ(*byte, 1u << (o & 7));
-            done(&r, SNIP("lock btc %%ecx, (%%rbx)\n\tsetc %%al\n\tbtrl %%r11d, (%%rbx)\n\tsetc %%dl"));
+            done(&r,
+                 SNIP("lock btc %%ecx, (%%rbx)\n\tsetc %%al\n\tbtrl %%r11d, (%%rbx)\n\tsetc %%dl"));
             EQ(T.r.rax & 0xff, 1);
             EQ(T.r.rdx & 0xff, 0);
             EQ(*byte, 0);
@@ -1076,14 +1135,16 @@ TEST(addressing, bit_strings)
         EQ(*(u32 *)(buffer + 4096), 1u << 5);
         *(u32 *)(buffer + 4096) = 0;
         r.rcx = 1ul << 40; /* far away: faults there */
-        fault(&r, SNIP("bts %%rcx, (%%rbx)"), PF, on_tcg ? (cpl ? PF_U : 0) : (cpl ? PF_U : 0) | PF_W);
+        fault(&r, SNIP("bts %%rcx, (%%rbx)"), PF,
+              on_tcg ? (cpl ? PF_U : 0) : (cpl ? PF_U : 0) | PF_W);
         EQ(T.cr2, r.rbx + (1ul << 37));
     }
 }
 
 TEST(addressing, xlat_and_maskmov)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         for (unsigned i = 0; i < 256; i++)
             buffer[i] = (u8)(255 - i);
@@ -1104,8 +1165,9 @@ TEST(addressing, xlat_and_maskmov)
         r.rbx = at_cpl(cpl, buffer);
         r.rdi = r.rbx + 0x1ff8;
         memset(buffer + 0x1ff0, 0, 64);
-        done(&r, SNIP("pcmpeqd %%xmm1, %%xmm1\n\tmovq %%xmm1, %%xmm2\n\tmaskmovdqu %%xmm2, %%xmm1\n\t"
-                      "pslldq $9, %%xmm1\n\tadd $24, %%rdi\n\tmaskmovdqu %%xmm1, %%xmm1"));
+        done(&r,
+             SNIP("pcmpeqd %%xmm1, %%xmm1\n\tmovq %%xmm1, %%xmm2\n\tmaskmovdqu %%xmm2, %%xmm1\n\t"
+                  "pslldq $9, %%xmm1\n\tadd $24, %%rdi\n\tmaskmovdqu %%xmm1, %%xmm1"));
         EQ(*(u64 *)(buffer + 0x1ff8), ~0ul);
         EQ(*(u64 *)(buffer + 0x2000), 0);
         EQ(*(u64 *)(buffer + 0x2018), 0xffffffffffffff00);

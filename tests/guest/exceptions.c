@@ -7,14 +7,14 @@
 /* Error code that names an IDT entry; TCG 7.2 computes it with the wrong factor. */
 #define IDT_ERROR(v) ((v) * (on_tcg ? 16 : 8) + 2)
 
-#define BOTH_CPLS                                                                                  \
-    for (unsigned cpl = 0; context("cpl %u", cpl), cpl <= 3; cpl += 3)
+#define BOTH_CPLS for (unsigned cpl = 0; context("cpl %u", cpl), cpl <= 3; cpl += 3)
 
 /* -- #DE ---------------------------------------------------------------------------------------*/
 
 TEST(de, div_zero)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rcx = 0;
         r.rflags |= F_CF | F_ZF | F_OF;
@@ -31,7 +31,8 @@ TEST(de, div_zero)
 
 TEST(de, overflow)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rdx = 5, r.rax = 0, r.rcx = 5;
         fault(&r, SNIP("div %%ecx"), DE, 0);
@@ -47,7 +48,8 @@ TEST(de, overflow)
 
 TEST(de, memory_divisor)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         r.r11 = r.rbx - 16;
@@ -88,7 +90,8 @@ static void step(struct regs *r, const u8 *code, unsigned limit)
 
 TEST(db, single_step)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rflags |= F_TF;
         r.rbx = at_cpl(cpl, buffer);
@@ -108,7 +111,8 @@ TEST(db, single_step)
 
 TEST(db, single_step_control_flow)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rflags |= F_TF;
         r.rcx = 3;
@@ -124,7 +128,8 @@ TEST(db, single_step_control_flow)
 TEST(db, single_step_string)
 {
     /* A repeated string instruction traps after each iteration (SDM vol. 3, 17.3.1.4). */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rflags |= F_TF;
         r.rcx = 5;
@@ -147,7 +152,8 @@ TEST(db, single_step_string)
 
 TEST(db, popf_sets_tf)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rax = F_TF | 2;
         u8 *code = SNIP("push %%rax\n\tpopf\n\tnop\n\tnop");
@@ -161,7 +167,8 @@ TEST(db, popf_sets_tf)
 
 TEST(db, popf_clears_tf)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rax = 2;
         r.rflags |= F_TF;
@@ -175,7 +182,8 @@ TEST(db, popf_clears_tf)
 TEST(db, int1)
 {
     TCG_SKIP("INT1 is #UD");
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP(".byte 0xf1");
         run_at(&r, code);
@@ -203,7 +211,8 @@ static void dr7_set(unsigned i, unsigned type, unsigned len)
 
 TEST(db, exec_breakpoint)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *at;
         u8 *code = SNIP_AT(at, "nop\n\tmov $1, %%eax\n662: mov $2, %%eax\n\tnop");
@@ -222,7 +231,8 @@ TEST(db, exec_breakpoint)
 
 TEST(db, exec_breakpoint_rf)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *at;
         u8 *code = SNIP_AT(at, "662: mov $2, %%eax\n\tmov $3, %%ecx");
@@ -241,7 +251,8 @@ TEST(db, exec_breakpoint_rf)
 
 TEST(db, exec_breakpoint_in_loop)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *at;
         u8 *code = SNIP_AT(at, "mov $1000, %%ecx\n1: add $1, %%rax\n\tdec %%ecx\n\tjnz 1b\n"
@@ -266,7 +277,8 @@ TEST(db, exec_breakpoint_in_loop)
 
 TEST(db, data_write_breakpoint)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         u8 *code = SNIP("mov 8(%%rbx), %%rax\n\tmov %%rax, (%%rbx)\n\tmov %%ecx, 8(%%rbx)\n\tnop");
@@ -285,7 +297,8 @@ TEST(db, data_write_breakpoint)
 
 TEST(db, data_rw_breakpoint)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         u8 *code = SNIP("mov 16(%%rbx), %%al\n\tmovzbl 11(%%rbx), %%edx\n\tnop");
@@ -303,7 +316,8 @@ TEST(db, data_rw_breakpoint)
 
 TEST(db, data_breakpoint_push)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP("nop\n\tpush %%rax\n\tnop");
         write_dr0(r.rsp - 8);
@@ -333,7 +347,8 @@ TEST(db, general_detect)
 
 TEST(bp, int3)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP("int3");
         run_at(&r, code);
@@ -361,7 +376,8 @@ TEST(bp, gate_dpl)
 
 TEST(bp, int_n)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         idt_default(0x41, 3, 1);
         u8 *code = SNIP("int $0x41");
@@ -387,7 +403,8 @@ TEST(bp, idt_limit)
     small = idtr;
     small.limit = 0x90 * 16 - 1;
     asm volatile("lidt %0" ::"m"(small));
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         fault(&r, SNIP("int $0x90"), GP, IDT_ERROR(0x90));
         fault(&r, SNIP("int $0xff"), GP, IDT_ERROR(0xff));
@@ -398,44 +415,44 @@ TEST(bp, idt_limit)
 /* -- #UD ---------------------------------------------------------------------------------------*/
 
 #define UD_CASES(r)                                                                                \
-    UDC(r, ".byte 0x0f, 0x0b");                   /* UD2 */                                        \
-    UDC(r, ".byte 0x0f, 0xff, 0xc0");             /* UD0 */                                        \
-    UDC(r, ".byte 0x0f, 0xb9, 0xc0");             /* UD1 */                                        \
-    UDC(r, ".byte 0x06");                         /* PUSH ES */                                    \
-    UDC(r, ".byte 0x0e");                         /* PUSH CS */                                    \
-    UDC(r, ".byte 0x07");                         /* POP ES */                                     \
-    UDC(r, ".byte 0x27");                         /* DAA */                                        \
-    UDC(r, ".byte 0x2f");                         /* DAS */                                        \
-    UDC(r, ".byte 0x37");                         /* AAA */                                        \
-    UDC(r, ".byte 0x3f");                         /* AAS */                                        \
-    UDC(r, ".byte 0x60");                         /* PUSHA */                                      \
-    UDC(r, ".byte 0x61");                         /* POPA */                                       \
-    UDC(r, ".byte 0x82, 0xc0, 0x01");             /* alias of 80 */                                \
-    UDC(r, ".byte 0x9a, 0, 0, 0, 0, 0, 0");       /* CALL far imm */                               \
-    UDC(r, ".byte 0xea, 0, 0, 0, 0, 0, 0");       /* JMP far imm */                                \
-    UDC(r, ".byte 0xce");                         /* INTO */                                       \
-    UDC(r, ".byte 0xd4, 0x0a");                   /* AAM */                                        \
-    UDC(r, ".byte 0xd5, 0x0a");                   /* AAD */                                        \
-    UDC(r, ".byte 0xd6");                         /* SALC */                                       \
-    UDC(r, ".byte 0xf0, 0x90");                   /* LOCK NOP */                                   \
-    UDC(r, ".byte 0xf0, 0x01, 0xc0");             /* LOCK ADD reg */                               \
-    UDC(r, ".byte 0xf0, 0x3b, 0x03");             /* LOCK CMP */                                   \
-    UDC(r, ".byte 0xf0, 0x03, 0x03");             /* LOCK ADD reg, mem */                          \
-    UDC(r, ".byte 0xff, 0xff");                   /* FF /7 */                                      \
-    UDC(r, ".byte 0xfe, 0xd0");                   /* FE /2 */                                      \
-    UDC(r, ".byte 0x8d, 0xc0");                   /* LEA reg, reg */                               \
-    UDC(r, ".byte 0x8e, 0xc8");                   /* MOV CS, ax */                                 \
-    UDC(r, ".byte 0x8e, 0xf0");                   /* MOV to segment 6 */                           \
-    UDC(r, ".byte 0x8c, 0xf0");                   /* MOV from segment 6 */                         \
+    UDC(r, ".byte 0x0f, 0x0b");             /* UD2 */                                              \
+    UDC(r, ".byte 0x0f, 0xff, 0xc0");       /* UD0 */                                              \
+    UDC(r, ".byte 0x0f, 0xb9, 0xc0");       /* UD1 */                                              \
+    UDC(r, ".byte 0x06");                   /* PUSH ES */                                          \
+    UDC(r, ".byte 0x0e");                   /* PUSH CS */                                          \
+    UDC(r, ".byte 0x07");                   /* POP ES */                                           \
+    UDC(r, ".byte 0x27");                   /* DAA */                                              \
+    UDC(r, ".byte 0x2f");                   /* DAS */                                              \
+    UDC(r, ".byte 0x37");                   /* AAA */                                              \
+    UDC(r, ".byte 0x3f");                   /* AAS */                                              \
+    UDC(r, ".byte 0x60");                   /* PUSHA */                                            \
+    UDC(r, ".byte 0x61");                   /* POPA */                                             \
+    UDC(r, ".byte 0x82, 0xc0, 0x01");       /* alias of 80 */                                      \
+    UDC(r, ".byte 0x9a, 0, 0, 0, 0, 0, 0"); /* CALL far imm */                                     \
+    UDC(r, ".byte 0xea, 0, 0, 0, 0, 0, 0"); /* JMP far imm */                                      \
+    UDC(r, ".byte 0xce");                   /* INTO */                                             \
+    UDC(r, ".byte 0xd4, 0x0a");             /* AAM */                                              \
+    UDC(r, ".byte 0xd5, 0x0a");             /* AAD */                                              \
+    UDC(r, ".byte 0xd6");                   /* SALC */                                             \
+    UDC(r, ".byte 0xf0, 0x90");             /* LOCK NOP */                                         \
+    UDC(r, ".byte 0xf0, 0x01, 0xc0");       /* LOCK ADD reg */                                     \
+    UDC(r, ".byte 0xf0, 0x3b, 0x03");       /* LOCK CMP */                                         \
+    UDC(r, ".byte 0xf0, 0x03, 0x03");       /* LOCK ADD reg, mem */                                \
+    UDC(r, ".byte 0xff, 0xff");             /* FF /7 */                                            \
+    UDC(r, ".byte 0xfe, 0xd0");             /* FE /2 */                                            \
+    UDC(r, ".byte 0x8d, 0xc0");             /* LEA reg, reg */                                     \
+    UDC(r, ".byte 0x8e, 0xc8");             /* MOV CS, ax */                                       \
+    UDC(r, ".byte 0x8e, 0xf0");             /* MOV to segment 6 */                                 \
+    UDC(r, ".byte 0x8c, 0xf0");             /* MOV from segment 6 */                               \
     UDC(r, ".byte 0x0f, 0x04");                                                                    \
     UDC(r, ".byte 0x0f, 0x0a");                                                                    \
     UDC(r, ".byte 0x0f, 0x24, 0xc0");                                                              \
     UDC(r, ".byte 0x0f, 0x36");                                                                    \
-    UDC(r, ".byte 0x0f, 0xba, 0xc0, 0x01");       /* BA /0 */                                      \
-    UDC(r, ".byte 0x0f, 0xc7, 0x08 + 0xc0");      /* CMPXCHG8B reg */                              \
-    UDC(r, ".byte 0x0f, 0xc7, 0x03");             /* C7 /0 mem */                                  \
-    UDC(r, ".byte 0x0f, 0x01, 0xd0 + 4");         /* VMFUNC */                                     \
-    UDC(r, ".byte 0x0f, 0xaa")                    /* RSM */
+    UDC(r, ".byte 0x0f, 0xba, 0xc0, 0x01");  /* BA /0 */                                           \
+    UDC(r, ".byte 0x0f, 0xc7, 0x08 + 0xc0"); /* CMPXCHG8B reg */                                   \
+    UDC(r, ".byte 0x0f, 0xc7, 0x03");        /* C7 /0 mem */                                       \
+    UDC(r, ".byte 0x0f, 0x01, 0xd0 + 4");    /* VMFUNC */                                          \
+    UDC(r, ".byte 0x0f, 0xaa")               /* RSM */
 
 TEST(ud, invalid_opcodes)
 {
@@ -671,7 +688,8 @@ TEST(nm, clts_then_resume)
 
 TEST(df, contributory)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rax = NONCANON;
         idt_set(GP, (void *)0, SEL_KCODE, 1, 0x0e); /* not present: #NP during delivery of #GP */
@@ -687,7 +705,8 @@ TEST(df, contributory)
 
 TEST(df, page_fault_in_page_fault)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u64 saved = tss.ist[1];
         r.rbx = UVA;
@@ -703,7 +722,8 @@ TEST(df, page_fault_in_page_fault)
 TEST(df, benign_is_serial)
 {
     /* A fault while a benign one (#UD) is delivered replaces it: no double fault. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         idt_set(UD, (void *)0, SEL_KCODE, 1, 0x0e);
         run_at(&r, SNIP("ud2"));
@@ -714,7 +734,8 @@ TEST(df, benign_is_serial)
 
 TEST(df, software_interrupt_fault_is_not_ext)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         idt_set(0x42, (void *)0, SEL_KCODE, 1, 0x6e);
         fault(&r, SNIP("int $0x42"), NP, IDT_ERROR(0x42));
@@ -722,12 +743,14 @@ TEST(df, software_interrupt_fault_is_not_ext)
     }
 }
 
-/* -- #NP, #SS, #GP through segments --------------------------------------------------------------*/
+/* -- #NP, #SS, #GP through segments
+ * --------------------------------------------------------------*/
 
 TEST(np, segments)
 {
     gdt[SEL_FREE / 8] = DESC(0, 0xfffff, 0x73, 0xc); /* data, DPL 3, not present */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rax = SEL_FREE | 3;
         fault(&r, SNIP("mov %%eax, %%ds"), NP, SEL_FREE);
@@ -742,7 +765,8 @@ TEST(np, segments)
 
 TEST(np, far_jump)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         gdt[SEL_FREE / 8] = DESC(0, 0xfffff, 0x1b | cpl << 5, 0xa);
         r.rbx = at_cpl(cpl, buffer);
@@ -755,7 +779,8 @@ TEST(np, far_jump)
 
 TEST(ss, noncanonical)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbp = NONCANON;
         r.r10 = 8;
@@ -790,7 +815,8 @@ TEST(ss, noncanonical)
 
 TEST(gp, noncanonical)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rax = NONCANON;
         r.rbx = 0xffff7fffffffffff;
@@ -821,7 +847,8 @@ TEST(gp, noncanonical)
 TEST(gp, canonical_boundary)
 {
     TCG_SKIP("canonicality is checked for the first byte only");
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.r12 = 0x7ffffffffffe; /* the last byte of the access is not canonical */
         map_new(0x7ffffffff000, PG_URW);
@@ -832,7 +859,8 @@ TEST(gp, canonical_boundary)
 
 TEST(gp, noncanonical_branches)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         TCG_SKIP("near branches to non-canonical addresses fault at the target");
         r.rax = NONCANON;
@@ -902,7 +930,8 @@ TEST(gp, smap_insns_at_cpl3)
 
 TEST(gp, too_long)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         done(&r, SNIP(".rept 14\n.byte 0x66\n.endr\n\tnop")); /* 15 bytes */
         FAULTC(r, ".rept 15\n.byte 0x66\n.endr\n\tnop", GP, 0);
@@ -912,7 +941,8 @@ TEST(gp, too_long)
 
 TEST(gp, unaligned_sse)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer) + 8;
         r.r11 = at_cpl(cpl, buffer) + 1;
@@ -942,7 +972,8 @@ TEST(gp, cmpxchg16b_alignment)
 {
     if (!feat.cx16)
         SKIP("no CMPXCHG16B");
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rsi = at_cpl(cpl, buffer) + 8;
         FAULTC(r, "cmpxchg16b (%%rsi)", GP, 0);
@@ -955,7 +986,8 @@ TEST(gp, segment_loads)
     gdt[SEL_FREE / 8] = DESC(0, 0xfffff, 0xf9, 0xa);     /* execute-only code, DPL 3 */
     gdt[SEL_FREE / 8 + 1] = DESC(0, 0xfffff, 0x82, 0);   /* system descriptor */
     gdt[SEL_FREE / 8 + 2] = DESC(0, 0xfffff, 0xf1, 0xc); /* read-only data, DPL 3 */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rax = SEL_FREE | 3;
         FAULTC(r, "mov %%eax, %%ds", GP, SEL_FREE);
@@ -1055,8 +1087,8 @@ TEST(gp, msrs)
         FAULTC(r, "wrmsr", GP, 0);
         r.rcx = MSR_PAT, r.rax = 0x00070402, r.rdx = 0; /* memory type 2 is reserved */
         FAULTC(r, "wrmsr", GP, 0);
-        static const u32 addresses[] = {MSR_FS_BASE, MSR_GS_BASE, MSR_KGS, MSR_LSTAR, MSR_CSTAR,
-                                        MSR_SYSENTER_EIP, MSR_SYSENTER_ESP};
+        static const u32 addresses[] = {MSR_FS_BASE, MSR_GS_BASE,      MSR_KGS,         MSR_LSTAR,
+                                        MSR_CSTAR,   MSR_SYSENTER_EIP, MSR_SYSENTER_ESP};
         for (unsigned i = 0; i < 7; i++) {
             r.rcx = addresses[i], r.rax = 0, r.rdx = NONCANON >> 32;
             context("non-canonical to MSR 0x%x", addresses[i]);
@@ -1101,7 +1133,8 @@ TEST(gp, cs_load_types)
     }
 }
 
-/* -- #PF: see also paging.c ----------------------------------------------------------------------*/
+/* -- #PF: see also paging.c
+ * ----------------------------------------------------------------------*/
 
 #define PFC(r, text, err, addr)                                                                    \
     do {                                                                                           \
@@ -1390,11 +1423,13 @@ TEST(pf, smap_implicit)
     asm volatile("lldt %w0" ::"r"(0));
 }
 
-/* -- #MF, #XM, #AC -------------------------------------------------------------------------------*/
+/* -- #MF, #XM, #AC
+ * -------------------------------------------------------------------------------*/
 
 TEST(mf, pending_exception)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         *(u16 *)buffer = 0x037b; /* zero-divide unmasked */
@@ -1455,7 +1490,8 @@ TEST(mf, ne_clear_masks_through_ferr)
 
 TEST(xm, unmasked)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         *(u32 *)buffer = 0x1d80; /* zero-divide unmasked */
@@ -1485,7 +1521,8 @@ TEST(xm, unmasked)
 TEST(xm, memory_operand)
 {
     TCG_SKIP("SSE exceptions are never raised");
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         *(u32 *)buffer = 0x1d80;
@@ -1529,7 +1566,8 @@ TEST(ac, alignment_check)
     done(&r, SNIP("mov (%%rbx), %%eax"));
 }
 
-/* -- Delivery itself -----------------------------------------------------------------------------*/
+/* -- Delivery itself
+ * -----------------------------------------------------------------------------*/
 
 TEST(deliver, stack_frame_same_level)
 {
@@ -1538,8 +1576,9 @@ TEST(deliver, stack_frame_same_level)
         struct regs r = regs_for(0);
         context("rsp %% 16 = %u", misalign);
         r.rsp -= misalign;
-        idt_set(0x42, SNIP("mov %%rsp, %%rax\n\tmov 24(%%rsp), %%rcx\n\tmov (%%rsp), %%rdx\n\t"
-                           "mov 8(%%rsp), %%rsi\n\tmov 32(%%rsp), %%rdi"),
+        idt_set(0x42,
+                SNIP("mov %%rsp, %%rax\n\tmov 24(%%rsp), %%rcx\n\tmov (%%rsp), %%rdx\n\t"
+                     "mov 8(%%rsp), %%rsi\n\tmov 32(%%rsp), %%rdi"),
                 SEL_KCODE, 0, 0x8e);
         u8 *code = SNIP("int $0x42");
         done(&r, code);
@@ -1554,8 +1593,9 @@ TEST(deliver, stack_frame_same_level)
 TEST(deliver, stack_switch)
 {
     struct regs r = regs_for(3);
-    idt_set(0x42, SNIP("mov %%rsp, %%rax\n\tmov 24(%%rsp), %%rcx\n\tmov %%ss, %%edx\n\t"
-                       "mov 32(%%rsp), %%rdi\n\tmov %%cs, %%esi"),
+    idt_set(0x42,
+            SNIP("mov %%rsp, %%rax\n\tmov 24(%%rsp), %%rcx\n\tmov %%ss, %%edx\n\t"
+                 "mov 32(%%rsp), %%rdi\n\tmov %%cs, %%esi"),
             SEL_KCODE, 0, 0xee);
     done(&r, SNIP("int $0x42"));
     EQ(T.r.rax, tss.rsp[0] - 40);

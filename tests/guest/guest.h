@@ -42,26 +42,70 @@ struct isr_frame {
 extern struct trap T; /* what ended the last run() */
 
 enum {
-    DE = 0, DB = 1, NMI = 2, BP = 3, OF = 4, BR = 5, UD = 6, NM = 7, DF = 8, TS = 10, NP = 11,
-    SS = 12, GP = 13, PF = 14, MF = 16, AC = 17, XM = 19, DONE = 0x80,
+    DE = 0,
+    DB = 1,
+    NMI = 2,
+    BP = 3,
+    OF = 4,
+    BR = 5,
+    UD = 6,
+    NM = 7,
+    DF = 8,
+    TS = 10,
+    NP = 11,
+    SS = 12,
+    GP = 13,
+    PF = 14,
+    MF = 16,
+    AC = 17,
+    XM = 19,
+    DONE = 0x80,
 };
 enum { PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_I = 16 };
 
 enum {
-    F_CF = 1, F_PF = 4, F_AF = 0x10, F_ZF = 0x40, F_SF = 0x80, F_TF = 0x100, F_IF = 0x200,
-    F_DF = 0x400, F_OF = 0x800, F_IOPL = 0x3000, F_NT = 0x4000, F_RF = 0x10000, F_VM = 0x20000,
-    F_AC = 0x40000, F_VIF = 0x80000, F_VIP = 0x100000, F_ID = 0x200000, F_ARITH = 0x8d5,
+    F_CF = 1,
+    F_PF = 4,
+    F_AF = 0x10,
+    F_ZF = 0x40,
+    F_SF = 0x80,
+    F_TF = 0x100,
+    F_IF = 0x200,
+    F_DF = 0x400,
+    F_OF = 0x800,
+    F_IOPL = 0x3000,
+    F_NT = 0x4000,
+    F_RF = 0x10000,
+    F_VM = 0x20000,
+    F_AC = 0x40000,
+    F_VIF = 0x80000,
+    F_VIP = 0x100000,
+    F_ID = 0x200000,
+    F_ARITH = 0x8d5,
 };
 
 /* Selectors (GDT layout in lib.c). */
 enum {
-    SEL_K32 = 0x08, SEL_KCODE = 0x10, SEL_KDATA = 0x18, SEL_UCODE32 = 0x20, SEL_UDATA = 0x28,
-    SEL_UCODE = 0x30, SEL_TSS = 0x38, SEL_LDT = 0x48, SEL_SYSENTER = 0x58, SEL_FREE = 0x90,
+    SEL_K32 = 0x08,
+    SEL_KCODE = 0x10,
+    SEL_KDATA = 0x18,
+    SEL_UCODE32 = 0x20,
+    SEL_UDATA = 0x28,
+    SEL_UCODE = 0x30,
+    SEL_TSS = 0x38,
+    SEL_LDT = 0x48,
+    SEL_SYSENTER = 0x58,
+    SEL_FREE = 0x90,
 };
 
 enum {
-    MSR_APIC_BASE = 0x1b, MSR_SYSENTER_CS = 0x174, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP,
-    MSR_PAT = 0x277, MSR_TSC_DEADLINE = 0x6e0, MSR_XSS = 0xda0,
+    MSR_APIC_BASE = 0x1b,
+    MSR_SYSENTER_CS = 0x174,
+    MSR_SYSENTER_ESP,
+    MSR_SYSENTER_EIP,
+    MSR_PAT = 0x277,
+    MSR_TSC_DEADLINE = 0x6e0,
+    MSR_XSS = 0xda0,
 };
 #define MSR_EFER    0xc0000080u
 #define MSR_STAR    0xc0000081u
@@ -73,16 +117,16 @@ enum {
 #define MSR_KGS     0xc0000102u
 #define MSR_TSC_AUX 0xc0000103u
 
-#define CR0_PE 1u
-#define CR0_MP 2u
-#define CR0_EM 4u
-#define CR0_TS 8u
-#define CR0_NE 0x20u
-#define CR0_WP 0x10000u
-#define CR0_AM 0x40000u
-#define CR0_NW 0x20000000u
-#define CR0_CD 0x40000000u
-#define CR0_PG 0x80000000u
+#define CR0_PE         1u
+#define CR0_MP         2u
+#define CR0_EM         4u
+#define CR0_TS         8u
+#define CR0_NE         0x20u
+#define CR0_WP         0x10000u
+#define CR0_AM         0x40000u
+#define CR0_NW         0x20000000u
+#define CR0_CD         0x40000000u
+#define CR0_PG         0x80000000u
 #define CR4_TSD        (1u << 2)
 #define CR4_DE         (1u << 3)
 #define CR4_PAE        (1u << 5)
@@ -99,7 +143,7 @@ enum {
 #define CR4_SMAP       (1u << 21)
 
 /* Addresses.  The kernel is identity mapped; CPL 3 sees it USER_OFFSET higher. */
-#define USER_OFFSET 0x40000000ul /* below 2 GiB: 32-bit addresses reach it */
+#define USER_OFFSET 0x40000000ul         /* below 2 GiB: 32-bit addresses reach it */
 #define UVA         0x0000100000000000ul /* a PML4 slot for tests, lower half */
 #define UVA2        0x0000108000000000ul /* the slot after it */
 #define KVA         0xffffc00000000000ul /* a PML4 slot for tests, upper half */
@@ -123,10 +167,18 @@ bool check_eq(const char *what, u64 got, u64 want);
 #define CHECK(cond)   check_eq(#cond, !!(cond), 1)
 /* Text put in front of the messages of the following checks (for loops over cases). */
 void context(const char *fmt, ...);
-#define SKIP(reason)  do { skip_reason = (reason); return; } while (0)
+#define SKIP(reason)                                                                               \
+    do {                                                                                           \
+        skip_reason = (reason);                                                                    \
+        return;                                                                                    \
+    } while (0)
 extern const char *skip_reason;
 /* Checks that QEMU's TCG (7.2) is known to get wrong; the reason is printed with the result. */
-#define TCG_SKIP(reason) do { if (on_tcg) SKIP("QEMU TCG: " reason); } while (0)
+#define TCG_SKIP(reason)                                                                           \
+    do {                                                                                           \
+        if (on_tcg)                                                                                \
+            SKIP("QEMU TCG: " reason);                                                             \
+    } while (0)
 extern bool on_tcg;
 
 /* -- Output ----------------------------------------------------------------------------------- */
@@ -140,7 +192,8 @@ void print(const char *fmt, ...); /* %s %c %d %u %x %lx (64 bit); width and zero
     ({                                                                                             \
         u8 *snip_;                                                                                 \
         asm volatile(".pushsection .snippets,\"awx\"\n661:\n" text "\n\tint $0x80\n.popsection\n"  \
-                     "\tlea 661b(%%rip), %0" : "=r"(snip_));                                       \
+                     "\tlea 661b(%%rip), %0"                                                       \
+                     : "=r"(snip_));                                                               \
         snip_;                                                                                     \
     })
 /* The same; the text contains the label 662, whose address goes to `at`. */
@@ -148,7 +201,8 @@ void print(const char *fmt, ...); /* %s %c %d %u %x %lx (64 bit); width and zero
     ({                                                                                             \
         u8 *snip_;                                                                                 \
         asm volatile(".pushsection .snippets,\"awx\"\n661:\n" text "\n\tint $0x80\n.popsection\n"  \
-                     "\tlea 661b(%%rip), %0\n\tlea 662b(%%rip), %1" : "=r"(snip_), "=r"(at));      \
+                     "\tlea 661b(%%rip), %0\n\tlea 662b(%%rip), %1"                                \
+                     : "=r"(snip_), "=r"(at));                                                     \
         snip_;                                                                                     \
     })
 
@@ -199,30 +253,30 @@ extern struct tss tss;
 void idt_set(unsigned vector, void *handler, unsigned sel, unsigned ist, unsigned type_dpl_p);
 void idt_default(unsigned vector, unsigned dpl, unsigned ist);
 #define DESC(base, limit, access, flags)                                                           \
-    (((u64)(limit) & 0xffff) | ((u64)(base) & 0xffffff) << 16 | (u64)(access) << 40 |              \
+    (((u64)(limit)&0xffff) | ((u64)(base)&0xffffff) << 16 | (u64)(access) << 40 |                  \
      ((u64)(limit) >> 16 & 0xf) << 48 | (u64)(flags) << 52 | ((u64)(base) >> 24 & 0xff) << 56)
 
 /* -- Paging ----------------------------------------------------------------------------------- */
-#define PG_P     1ul
-#define PG_W     2ul
-#define PG_U     4ul
-#define PG_PWT   8ul
-#define PG_PCD   0x10ul
-#define PG_A     0x20ul
-#define PG_D     0x40ul
-#define PG_PS    0x80ul
-#define PG_G     0x100ul
-#define PG_NX    (1ul << 63)
-#define PG_ADDR  0x000ffffffffff000ul
-#define PG_KRW   (PG_P | PG_W)
-#define PG_URW   (PG_P | PG_W | PG_U)
+#define PG_P    1ul
+#define PG_W    2ul
+#define PG_U    4ul
+#define PG_PWT  8ul
+#define PG_PCD  0x10ul
+#define PG_A    0x20ul
+#define PG_D    0x40ul
+#define PG_PS   0x80ul
+#define PG_G    0x100ul
+#define PG_NX   (1ul << 63)
+#define PG_ADDR 0x000ffffffffff000ul
+#define PG_KRW  (PG_P | PG_W)
+#define PG_URW  (PG_P | PG_W | PG_U)
 extern u64 *pml4;
-u64 page_alloc(void);                             /* a zeroed page, freed at the test's end */
-u64 page_alloc_2m(void);                          /* 2 MiB, aligned, not zeroed */
-u64 *pte_at(u64 va, unsigned level);              /* 1 = PTE .. 4 = PML4E; makes tables */
-void map(u64 va, u64 pa, u64 flags);              /* 4 KiB, tables with all rights; INVLPG */
+u64 page_alloc(void);                /* a zeroed page, freed at the test's end */
+u64 page_alloc_2m(void);             /* 2 MiB, aligned, not zeroed */
+u64 *pte_at(u64 va, unsigned level); /* 1 = PTE .. 4 = PML4E; makes tables */
+void map(u64 va, u64 pa, u64 flags); /* 4 KiB, tables with all rights; INVLPG */
 void map_level(u64 va, u64 pa, u64 flags, unsigned level);
-u64 map_new(u64 va, u64 flags);                   /* a new page; returns its PA */
+u64 map_new(u64 va, u64 flags); /* a new page; returns its PA */
 void unmap(u64 va);
 
 /* -- CPU -------------------------------------------------------------------------------------- */
@@ -232,7 +286,8 @@ struct cpuid_regs {
 static inline struct cpuid_regs cpuid(u32 leaf, u32 sub)
 {
     struct cpuid_regs r;
-    asm volatile("cpuid" : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx)
+    asm volatile("cpuid"
+                 : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx)
                  : "0"(leaf), "2"(sub));
     return r;
 }
@@ -254,7 +309,10 @@ extern struct features feat;
         asm volatile("mov %%cr" #n ", %0" : "=r"(v)::"memory");                                    \
         return v;                                                                                  \
     }                                                                                              \
-    static inline void write_cr##n(u64 v) { asm volatile("mov %0, %%cr" #n ::"r"(v) : "memory"); }
+    static inline void write_cr##n(u64 v)                                                          \
+    {                                                                                              \
+        asm volatile("mov %0, %%cr" #n ::"r"(v) : "memory");                                       \
+    }
 DEFINE_CR(0)
 DEFINE_CR(2)
 DEFINE_CR(3)
@@ -267,7 +325,10 @@ DEFINE_CR(8)
         asm volatile("mov %%dr" #n ", %0" : "=r"(v)::"memory");                                    \
         return v;                                                                                  \
     }                                                                                              \
-    static inline void write_dr##n(u64 v) { asm volatile("mov %0, %%dr" #n ::"r"(v) : "memory"); }
+    static inline void write_dr##n(u64 v)                                                          \
+    {                                                                                              \
+        asm volatile("mov %0, %%dr" #n ::"r"(v) : "memory");                                       \
+    }
 DEFINE_DR(0)
 DEFINE_DR(1)
 DEFINE_DR(2)
@@ -300,17 +361,32 @@ static inline void xsetbv(u32 i, u64 v)
 {
     asm volatile("xsetbv" ::"c"(i), "a"((u32)v), "d"((u32)(v >> 32)));
 }
-static inline void invlpg(u64 va) { asm volatile("invlpg (%0)" ::"r"(va) : "memory"); }
+static inline void invlpg(u64 va)
+{
+    asm volatile("invlpg (%0)" ::"r"(va) : "memory");
+}
 static inline u8 inb(u16 port)
 {
     u8 v;
     asm volatile("inb %w1, %b0" : "=a"(v) : "Nd"(port));
     return v;
 }
-static inline void outb(u16 port, u8 v) { asm volatile("outb %b0, %w1" ::"a"(v), "Nd"(port)); }
-static inline void outw(u16 port, u16 v) { asm volatile("outw %w0, %w1" ::"a"(v), "Nd"(port)); }
-static inline void sti(void) { asm volatile("sti" ::: "memory"); }
-static inline void cli(void) { asm volatile("cli" ::: "memory"); }
+static inline void outb(u16 port, u8 v)
+{
+    asm volatile("outb %b0, %w1" ::"a"(v), "Nd"(port));
+}
+static inline void outw(u16 port, u16 v)
+{
+    asm volatile("outw %w0, %w1" ::"a"(v), "Nd"(port));
+}
+static inline void sti(void)
+{
+    asm volatile("sti" ::: "memory");
+}
+static inline void cli(void)
+{
+    asm volatile("cli" ::: "memory");
+}
 
 #define DEFAULT_CR0 (CR0_PG | CR0_WP | CR0_NE | 0x10 | CR0_MP | CR0_PE)
 extern u64 default_cr4; /* PAE, OSFXSR, OSXMMEXCPT, OSXSAVE where it exists */
@@ -318,13 +394,32 @@ extern u64 default_cr4; /* PAE, OSFXSR, OSXMMEXCPT, OSXSAVE where it exists */
 /* -- Interrupt hardware (irq.c) --------------------------------------------------------------- */
 #define APIC_BASE 0xfee00000ul
 enum {
-    APIC_ID = 0x20, APIC_VERSION = 0x30, APIC_TPR = 0x80, APIC_PPR = 0xa0, APIC_EOI = 0xb0,
-    APIC_SVR = 0xf0, APIC_ISR = 0x100, APIC_IRR = 0x200, APIC_ICR = 0x300, APIC_ICR2 = 0x310,
-    APIC_LVTT = 0x320, APIC_LVT0 = 0x350, APIC_LVT1 = 0x360, APIC_LVTE = 0x370, APIC_TICR = 0x380,
-    APIC_TCCR = 0x390, APIC_TDCR = 0x3e0,
+    APIC_ID = 0x20,
+    APIC_VERSION = 0x30,
+    APIC_TPR = 0x80,
+    APIC_PPR = 0xa0,
+    APIC_EOI = 0xb0,
+    APIC_SVR = 0xf0,
+    APIC_ISR = 0x100,
+    APIC_IRR = 0x200,
+    APIC_ICR = 0x300,
+    APIC_ICR2 = 0x310,
+    APIC_LVTT = 0x320,
+    APIC_LVT0 = 0x350,
+    APIC_LVT1 = 0x360,
+    APIC_LVTE = 0x370,
+    APIC_TICR = 0x380,
+    APIC_TCCR = 0x390,
+    APIC_TDCR = 0x3e0,
 };
-static inline u32 apic_read(unsigned reg) { return *(volatile u32 *)(APIC_BASE + reg); }
-static inline void apic_write(unsigned reg, u32 v) { *(volatile u32 *)(APIC_BASE + reg) = v; }
+static inline u32 apic_read(unsigned reg)
+{
+    return *(volatile u32 *)(APIC_BASE + reg);
+}
+static inline void apic_write(unsigned reg, u32 v)
+{
+    *(volatile u32 *)(APIC_BASE + reg) = v;
+}
 void apic_enable(void);
 void apic_timer_oneshot(unsigned vector, u32 count);
 void apic_timer_periodic(unsigned vector, u32 count);

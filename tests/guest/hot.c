@@ -23,13 +23,16 @@ TEST(hot, walk_off_the_mapping)
     /* A pointer that walks into an unmapped page: the fault comes at exactly that element. */
     for (unsigned i = 0; i < 40; i++)
         map_new(UVA + i * 4096ul, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 u = cpl ? PF_U : 0;
         u8 *load = SNIP("1: add (%%rbx), %%rax\n\tadd $8, %%rbx\n\tdec %%rcx\n\tjnz 1b");
         u8 *store = SNIP("1: mov %%rcx, (%%rbx)\n\tadd $8, %%rbx\n\tdec %%rcx\n\tjnz 1b");
         u8 *down = SNIP("1: mov %%rcx, -8(%%rbx)\n\tsub $8, %%rbx\n\tdec %%rcx\n\tjnz 1b");
-        u8 *push = SNIP("mov %%rsp, %%r8\n\tmov %%rbx, %%rsp\n1: push %%rcx\n\tdec %%rcx\n\tjnz 1b\n\tmov %%r8, %%rsp");
-        u8 *pop = SNIP("mov %%rsp, %%r8\n\tmov %%rbx, %%rsp\n1: pop %%rdx\n\tadd %%rdx, %%rax\n\tdec %%rcx\n\tjnz 1b\n\t"
+        u8 *push = SNIP("mov %%rsp, %%r8\n\tmov %%rbx, %%rsp\n1: push %%rcx\n\tdec %%rcx\n\tjnz "
+                        "1b\n\tmov %%r8, %%rsp");
+        u8 *pop = SNIP("mov %%rsp, %%r8\n\tmov %%rbx, %%rsp\n1: pop %%rdx\n\tadd %%rdx, "
+                       "%%rax\n\tdec %%rcx\n\tjnz 1b\n\t"
                        "mov %%r8, %%rsp");
         for (unsigned round = 0; round < 3; round++) {
             struct regs r = regs_for(cpl);
@@ -73,10 +76,12 @@ TEST(hot, pml4_slot_boundary)
     /* UVA2 begins the 512 GiB after UVA's.  Accesses over the boundary, and displacements, indexes
      * and stacks that reach from one side to the other. */
     u64 a = map_new(UVA2 - 4096, PG_URW), b = map_new(UVA2, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
-        u8 *straddle = SNIP("1: mov (%%rbx), %%rax\n\tadd $1, %%rax\n\tmov %%rax, (%%rbx)\n\tlock incq (%%rbx)\n\t"
-                            "dec %%rcx\n\tjnz 1b");
+        u8 *straddle = SNIP(
+            "1: mov (%%rbx), %%rax\n\tadd $1, %%rax\n\tmov %%rax, (%%rbx)\n\tlock incq (%%rbx)\n\t"
+            "dec %%rcx\n\tjnz 1b");
         warm(&r, straddle, UVA2 - 512);
         *(u64 *)(a + 4088) = 0, *(u64 *)b = 0;
         r.rbx = UVA2 - 3, r.rcx = 1000;
@@ -87,9 +92,11 @@ TEST(hot, pml4_slot_boundary)
         memcpy(bytes + 3, (u8 *)b, 5);
         memcpy(&v, bytes, 8);
         EQ(v, 2000);
-        u8 *reach = SNIP("1: mov 0x100(%%rbx), %%rax\n\tadd $1, %%rax\n\tmov %%rax, 0x100(%%rbx)\n\t"
-                         "incq -0x200(%%rdi)\n\tmov $0x40, %%edx\n\tincq 0x100(%%rbx,%%rdx,8)\n\tmov $-0x40, %%rdx\n\t"
-                         "incq (%%rdi,%%rdx,8)\n\tdec %%rcx\n\tjnz 1b");
+        u8 *reach =
+            SNIP("1: mov 0x100(%%rbx), %%rax\n\tadd $1, %%rax\n\tmov %%rax, 0x100(%%rbx)\n\t"
+                 "incq -0x200(%%rdi)\n\tmov $0x40, %%edx\n\tincq 0x100(%%rbx,%%rdx,8)\n\tmov "
+                 "$-0x40, %%rdx\n\t"
+                 "incq (%%rdi,%%rdx,8)\n\tdec %%rcx\n\tjnz 1b");
         r.rbx = UVA2 - 0x80, r.rdi = UVA2 + 0x80, r.rcx = WARM;
         memset((u8 *)a, 0, 4096);
         memset((u8 *)b, 0, 4096);
@@ -98,10 +105,13 @@ TEST(hot, pml4_slot_boundary)
         EQ(*(u64 *)(a + 4096 - 0x180), 2 * WARM);
         EQ(*(u64 *)(b + 0x280), WARM);
         /* the stack crosses it */
-        u8 *stack = SNIP("mov %%rsp, %%r8\n\tmov %%rbx, %%rsp\n"
-                         "1: push %%rcx\n\tpush $1\n\tpush $2\n\tcall 2f\n\tpop %%rax\n\tpop %%rax\n\tpop %%rdx\n\t"
-                         "add %%rdx, %%r9\n\tdec %%rcx\n\tjnz 1b\n\tjmp 3f\n2: sub $64, %%rsp\n\tmov %%rcx, 24(%%rsp)\n\t"
-                         "mov 24(%%rsp), %%r10\n\tadd %%r10, %%r9\n\tadd $64, %%rsp\n\tret\n3: mov %%r8, %%rsp");
+        u8 *stack = SNIP(
+            "mov %%rsp, %%r8\n\tmov %%rbx, %%rsp\n"
+            "1: push %%rcx\n\tpush $1\n\tpush $2\n\tcall 2f\n\tpop %%rax\n\tpop %%rax\n\tpop "
+            "%%rdx\n\t"
+            "add %%rdx, %%r9\n\tdec %%rcx\n\tjnz 1b\n\tjmp 3f\n2: sub $64, %%rsp\n\tmov %%rcx, "
+            "24(%%rsp)\n\t"
+            "mov 24(%%rsp), %%r10\n\tadd %%r10, %%r9\n\tadd $64, %%rsp\n\tret\n3: mov %%r8, %%rsp");
         for (unsigned off = 0; off < 64; off += 8) {
             r.rbx = UVA2 + off, r.rcx = 3000, r.r9 = 0;
             done(&r, stack);
@@ -128,18 +138,20 @@ TEST(hot, ends_of_the_address_space)
     u64 low = map_new(0x7ffffffff000, PG_URW);
     map_new(0xffff800000000000, PG_URW);
     u64 top = map_new(0xfffffffffffff000, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP("1: incq (%%rbx)\n\tdec %%rcx\n\tjnz 1b");
-        static const u64 good[] = {0x7ffffffff000, 0x7ffffffffff8, 0xffff800000000000,
+        static const u64 good[] = {0x7ffffffff000,     0x7ffffffffff8,     0xffff800000000000,
                                    0xffff800000000ff8, 0xfffffffffffff000, 0xfffffffffffffff8};
         for (unsigned i = 0; i < 6; i++) {
             context("cpl %u, 0x%lx", cpl, good[i]);
             r.rbx = good[i], r.rcx = WARM / 4;
             done(&r, code);
         }
-        static const u64 bad[] = {0x800000000000, 0x800000000ff8, 0xffff7ffffffffff8, 0xffff7ffffffffffc,
-                                  0x8000000000000000, 0x0001000000000000, 0x1000ffffff000};
+        static const u64 bad[] = {0x800000000000,     0x800000000ff8,     0xffff7ffffffffff8,
+                                  0xffff7ffffffffffc, 0x8000000000000000, 0x0001000000000000,
+                                  0x1000ffffff000};
         for (unsigned i = 0; i < 7; i++) {
             if (on_tcg && (bad[i] & 7)) /* only the first byte is looked at: the same here */
                 continue;
@@ -170,24 +182,34 @@ TEST(hot, stack_pointer_games)
         map_new(UVA + i * 4096, PG_URW);
         map_new(KVA + i * 4096, PG_URW);
     }
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.r8 = UVA + 0x4000, r.r9 = KVA + 0x4000, r.rcx = WARM, r.rax = 0;
         r.rdi = r.rsp;
-        done(&r, SNIP("1: mov %%r8, %%rsp\n\tpush %%rcx\n\tmov %%r9, %%rsp\n\tpush %%rcx\n\tpop %%rdx\n\tadd %%rdx, %%rax\n\t"
-                      "mov %%r8, %%rsp\n\tmov -8(%%rsp), %%rdx\n\tsub %%rdx, %%rax\n\tlea -0x1000(%%rsp), %%rsp\n\t"
-                      "push %%rsp\n\tpop %%rdx\n\tadd $0x1000, %%rdx\n\tcmp %%rdx, %%r8\n\tjne 9f\n\t"
-                      "mov %%rsp, %%rbp\n\tand $-64, %%rsp\n\tsub $0x800, %%rsp\n\tmovq $7, 0x10(%%rsp)\n\t"
-                      "addq $1, 0x10(%%rsp)\n\tmov %%rbp, %%rsp\n\tmov -0x7f0(%%rsp), %%rdx\n\tadd %%rdx, %%rax\n\t"
-                      "xchg %%rsp, %%r9\n\txchg %%rsp, %%r9\n\tdec %%rcx\n\tjnz 1b\n9: mov %%rdi, %%rsp"));
+        done(&r,
+             SNIP("1: mov %%r8, %%rsp\n\tpush %%rcx\n\tmov %%r9, %%rsp\n\tpush %%rcx\n\tpop "
+                  "%%rdx\n\tadd %%rdx, %%rax\n\t"
+                  "mov %%r8, %%rsp\n\tmov -8(%%rsp), %%rdx\n\tsub %%rdx, %%rax\n\tlea "
+                  "-0x1000(%%rsp), %%rsp\n\t"
+                  "push %%rsp\n\tpop %%rdx\n\tadd $0x1000, %%rdx\n\tcmp %%rdx, %%r8\n\tjne 9f\n\t"
+                  "mov %%rsp, %%rbp\n\tand $-64, %%rsp\n\tsub $0x800, %%rsp\n\tmovq $7, "
+                  "0x10(%%rsp)\n\t"
+                  "addq $1, 0x10(%%rsp)\n\tmov %%rbp, %%rsp\n\tmov -0x7f0(%%rsp), %%rdx\n\tadd "
+                  "%%rdx, %%rax\n\t"
+                  "xchg %%rsp, %%r9\n\txchg %%rsp, %%r9\n\tdec %%rcx\n\tjnz 1b\n9: mov %%rdi, "
+                  "%%rsp"));
         EQ(T.r.rcx, 0);
         EQ(T.r.rax, 8 * WARM);
         /* a stack pointer to nowhere is no fault until it is used */
         r.rcx = 5000, r.rax = 0;
-        done(&r, SNIP("1: mov $0x123456789abcdef0, %%rsp\n\tmov %%rsp, %%rdx\n\tadd $16, %%rsp\n\tsub %%rdx, %%rsp\n\t"
-                      "add %%rsp, %%rax\n\tmov %%r8, %%rsp\n\tpush %%rcx\n\tpop %%rcx\n\tdec %%rcx\n\tjnz 1b\n\tmov %%rdi, %%rsp"));
+        done(&r, SNIP("1: mov $0x123456789abcdef0, %%rsp\n\tmov %%rsp, %%rdx\n\tadd $16, "
+                      "%%rsp\n\tsub %%rdx, %%rsp\n\t"
+                      "add %%rsp, %%rax\n\tmov %%r8, %%rsp\n\tpush %%rcx\n\tpop %%rcx\n\tdec "
+                      "%%rcx\n\tjnz 1b\n\tmov %%rdi, %%rsp"));
         EQ(T.r.rax, 16 * 5000);
-        u8 *code = SNIP("1: mov %%r8, %%rsp\n\tpush %%rcx\n\tpop %%rdx\n\tdec %%rcx\n\tjnz 1b\n\tpush %%rdx");
+        u8 *code = SNIP(
+            "1: mov %%r8, %%rsp\n\tpush %%rcx\n\tpop %%rdx\n\tdec %%rcx\n\tjnz 1b\n\tpush %%rdx");
         r.rcx = WARM;
         done(&r, code);
         r.r8 = UVA + 0x10000;
@@ -231,7 +253,8 @@ TEST(hot, page_taken_away_by_an_interrupt)
     toggle_va = UVA;
     toggle_pa[0] = page_alloc();
     toggle_flags = PG_URW;
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         handlers[0x50] = unmap_handler;
         handlers[PF] = refault_handler;
@@ -277,7 +300,8 @@ TEST(hot, dirty_bit_set_again)
 {
     u64 pa = map_new(UVA, PG_URW);
     toggle_va = UVA;
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *store = SNIP("1: mov %%rcx, (%%rbx)\n\tdec %%rcx\n\tjnz 1b");
         u8 *load = SNIP("1: mov (%%rbx), %%rax\n\tdec %%rcx\n\tjnz 1b");
@@ -358,9 +382,10 @@ TEST(hot, system_calls_with_user_copies)
         SKIP("no SMAP");
     map_new(UVA, PG_URW);
     map_new(KVA, PG_KRW);
-    u8 *entry = SNIP("swapgs\n\tmov %%rsp, %%gs:8\n\tmov %%gs:0, %%rsp\n\tpush %%rcx\n\tpush %%r11\n\tstac\n\t"
-                     "mov (%%rdi), %%rax\n\tadd $1, %%rax\n\tmov %%rax, 8(%%rdi)\n\tclac\n\tincq %%gs:16\n\t"
-                     "pop %%r11\n\tpop %%rcx\n\tmov %%gs:8, %%rsp\n\tswapgs\n\tsysretq");
+    u8 *entry = SNIP(
+        "swapgs\n\tmov %%rsp, %%gs:8\n\tmov %%gs:0, %%rsp\n\tpush %%rcx\n\tpush %%r11\n\tstac\n\t"
+        "mov (%%rdi), %%rax\n\tadd $1, %%rax\n\tmov %%rax, 8(%%rdi)\n\tclac\n\tincq %%gs:16\n\t"
+        "pop %%r11\n\tpop %%rcx\n\tmov %%gs:8, %%rsp\n\tswapgs\n\tsysretq");
     u64 kernel_pa = *pte_at(KVA, 1) & PG_ADDR, user_pa = *pte_at(UVA, 1) & PG_ADDR;
     *(u64 *)kernel_pa = KVA + 0x800;
     wrmsr(MSR_KGS, KVA);
@@ -371,7 +396,8 @@ TEST(hot, system_calls_with_user_copies)
     struct regs r = regs_for(3);
     r.rdi = UVA, r.rbx = WARM, r.r12 = 0;
     *(u64 *)(user_pa + 0x110) = 0;
-    done(&r, SNIP("1: mov %%rbx, (%%rdi)\n\tsyscall\n\tadd 8(%%rdi), %%r12\n\tincq %%gs:16\n\tpush %%rax\n\tpop %%rdx\n\t"
+    done(&r, SNIP("1: mov %%rbx, (%%rdi)\n\tsyscall\n\tadd 8(%%rdi), %%r12\n\tincq %%gs:16\n\tpush "
+                  "%%rax\n\tpop %%rdx\n\t"
                   "dec %%rbx\n\tjnz 1b"));
     EQ(T.r.r12, (u64)WARM * (WARM + 1) / 2 + WARM);
     EQ(*(u64 *)(kernel_pa + 16), WARM);
@@ -384,7 +410,8 @@ TEST(hot, device_and_memory_from_one_instruction)
     u64 pa = map_new(KVA, PG_KRW);
     map(KVA + 4096, APIC_BASE, PG_KRW | PG_PCD);
     struct regs r = regs_for(0);
-    u8 *code = SNIP("1: mov 0x80(%%rbx), %%eax\n\tadd %%rax, %%rdx\n\tmovl $0x30, 0x80(%%rbx)\n\tdec %%rcx\n\tjnz 1b");
+    u8 *code = SNIP("1: mov 0x80(%%rbx), %%eax\n\tadd %%rax, %%rdx\n\tmovl $0x30, "
+                    "0x80(%%rbx)\n\tdec %%rcx\n\tjnz 1b");
     *(u32 *)(pa + 0x80) = 0x30;
     for (unsigned i = 0; i < 6; i++) {
         r.rbx = KVA, r.rcx = i < 2 ? WARM : 100, r.rdx = 0;
@@ -419,7 +446,8 @@ TEST(hot, address_spaces)
         *(u64 *)a = *(u64 *)b = 0;
         r.rbx = UVA, r.rcx = 3000;
         r.r8 = home | (pcid ? 1ul << 63 : 0), r.r9 = (u64)other | (pcid ? 1ul << 63 | 7 : 0);
-        done(&r, SNIP("1: mov %%r9, %%cr3\n\taddq $2, (%%rbx)\n\tmov (%%rbx), %%rdx\n\tmov %%r8, %%cr3\n\taddq $1, (%%rbx)\n\t"
+        done(&r, SNIP("1: mov %%r9, %%cr3\n\taddq $2, (%%rbx)\n\tmov (%%rbx), %%rdx\n\tmov %%r8, "
+                      "%%cr3\n\taddq $1, (%%rbx)\n\t"
                       "add (%%rbx), %%rdx\n\tadd %%rdx, %%rax\n\tdec %%rcx\n\tjnz 1b"));
         EQ(*(u64 *)a, 3000);
         EQ(*(u64 *)b, 6000);
@@ -435,7 +463,8 @@ TEST(hot, stores_that_run_into_code)
     for (unsigned i = 0; i < 10; i++)
         map_new(UVA + i * 4096, PG_URW);
     u64 pa = *pte_at(UVA + 9 * 4096, 1) & PG_ADDR;
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *store = SNIP("1: mov %%al, (%%rbx)\n\tinc %%rbx\n\tdec %%rcx\n\tjnz 1b");
         warm(&r, store, UVA);
@@ -463,13 +492,18 @@ TEST(hot, string_and_plain_on_the_same_page)
 {
     for (unsigned i = 0; i < 4; i++)
         map_new(UVA + i * 4096, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = UVA, r.rcx = 2000, r.rax = 0;
-        done(&r, SNIP("mov %%rcx, %%rdx\n1: mov %%rbx, %%rdi\n\tmov %%edx, %%eax\n\tmov $1500, %%ecx\n\trep stosl\n\t"
-                      "mov 5996(%%rbx), %%esi\n\tcmp %%esi, %%edx\n\tjne 2f\n\tlea (%%rbx), %%rsi\n\tlea 6000(%%rbx), %%rdi\n\t"
-                      "mov $2000, %%ecx\n\trep movsb\n\tmov 7996(%%rbx), %%esi\n\tcmp %%esi, %%edx\n\tjne 2f\n\t"
-                      "incl 4(%%rbx)\n\tmov %%rbx, %%rdi\n\tlea 6000(%%rbx), %%rsi\n\tmov $2000, %%ecx\n\trepe cmpsb\n\t"
+        done(&r, SNIP("mov %%rcx, %%rdx\n1: mov %%rbx, %%rdi\n\tmov %%edx, %%eax\n\tmov $1500, "
+                      "%%ecx\n\trep stosl\n\t"
+                      "mov 5996(%%rbx), %%esi\n\tcmp %%esi, %%edx\n\tjne 2f\n\tlea (%%rbx), "
+                      "%%rsi\n\tlea 6000(%%rbx), %%rdi\n\t"
+                      "mov $2000, %%ecx\n\trep movsb\n\tmov 7996(%%rbx), %%esi\n\tcmp %%esi, "
+                      "%%edx\n\tjne 2f\n\t"
+                      "incl 4(%%rbx)\n\tmov %%rbx, %%rdi\n\tlea 6000(%%rbx), %%rsi\n\tmov $2000, "
+                      "%%ecx\n\trepe cmpsb\n\t"
                       "cmp $1995, %%ecx\n\tjne 2f\n\tdec %%rdx\n\tjnz 1b\n2:"));
         EQ(T.r.rdx, 0);
     }

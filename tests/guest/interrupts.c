@@ -39,7 +39,8 @@ static void settle(void)
         ;
 }
 
-/* -- Local APIC -----------------------------------------------------------------------------------*/
+/* -- Local APIC
+ * -----------------------------------------------------------------------------------*/
 
 TEST(apic, registers)
 {
@@ -266,7 +267,8 @@ TEST(apic, spurious_and_disabled)
     apic_write(APIC_SVR, 0x1ff);
 }
 
-/* -- NMI ------------------------------------------------------------------------------------------*/
+/* -- NMI
+ * ------------------------------------------------------------------------------------------*/
 
 static volatile unsigned nmi_depth, nmi_max_depth;
 
@@ -309,7 +311,8 @@ TEST(nmi, delivered_and_blocked)
     EQ(irq_count[NMI], 2);
 }
 
-/* -- 8259, 8254, IO-APIC --------------------------------------------------------------------------*/
+/* -- 8259, 8254, IO-APIC
+ * --------------------------------------------------------------------------*/
 
 static bool pic_handler(struct isr_frame *f)
 {
@@ -452,7 +455,8 @@ TEST(ioapic, pit_on_pin_2)
     CHECK(irq_count[VEC_TIMER] <= n + 1); /* masked */
 }
 
-/* -- Shadows and boundaries -----------------------------------------------------------------------*/
+/* -- Shadows and boundaries
+ * -----------------------------------------------------------------------*/
 
 TEST(shadow, sti)
 {
@@ -498,7 +502,8 @@ TEST(shadow, mov_ss)
 TEST(shadow, iret_and_popf_have_none)
 {
     arm(VEC_A, record_handler);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rflags = F_IF | F_IOPL | 2;
         u8 *code = SNIP("nop\n\tnop\n\tcli");
@@ -537,7 +542,8 @@ TEST(shadow, syscall_masks_if)
     EQ(irq_count[VEC_A], 0);
 }
 
-/* -- Storms ---------------------------------------------------------------------------------------*/
+/* -- Storms
+ * ---------------------------------------------------------------------------------------*/
 
 static u8 *storm_code;
 static u64 storm_len;
@@ -629,64 +635,83 @@ static void storm(const char *name, u8 *code, u64 small, u64 large)
 
 TEST(storm, register_loop)
 {
-    storm("register loop", SNIP("1: imul $0x19660d, %%eax, %%eax\n\tadd $0x3c6ef35f, %%eax\n\t"
-                                "xor %%eax, %%edx\n\trol $3, %%rdx\n\tdec %%rcx\n\tjnz 1b"), 5, 300000);
+    storm("register loop",
+          SNIP("1: imul $0x19660d, %%eax, %%eax\n\tadd $0x3c6ef35f, %%eax\n\t"
+               "xor %%eax, %%edx\n\trol $3, %%rdx\n\tdec %%rcx\n\tjnz 1b"),
+          5, 300000);
 }
 
 TEST(storm, memory_loop)
 {
-    storm("memory loop", SNIP("1: add %%rcx, (%%rbx)\n\tmov (%%rbx), %%rax\n\txor %%rax, 8(%%rbx)\n\t"
-                              "rolq $5, 8(%%rbx)\n\tlock incq 16(%%rbx)\n\tadc %%r11, (%%r10,%%r11,8)\n\t"
-                              "dec %%rcx\n\tjnz 1b\n\tmov 8(%%rbx), %%rdx"), 5, 100000);
+    storm("memory loop",
+          SNIP("1: add %%rcx, (%%rbx)\n\tmov (%%rbx), %%rax\n\txor %%rax, 8(%%rbx)\n\t"
+               "rolq $5, 8(%%rbx)\n\tlock incq 16(%%rbx)\n\tadc %%r11, (%%r10,%%r11,8)\n\t"
+               "dec %%rcx\n\tjnz 1b\n\tmov 8(%%rbx), %%rdx"),
+          5, 100000);
 }
 
 TEST(storm, calls_and_stack)
 {
-    storm("calls", SNIP("1: call 2f\n\tpush %%rcx\n\tpop %%rdx\n\tadd %%rdx, %%rax\n\tlea 3f(%%rip), %%r8\n\t"
-                        "call *%%r8\n\tdec %%rcx\n\tjnz 1b\n\tjmp 4f\n"
-                        "2: add $3, %%rax\n\tret\n3: push %%rbp\n\tmov %%rsp, %%rbp\n\tsub $32, %%rsp\n\t"
-                        "mov %%rax, -8(%%rbp)\n\trolq $1, -8(%%rbp)\n\tmov -8(%%rbp), %%rax\n\tleave\n\tret\n"
-                        "4: xor %%r8d, %%r8d"), 5, 50000);
+    storm(
+        "calls",
+        SNIP("1: call 2f\n\tpush %%rcx\n\tpop %%rdx\n\tadd %%rdx, %%rax\n\tlea 3f(%%rip), %%r8\n\t"
+             "call *%%r8\n\tdec %%rcx\n\tjnz 1b\n\tjmp 4f\n"
+             "2: add $3, %%rax\n\tret\n3: push %%rbp\n\tmov %%rsp, %%rbp\n\tsub $32, %%rsp\n\t"
+             "mov %%rax, -8(%%rbp)\n\trolq $1, -8(%%rbp)\n\tmov -8(%%rbp), %%rax\n\tleave\n\tret\n"
+             "4: xor %%r8d, %%r8d"),
+        5, 50000);
 }
 
 TEST(storm, indirect_jumps)
 {
-    storm("indirect jumps", SNIP("1: lea 2f(%%rip), %%r10\n\ttest $1, %%cl\n\tjz 5f\n\tlea 3f(%%rip), %%r10\n"
-                                 "5: jmp *%%r10\n2: add $7, %%rax\n\tjmp 4f\n3: sub $3, %%rax\n\trol $2, %%rax\n"
-                                 "4: dec %%rcx\n\tjnz 1b\n\txor %%r10d, %%r10d"), 6, 100000);
+    storm("indirect jumps",
+          SNIP("1: lea 2f(%%rip), %%r10\n\ttest $1, %%cl\n\tjz 5f\n\tlea 3f(%%rip), %%r10\n"
+               "5: jmp *%%r10\n2: add $7, %%rax\n\tjmp 4f\n3: sub $3, %%rax\n\trol $2, %%rax\n"
+               "4: dec %%rcx\n\tjnz 1b\n\txor %%r10d, %%r10d"),
+          6, 100000);
 }
 
 TEST(storm, string_loop)
 {
-    storm("strings", SNIP("mov %%rdi, %%r8\n\tmov %%rsi, %%r9\n\tmov %%rcx, %%rdx\n"
-                          "1: mov %%r9, %%rsi\n\tmov %%r8, %%rdi\n\tmov $3000, %%ecx\n\trep movsb\n\t"
-                          "mov %%r8, %%rdi\n\tmov %%edx, %%eax\n\tmov $50, %%ecx\n\trep stosw\n\t"
-                          "mov %%r8, %%rdi\n\tmov %%r9, %%rsi\n\tmov $1000, %%ecx\n\trepe cmpsb\n\t"
-                          "add %%rcx, %%rbp\n\tdec %%rdx\n\tjnz 1b"), 1, 600);
+    storm("strings",
+          SNIP("mov %%rdi, %%r8\n\tmov %%rsi, %%r9\n\tmov %%rcx, %%rdx\n"
+               "1: mov %%r9, %%rsi\n\tmov %%r8, %%rdi\n\tmov $3000, %%ecx\n\trep movsb\n\t"
+               "mov %%r8, %%rdi\n\tmov %%edx, %%eax\n\tmov $50, %%ecx\n\trep stosw\n\t"
+               "mov %%r8, %%rdi\n\tmov %%r9, %%rsi\n\tmov $1000, %%ecx\n\trepe cmpsb\n\t"
+               "add %%rcx, %%rbp\n\tdec %%rdx\n\tjnz 1b"),
+          1, 600);
 }
 
 TEST(storm, flags_loop)
 {
-    storm("flags", SNIP("1: stc\n\tadc %%rax, %%rax\n\tsbb $1, %%rdx\n\tpushfq\n\tpop %%r8\n\tand $0xcd5, %%r8d\n\t"
-                        "add %%r8, %%rax\n\tcmp %%rdx, %%rax\n\tsetg %%r9b\n\tcmovl %%rdx, %%rax\n\tlahf\n\t"
-                        "inc %%r11\n\tsahf\n\tloop 1b"), 5, 60000);
+    storm("flags",
+          SNIP("1: stc\n\tadc %%rax, %%rax\n\tsbb $1, %%rdx\n\tpushfq\n\tpop %%r8\n\tand $0xcd5, "
+               "%%r8d\n\t"
+               "add %%r8, %%rax\n\tcmp %%rdx, %%rax\n\tsetg %%r9b\n\tcmovl %%rdx, %%rax\n\tlahf\n\t"
+               "inc %%r11\n\tsahf\n\tloop 1b"),
+          5, 60000);
 }
 
 TEST(storm, vector_loop)
 {
-    storm("vectors", SNIP("movd %%ecx, %%xmm0\n\tpshufd $0, %%xmm0, %%xmm0\n\tmovdqa %%xmm0, %%xmm1\n\t"
-                          "pxor %%xmm2, %%xmm2\n\tfninit\n\tfld1\n\tfldpi\n"
-                          "1: paddd %%xmm0, %%xmm1\n\tpxor %%xmm1, %%xmm2\n\tmovups %%xmm2, 32(%%rbx)\n\t"
-                          "movups 32(%%rbx), %%xmm3\n\tpaddq %%xmm3, %%xmm2\n\tfadd %%st, %%st(1)\n\tfxch\n\t"
-                          "dec %%rcx\n\tjnz 1b\n\tmovq %%xmm2, %%rax\n\tfstpl 48(%%rbx)\n\tfstpl 56(%%rbx)"),
+    storm("vectors",
+          SNIP("movd %%ecx, %%xmm0\n\tpshufd $0, %%xmm0, %%xmm0\n\tmovdqa %%xmm0, %%xmm1\n\t"
+               "pxor %%xmm2, %%xmm2\n\tfninit\n\tfld1\n\tfldpi\n"
+               "1: paddd %%xmm0, %%xmm1\n\tpxor %%xmm1, %%xmm2\n\tmovups %%xmm2, 32(%%rbx)\n\t"
+               "movups 32(%%rbx), %%xmm3\n\tpaddq %%xmm3, %%xmm2\n\tfadd %%st, %%st(1)\n\tfxch\n\t"
+               "dec %%rcx\n\tjnz 1b\n\tmovq %%xmm2, %%rax\n\tfstpl 48(%%rbx)\n\tfstpl 56(%%rbx)"),
           5, 60000);
 }
 
 TEST(storm, privileged_loop)
 {
-    /* At CPL 0 only the first part of the register state matters; CPL 3 has IOPL 3 and may as well. */
-    storm("cli and sti", SNIP("1: cli\n\tadd $3, %%rax\n\tsti\n\txor %%rcx, %%rax\n\tpushfq\n\tcli\n\tadd %%rax, %%rdx\n\t"
-                              "popfq\n\trol $1, %%rdx\n\tdec %%rcx\n\tjnz 1b"), 5, 30000);
+    /* At CPL 0 only the first part of the register state matters; CPL 3 has IOPL 3 and may as well.
+     */
+    storm("cli and sti",
+          SNIP("1: cli\n\tadd $3, %%rax\n\tsti\n\txor %%rcx, %%rax\n\tpushfq\n\tcli\n\tadd %%rax, "
+               "%%rdx\n\t"
+               "popfq\n\trol $1, %%rdx\n\tdec %%rcx\n\tjnz 1b"),
+          5, 30000);
 }
 
 TEST(storm, page_walks)
@@ -694,9 +719,13 @@ TEST(storm, page_walks)
     /* Loads over many pages, so that misses and interrupts mix. */
     for (unsigned i = 0; i < 256; i++)
         *(u64 *)map_new(UVA + i * 4096ul, PG_URW) = i;
-    storm("page walks", SNIP("mov $0x100000000000, %%r8\n\tmov %%rcx, %%r9\n2: mov %%r8, %%rdx\n\tmov $256, %%ecx\n"
-                             "1: add (%%rdx), %%rax\n\tadd %%rcx, 8(%%rdx)\n\tadd $4096, %%rdx\n\tdec %%ecx\n\tjnz 1b\n\t"
-                             "dec %%r9\n\tjnz 2b"), 1, 400);
+    storm(
+        "page walks",
+        SNIP("mov $0x100000000000, %%r8\n\tmov %%rcx, %%r9\n2: mov %%r8, %%rdx\n\tmov $256, %%ecx\n"
+             "1: add (%%rdx), %%rax\n\tadd %%rcx, 8(%%rdx)\n\tadd $4096, %%rdx\n\tdec %%ecx\n\tjnz "
+             "1b\n\t"
+             "dec %%r9\n\tjnz 2b"),
+        1, 400);
 }
 
 static volatile u64 jump_to;
@@ -719,7 +748,8 @@ TEST(storm, endless_loops)
     loops[3] = SNIP("1: pause\n\tcmpl $-1, (%%rbx)\n\tjne 1b");
     loops[4] = SNIP("1: call 2f\n2: pop %%rcx\n\tjmp 1b");
     loops[5] = SNIP("1: xor %%ecx, %%ecx\n\tjrcxz 1b");
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         for (unsigned i = 0; i < 6; i++) {
             struct regs r = regs_for(cpl);
             r.rbx = at_cpl(cpl, buffer);

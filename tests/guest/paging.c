@@ -47,13 +47,17 @@ static bool write_at(unsigned cpl, u64 va, u64 value)
         EQ(T.cr2, va);                                                                             \
     } while (0)
 
-static void flush_all(void) { write_cr3(read_cr3()); }
+static void flush_all(void)
+{
+    write_cr3(read_cr3());
+}
 
 /* -- Accessed and dirty -------------------------------------------------------------------------*/
 
 TEST(paging, accessed_dirty_4k)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 pa = page_alloc();
         map(UVA, pa, PG_URW);
         for (unsigned l = 2; l <= 4; l++)
@@ -90,9 +94,10 @@ TEST(paging, accessed_dirty_4k)
 
 TEST(paging, read_modify_write_sets_dirty)
 {
-    BOTH_CPLS {
-        static const char *const names[] = {"add", "lock inc", "xchg", "push", "movups", "rep stosb",
-                                            "pop", "call"};
+    BOTH_CPLS
+    {
+        static const char *const names[] = {"add",    "lock inc",  "xchg", "push",
+                                            "movups", "rep stosb", "pop",  "call"};
         for (unsigned i = 0; i < 8; i++) {
             u64 pa = page_alloc();
             map(UVA, pa, PG_URW);
@@ -106,14 +111,30 @@ TEST(paging, read_modify_write_sets_dirty)
             u64 sp = r.rsp;
             r.rbp = sp;
             switch (i) {
-            case 0: done(&r, SNIP("add %%eax, (%%rbx)")); break;
-            case 1: done(&r, SNIP("lock incq (%%rbx)")); break;
-            case 2: done(&r, SNIP("xchg %%r10, (%%rbx)")); break;
-            case 3: done(&r, SNIP("mov %%rbx, %%rsp\n\tpush %%r11\n\tmov %%rbp, %%rsp")); break;
-            case 4: done(&r, SNIP("movups %%xmm0, (%%rbx)")); break;
-            case 5: done(&r, SNIP("rep stosb")); break;
-            case 6: done(&r, SNIP("push %%rax\n\tpop (%%rbx)")); break;
-            default: done(&r, SNIP("mov %%rbx, %%rsp\n\tcall 1f\n1: mov %%rbp, %%rsp")); break;
+            case 0:
+                done(&r, SNIP("add %%eax, (%%rbx)"));
+                break;
+            case 1:
+                done(&r, SNIP("lock incq (%%rbx)"));
+                break;
+            case 2:
+                done(&r, SNIP("xchg %%r10, (%%rbx)"));
+                break;
+            case 3:
+                done(&r, SNIP("mov %%rbx, %%rsp\n\tpush %%r11\n\tmov %%rbp, %%rsp"));
+                break;
+            case 4:
+                done(&r, SNIP("movups %%xmm0, (%%rbx)"));
+                break;
+            case 5:
+                done(&r, SNIP("rep stosb"));
+                break;
+            case 6:
+                done(&r, SNIP("push %%rax\n\tpop (%%rbx)"));
+                break;
+            default:
+                done(&r, SNIP("mov %%rbx, %%rsp\n\tcall 1f\n1: mov %%rbp, %%rsp"));
+                break;
             }
             EQ(*pte_at(UVA, 1) & PG_D, PG_D);
         }
@@ -130,7 +151,8 @@ TEST(paging, faulting_write_does_not_set_dirty)
 
 TEST(paging, accessed_dirty_big)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 pa = page_alloc_2m();
         map_level(UVA, pa, PG_URW, 2);
         u64 v;
@@ -158,7 +180,8 @@ TEST(paging, accessed_dirty_big)
 
 TEST(paging, remap_and_invlpg)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 a = page_alloc(), b = page_alloc();
         *(u64 *)a = 0xaaaa;
         *(u64 *)b = 0xbbbb;
@@ -180,7 +203,8 @@ TEST(paging, remap_and_invlpg)
 
 TEST(paging, not_present_to_present_needs_no_flush)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 u = cpl ? PF_U : 0;
         for (unsigned i = 0; i < 20; i++) {
             READ_FAULTS(cpl, UVA, u);
@@ -199,7 +223,8 @@ TEST(paging, not_present_to_present_needs_no_flush)
 TEST(paging, more_rights_need_no_flush)
 {
     /* A fault for rights drops the cached translation (SDM vol. 3, 4.10.4.3): retrying works. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 pa = page_alloc(), v;
         map(UVA, pa, PG_P | PG_U);
         CHECK(read_at(cpl, UVA, &v));
@@ -230,7 +255,8 @@ TEST(paging, more_rights_need_no_flush)
 
 TEST(paging, fewer_rights_after_flush)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 u = cpl ? PF_U : 0, v;
         u64 pa = page_alloc();
         map(UVA, pa, PG_URW);
@@ -298,7 +324,8 @@ TEST(paging, cr3_switch)
     pd[UVA >> 21 & 511] = (u64)pt | PG_URW;
     pt[UVA >> 12 & 511] = b | PG_URW;
     u64 home = read_cr3();
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         for (unsigned i = 0; i < 50; i++) {
             write_cr3(home);
             READS(cpl, UVA, 1);
@@ -329,7 +356,8 @@ TEST(paging, cr3_switch_with_code)
     pd[UVA >> 21 & 511] = (u64)pt | PG_URW;
     pt[UVA >> 12 & 511] = b | PG_URW;
     u64 home = read_cr3();
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         for (unsigned i = 0; i < 50; i++) {
             r.rip = UVA;
@@ -361,7 +389,8 @@ TEST(paging, global_pages)
     u64 a = page_alloc(), b = page_alloc(), v;
     *(u64 *)a = 1;
     *(u64 *)b = 2;
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         map(UVA, a, PG_URW | PG_G);
         READS(cpl, UVA, 1);
         *pte_at(UVA, 1) = b | PG_URW | PG_G;
@@ -390,7 +419,8 @@ TEST(paging, pcid)
     *(u64 *)a = 1;
     *(u64 *)b = 2;
     u64 *other = (u64 *)page_alloc();
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         map(UVA, a, PG_URW);
         memcpy(other, pml4, 4096);
         u64 *pdpt = (u64 *)page_alloc(), *pd = (u64 *)page_alloc(), *pt = (u64 *)page_alloc();
@@ -470,7 +500,8 @@ TEST(paging, invpcid)
 
 TEST(paging, big_page_split)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 pa = page_alloc_2m(), u = cpl ? PF_U : 0;
         for (unsigned i = 0; i < 512; i++)
             *(u64 *)(pa + i * 4096) = i;
@@ -505,7 +536,8 @@ TEST(paging, big_page_split)
 
 TEST(paging, invlpg_drops_big_page)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 a = page_alloc_2m(), b = page_alloc_2m();
         for (unsigned i = 0; i < 512; i++) {
             *(u64 *)(a + i * 4096) = i;
@@ -594,7 +626,8 @@ TEST(paging, alias_across_a_page_boundary)
     u64 pa = page_alloc();
     map(UVA, pa, PG_URW);
     map(UVA + 4096, pa, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         memset((void *)pa, 0, 4096);
         CHECK(write_at(cpl, UVA + 4093, 0x8877665544332211));
         EQ(*(u32 *)(pa + 4092) >> 8, 0x332211);
@@ -617,7 +650,8 @@ TEST(paging, page_tables_seen_through_aliases)
     map(UVA, a, PG_URW);
     u64 pt = (u64)pte_at(UVA, 1);
     map(KVA, pt & ~4095ul, PG_KRW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         for (unsigned i = 0; i < 20; i++) {
             READS(cpl, UVA, 1);
             CHECK(write_at(0, KVA + (pt & 4095), b | PG_URW));
@@ -638,7 +672,8 @@ TEST(paging, many_pages)
     for (unsigned i = 0; i < N; i++)
         *(u64 *)map_new(UVA + i * 4096ul, PG_URW) = i ^ 0x5555;
     struct regs r = regs_for(3);
-    u8 *sum = SNIP("xor %%eax, %%eax\n1: add (%%rbx), %%rax\n\tadd %%rdx, %%rbx\n\tdec %%rcx\n\tjnz 1b");
+    u8 *sum =
+        SNIP("xor %%eax, %%eax\n1: add (%%rbx), %%rax\n\tadd %%rdx, %%rbx\n\tdec %%rcx\n\tjnz 1b");
     u64 want = 0;
     for (unsigned i = 0; i < N; i++)
         want += i ^ 0x5555;
@@ -704,7 +739,8 @@ TEST(paging, outside_ram)
 {
     /* A page beyond RAM reads as all-ones and swallows writes (no device there). */
     map(UVA, 0x700000000, PG_URW | PG_PCD);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 v;
         CHECK(read_at(cpl, UVA, &v));
         CHECK(write_at(cpl, UVA, 0x1234));
@@ -723,9 +759,10 @@ TEST(paging, mmio_by_every_width)
     r.rbx = KVA;
     r.rsi = KVA + APIC_VERSION, r.rdi = (u64)buffer;
     r.r11 = KVA, r.r10 = APIC_VERSION;
-    done(&r, SNIP("mov 0x30(%%rbx), %%eax\n\tmov (%%r11,%%r10), %%r10d\n\tcmp %%eax, 0x30(%%rbx)\n\t"
-                  "setz %%cl\n\tmovsl\n\ttestl $0x10, 0x30(%%rbx)\n\tsetnz %%dl\n\t"
-                  "movd 0x30(%%r11), %%xmm0\n\tmovd %%xmm0, %%r13d"));
+    done(&r,
+         SNIP("mov 0x30(%%rbx), %%eax\n\tmov (%%r11,%%r10), %%r10d\n\tcmp %%eax, 0x30(%%rbx)\n\t"
+              "setz %%cl\n\tmovsl\n\ttestl $0x10, 0x30(%%rbx)\n\tsetnz %%dl\n\t"
+              "movd 0x30(%%r11), %%xmm0\n\tmovd %%xmm0, %%r13d"));
     u32 version = apic_read(APIC_VERSION);
     EQ(T.r.rax, version);
     EQ(T.r.r10, version);

@@ -22,7 +22,8 @@ struct dtr {
 
 TEST(store, sgdt_sidt)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         memset(buffer, 0xee, 64);
@@ -43,7 +44,8 @@ TEST(store, sgdt_sidt)
 TEST(store, sldt_str_smsw)
 {
     asm volatile("lldt %w0" ::"r"(SEL_LDT));
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         memset(buffer, 0xee, 64);
@@ -90,7 +92,8 @@ TEST(store, umip)
 TEST(store, sgdt_faults)
 {
     map_new(UVA, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = UVA + 4096 - 5;
         fault(&r, SNIP("sgdt (%%rbx)"), PF, PF_W | (cpl ? PF_U : 0));
@@ -98,16 +101,19 @@ TEST(store, sgdt_faults)
     }
 }
 
-/* -- Flags -------------------------------------------------------------------------------------- */
+/* -- Flags --------------------------------------------------------------------------------------
+ */
 
-#define F_ALL (F_ARITH | F_TF | F_IF | F_DF | F_IOPL | F_NT | F_RF | F_VM | F_AC | F_VIF | F_VIP | F_ID)
+#define F_ALL                                                                                      \
+    (F_ARITH | F_TF | F_IF | F_DF | F_IOPL | F_NT | F_RF | F_VM | F_AC | F_VIF | F_VIP | F_ID)
 
 TEST(flags, popf_cpl0)
 {
     struct regs r = regs_for(0);
     u64 set = F_ARITH | F_DF | F_IOPL | F_NT | F_AC | F_ID;
     r.rax = set | 2;
-    done(&r, SNIP("push %%rax\n\tpopfq\n\tpushfq\n\tpop %%rcx\n\tpush $2\n\tpopfq\n\tpushfq\n\tpop %%rdx"));
+    done(&r, SNIP("push %%rax\n\tpopfq\n\tpushfq\n\tpop %%rcx\n\tpush $2\n\tpopfq\n\tpushfq\n\tpop "
+                  "%%rdx"));
     EQ(T.r.rcx, set | 2);
     EQ(T.r.rdx, 2);
     /* RF and VM cannot be set, reserved bits neither. */
@@ -141,7 +147,8 @@ TEST(flags, popf_cpl3)
 
 TEST(flags, popf_16bit)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rflags = F_ID | F_AC | 2;
         r.rax = F_CF | F_OF | F_NT | 2;
@@ -172,7 +179,8 @@ TEST(flags, cli_sti_iopl)
 TEST(flags, arithmetic_survives)
 {
     /* Flags are live across memory accesses of every form, calls and privileged instructions. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         r.r10 = r.rbx - 8, r.r11 = 1;
@@ -180,20 +188,22 @@ TEST(flags, arithmetic_survives)
             u64 flags = 2 | (f & 1 ? F_CF : 0) | (f & 2 ? F_PF : 0) | (f & 4 ? F_AF : 0) |
                         (f & 8 ? F_ZF : 0) | (f & 16 ? F_SF : 0) | (f & 32 ? F_OF : 0);
             r.rax = flags;
-            done(&r, SNIP("push %%rax\n\tpopfq\n\t"
-                          "mov (%%rbx), %%rcx\n\tmov %%rcx, 8(%%rbx)\n\tmov (%%r10,%%r11,8), %%rdx\n\t"
-                          "push %%rdx\n\tpop %%rdx\n\tlea 3(%%rdx,%%rcx,4), %%rsi\n\t"
-                          "movups (%%rbx), %%xmm0\n\tmovups %%xmm0, 16(%%rbx)\n\t"
-                          "xchg %%r12, 24(%%rbx)\n\tmovzbl (%%rbx), %%r10d\n\tnot %%r11\n\t"
-                          "call 1f\n\tjmp 2f\n1: ret\n2: mov $5, %%ecx\n3: loop 3b\n\t"
-                          "lea 4f(%%rip), %%rdi\n\tjmp *%%rdi\n4: mov %%cs, %%r9d\n\tcld\n\t"
-                          "pushfq\n\tpop %%rax"));
+            done(&r,
+                 SNIP("push %%rax\n\tpopfq\n\t"
+                      "mov (%%rbx), %%rcx\n\tmov %%rcx, 8(%%rbx)\n\tmov (%%r10,%%r11,8), %%rdx\n\t"
+                      "push %%rdx\n\tpop %%rdx\n\tlea 3(%%rdx,%%rcx,4), %%rsi\n\t"
+                      "movups (%%rbx), %%xmm0\n\tmovups %%xmm0, 16(%%rbx)\n\t"
+                      "xchg %%r12, 24(%%rbx)\n\tmovzbl (%%rbx), %%r10d\n\tnot %%r11\n\t"
+                      "call 1f\n\tjmp 2f\n1: ret\n2: mov $5, %%ecx\n3: loop 3b\n\t"
+                      "lea 4f(%%rip), %%rdi\n\tjmp *%%rdi\n4: mov %%cs, %%r9d\n\tcld\n\t"
+                      "pushfq\n\tpop %%rax"));
             EQ(T.r.rax, flags);
         }
     }
 }
 
-/* -- Descriptor queries --------------------------------------------------------------------------*/
+/* -- Descriptor queries
+ * --------------------------------------------------------------------------*/
 
 static const struct {
     u64 desc;
@@ -226,10 +236,11 @@ TEST(query, lar_lsl_verr_verw)
             context("descriptor %u, cpl %u", i, cpl);
             r.rax = SEL_FREE | cpl;
             r.rcx = 0x1234;
-            done(&r, SNIP("lar %%eax, %%ecx\n\tsetz %%dl\n\tmov $0x5678, %%r8d\n\tlsl %%eax, %%r8d\n\t"
-                          "setz %%bl\n\tverr %%ax\n\tsetz %%sil\n\tverw %%ax\n\tsetz %%dil\n\t"
-                          "mov $-1, %%r10\n\tmov %%rax, %%r11\n\tlar %%r11w, %%r10\n\t"
-                          "mov $-1, %%r12\n\tlsl %%r11w, %%r12"));
+            done(&r,
+                 SNIP("lar %%eax, %%ecx\n\tsetz %%dl\n\tmov $0x5678, %%r8d\n\tlsl %%eax, %%r8d\n\t"
+                      "setz %%bl\n\tverr %%ax\n\tsetz %%sil\n\tverw %%ax\n\tsetz %%dil\n\t"
+                      "mov $-1, %%r10\n\tmov %%rax, %%r11\n\tlar %%r11w, %%r10\n\t"
+                      "mov $-1, %%r12\n\tlsl %%r11w, %%r12"));
             u8 lar = cpl ? queries[i].lar3 : queries[i].lar0;
             u8 lsl = cpl ? queries[i].lsl3 : queries[i].lsl0;
             EQ(T.r.rdx & 0xff, lar);
@@ -247,7 +258,8 @@ TEST(query, lar_lsl_verr_verw)
 
 TEST(query, bad_selectors)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         static const u16 sels[] = {0, 3, 0xfff8, 0x1004};
         for (unsigned i = 0; i < 4; i++) {
@@ -267,15 +279,17 @@ TEST(query, bad_selectors)
 TEST(query, memory_operand)
 {
     map_new(UVA, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = UVA + 4096 - 2;
         r.r11 = 0;
         *(u16 *)(pte_at(UVA, 1)[0] & PG_ADDR) = 0;
         ((u16 *)(pte_at(UVA, 1)[0] & PG_ADDR))[2047] = (u16)(SEL_UDATA | cpl);
         /* reads two bytes only */
-        done(&r, SNIP("lar (%%rbx), %%rcx\n\tsetz %%al\n\tlsl (%%rbx,%%r11), %%r10d\n\tverw (%%rbx)\n\t"
-                      "setz %%dl"));
+        done(&r,
+             SNIP("lar (%%rbx), %%rcx\n\tsetz %%al\n\tlsl (%%rbx,%%r11), %%r10d\n\tverw (%%rbx)\n\t"
+                  "setz %%dl"));
         EQ(T.r.rax & 0xff, 1);
         EQ(T.r.rcx & 0xff00, 0xf300);
         EQ(T.r.r10, 0xffffffff);
@@ -286,17 +300,20 @@ TEST(query, memory_operand)
     }
 }
 
-/* -- Segment registers ---------------------------------------------------------------------------*/
+/* -- Segment registers
+ * ---------------------------------------------------------------------------*/
 
 TEST(segment, read_selectors)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         memset(buffer, 0xee, 32);
-        done(&r, SNIP("mov %%cs, %%eax\n\tmov %%ss, %%rcx\n\tmov %%cs, %%dx\n\tmov %%cs, (%%rbx)\n\t"
-                      "mov %%ss, %%r10d\n\tmov %%cs, %%r11w\n\tpush %%fs\n\tpop %%rsi\n\t"
-                      "push %%gs\n\tpop %%gs\n\tpush %%fs\n\tpop %%fs"));
+        done(&r,
+             SNIP("mov %%cs, %%eax\n\tmov %%ss, %%rcx\n\tmov %%cs, %%dx\n\tmov %%cs, (%%rbx)\n\t"
+                  "mov %%ss, %%r10d\n\tmov %%cs, %%r11w\n\tpush %%fs\n\tpop %%rsi\n\t"
+                  "push %%gs\n\tpop %%gs\n\tpush %%fs\n\tpop %%fs"));
         EQ(T.r.rax, r.cs);
         EQ(T.r.rcx, r.ss);
         EQ(T.r.rdx, (r.rdx & ~0xfffful) | r.cs);
@@ -310,7 +327,8 @@ TEST(segment, read_selectors)
 
 TEST(segment, fs_gs_base_from_descriptor)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u64 base = at_cpl(cpl, buffer);
         gdt[SEL_FREE / 8] = DESC(base, 0xfffff, 0xf3, 0xc);
@@ -318,11 +336,12 @@ TEST(segment, fs_gs_base_from_descriptor)
             buffer[i] = (u8)(i + 1);
         r.rax = SEL_FREE | 3;
         r.rbx = 4, r.r11 = 8, r.r10 = 2;
-        done(&r, SNIP("mov %%eax, %%fs\n\tmov %%eax, %%gs\n\tmov %%fs:0, %%ecx\n\t"
-                      "mov %%gs:(%%rbx), %%edx\n\tmov %%fs:4(%%rbx,%%r10,2), %%esi\n\t"
-                      "movb $0x77, %%gs:(%%r11)\n\tmov %%fs:(%%r11), %%dil\n\tlea 5(%%rbx), %%r8\n\t"
-                      "addl $0x10, %%gs:16\n\tmov %%fs:(%%rbx,%%r11), %%r10b\n\tpush %%fs:(%%r11)\n\t"
-                      "pop %%r12"));
+        done(&r,
+             SNIP("mov %%eax, %%fs\n\tmov %%eax, %%gs\n\tmov %%fs:0, %%ecx\n\t"
+                  "mov %%gs:(%%rbx), %%edx\n\tmov %%fs:4(%%rbx,%%r10,2), %%esi\n\t"
+                  "movb $0x77, %%gs:(%%r11)\n\tmov %%fs:(%%r11), %%dil\n\tlea 5(%%rbx), %%r8\n\t"
+                  "addl $0x10, %%gs:16\n\tmov %%fs:(%%rbx,%%r11), %%r10b\n\tpush %%fs:(%%r11)\n\t"
+                  "pop %%r12"));
         EQ(T.r.rcx, 0x04030201);
         EQ(T.r.rdx, 0x08070605);
         EQ(T.r.rsi, 0x100f0e0d);
@@ -339,7 +358,8 @@ TEST(segment, fs_gs_base_from_descriptor)
 TEST(segment, fs_base_wraps)
 {
     /* base + offset wraps modulo 2^64; a 67h address is truncated before the base is added. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         buffer[100] = 0x42;
         wrmsr(MSR_FS_BASE, at_cpl(cpl, buffer) + 200);
@@ -358,7 +378,8 @@ TEST(segment, fs_base_wraps)
 TEST(segment, load_far_pointers)
 {
     gdt[SEL_FREE / 8] = DESC(0x1000, 0xfffff, 0xf3, 0xc);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, buffer);
         *(u64 *)buffer = 0x1122334455667788;
@@ -379,24 +400,29 @@ TEST(segment, ds_es_ignored_in_64bit)
 {
     /* DS, ES, SS: base and limit play no part, even of a small or null segment. */
     gdt[SEL_FREE / 8] = DESC(0x12340000, 0, 0xf3, 0x4);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rax = SEL_FREE | 3;
         r.rbx = at_cpl(cpl, buffer);
         r.rsi = r.rbx, r.rdi = r.rbx + 8;
         *(u64 *)buffer = 0x42;
-        done(&r, SNIP("mov %%eax, %%ds\n\tmov %%eax, %%es\n\tmov (%%rbx), %%rcx\n\tmovsq\n\t"
-                      "xor %%eax, %%eax\n\tmov %%eax, %%ds\n\tmov %%eax, %%es\n\tmov -8(%%rdi), %%rdx"));
+        done(
+            &r,
+            SNIP("mov %%eax, %%ds\n\tmov %%eax, %%es\n\tmov (%%rbx), %%rcx\n\tmovsq\n\t"
+                 "xor %%eax, %%eax\n\tmov %%eax, %%ds\n\tmov %%eax, %%es\n\tmov -8(%%rdi), %%rdx"));
         EQ(T.r.rcx, 0x42);
         EQ(T.r.rdx, 0x42);
     }
 }
 
-/* -- Far transfers -------------------------------------------------------------------------------*/
+/* -- Far transfers
+ * -------------------------------------------------------------------------------*/
 
 TEST(far, jump_call_return_same_level)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *target;
         u8 *code = SNIP_AT(target, "rex.w ljmp *(%%rbx)\n\tud2\n"
@@ -450,8 +476,8 @@ TEST(far, return_to_outer_level)
 static void call_gate(unsigned index, void *target, unsigned sel, unsigned dpl, bool present)
 {
     u64 a = (u64)target;
-    gdt[index] = (a & 0xffff) | (u64)sel << 16 | (u64)(0x0c | dpl << 5 | (present ? 0x80 : 0)) << 40 |
-                 (a >> 16 & 0xffff) << 48;
+    gdt[index] = (a & 0xffff) | (u64)sel << 16 |
+                 (u64)(0x0c | dpl << 5 | (present ? 0x80 : 0)) << 40 | (a >> 16 & 0xffff) << 48;
     gdt[index + 1] = a >> 32;
 }
 
@@ -500,7 +526,8 @@ TEST(far, call_gate)
     EQ(T.r.rcx, k.rsp - 16);
 }
 
-/* -- IRET ----------------------------------------------------------------------------------------*/
+/* -- IRET
+ * ----------------------------------------------------------------------------------------*/
 
 TEST(iret, same_level)
 {
@@ -529,8 +556,9 @@ TEST(iret, null_ss_at_cpl0)
 TEST(iret, to_outer_level)
 {
     struct regs r = regs_for(0);
-    u8 *user = SNIP("mov %%cs, %%eax\n\tmov %%ss, %%ecx\n\tpushfq\n\tpop %%rdx\n\tmov %%ds, %%esi\n\t"
-                    "mov %%es, %%edi\n\tmov %%fs, %%r8d\n\tmov %%gs, %%r9d");
+    u8 *user =
+        SNIP("mov %%cs, %%eax\n\tmov %%ss, %%ecx\n\tpushfq\n\tpop %%rdx\n\tmov %%ds, %%esi\n\t"
+             "mov %%es, %%edi\n\tmov %%fs, %%r8d\n\tmov %%gs, %%r9d");
     u64 *sp = (u64 *)r.rsp;
     sp[0] = at_cpl(3, user);
     sp[1] = SEL_UCODE | 3;
@@ -538,7 +566,9 @@ TEST(iret, to_outer_level)
     sp[3] = at_cpl(3, run_stack + 4096);
     sp[4] = SEL_UDATA | 3;
     r.rax = SEL_KDATA, r.rcx = SEL_UDATA | 3;
-    run_at(&r, SNIP("mov %%eax, %%ds\n\tmov %%ecx, %%es\n\tmov %%eax, %%fs\n\tmov %%ecx, %%gs\n\tiretq"));
+    run_at(
+        &r,
+        SNIP("mov %%eax, %%ds\n\tmov %%ecx, %%es\n\tmov %%eax, %%fs\n\tmov %%ecx, %%gs\n\tiretq"));
     expect(DONE, 0);
     EQ(T.r.rax, SEL_UCODE | 3);
     EQ(T.r.rcx, SEL_UDATA | 3);
@@ -559,13 +589,13 @@ TEST(iret, faults)
         u8 slot;
         u64 value, error;
     } cases[] = {
-        {0, NONCANON, 0},              /* RIP */
-        {1, 0, 0},                     /* null CS */
-        {1, SEL_KDATA, SEL_KDATA},     /* CS is data */
-        {1, SEL_UCODE, SEL_UCODE},     /* RPL != DPL */
-        {1, 0x1000, 0x1000},           /* beyond the limit */
+        {0, NONCANON, 0},                  /* RIP */
+        {1, 0, 0},                         /* null CS */
+        {1, SEL_KDATA, SEL_KDATA},         /* CS is data */
+        {1, SEL_UCODE, SEL_UCODE},         /* RPL != DPL */
+        {1, 0x1000, 0x1000},               /* beyond the limit */
         {4, SEL_UDATA | 3, SEL_UDATA | 0}, /* SS of another level */
-        {4, SEL_KCODE, SEL_KCODE},     /* SS is code */
+        {4, SEL_KCODE, SEL_KCODE},         /* SS is code */
     };
     for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         if (i == 0 && on_tcg)
@@ -613,7 +643,8 @@ TEST(iret, sets_tf_for_the_next_instruction)
     EQ(trap_rip(), (u64)at + 1);
 }
 
-/* -- SYSCALL, SYSRET, SYSENTER, SYSEXIT ----------------------------------------------------------*/
+/* -- SYSCALL, SYSRET, SYSENTER, SYSEXIT
+ * ----------------------------------------------------------*/
 
 TEST(syscall, entry)
 {
@@ -676,7 +707,8 @@ TEST(syscall, sysret_flags)
 TEST(syscall, efer_sce)
 {
     wrmsr(MSR_EFER, rdmsr(MSR_EFER) & ~1ul);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         FAULTC(r, "syscall", UD, 0);
     }
@@ -717,8 +749,9 @@ TEST(sysenter, round_trip)
 {
     if (!feat.sysenter)
         SKIP("no SYSENTER in 64-bit mode (AMD)");
-    u8 *entry = SNIP("mov %%rsp, %%rax\n\tmov %%cs, %%ebx\n\tmov %%ss, %%esi\n\tpushfq\n\tpop %%r8\n\t"
-                     "rex.w sysexit");
+    u8 *entry =
+        SNIP("mov %%rsp, %%rax\n\tmov %%cs, %%ebx\n\tmov %%ss, %%esi\n\tpushfq\n\tpop %%r8\n\t"
+             "rex.w sysexit");
     wrmsr(MSR_SYSENTER_CS, SEL_SYSENTER);
     wrmsr(MSR_SYSENTER_EIP, (u64)entry);
     wrmsr(MSR_SYSENTER_ESP, (u64)run_stack + 4096);
@@ -742,7 +775,8 @@ TEST(sysenter, round_trip)
     fault(&k, SNIP("rex.w sysexit"), GP, 0);
 }
 
-/* -- GS and FS bases -----------------------------------------------------------------------------*/
+/* -- GS and FS bases
+ * -----------------------------------------------------------------------------*/
 
 TEST(gsbase, swapgs)
 {
@@ -765,13 +799,15 @@ TEST(gsbase, fsgsbase_instructions)
     if (!feat.fsgsbase)
         SKIP("no FSGSBASE");
     write_cr4(default_cr4 | CR4_FSGSBASE);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rax = at_cpl(cpl, buffer), r.rcx = at_cpl(cpl, buffer) + 8;
         *(u64 *)buffer = 0x1111;
         *(u64 *)(buffer + 8) = 0x2222;
-        done(&r, SNIP("wrfsbase %%rax\n\twrgsbase %%rcx\n\tmov %%fs:0, %%rdx\n\tmov %%gs:0, %%rsi\n\t"
-                      "rdfsbase %%r10\n\trdgsbase %%r11\n\trdgsbase %%edi"));
+        done(&r,
+             SNIP("wrfsbase %%rax\n\twrgsbase %%rcx\n\tmov %%fs:0, %%rdx\n\tmov %%gs:0, %%rsi\n\t"
+                  "rdfsbase %%r10\n\trdgsbase %%r11\n\trdgsbase %%edi"));
         EQ(T.r.rdx, 0x1111);
         EQ(T.r.rsi, 0x2222);
         EQ(T.r.r10, r.rax);
@@ -791,7 +827,8 @@ TEST(gsbase, fsgsbase_instructions)
     wrmsr(MSR_GS_BASE, 0);
 }
 
-/* -- Control and debug registers -----------------------------------------------------------------*/
+/* -- Control and debug registers
+ * -----------------------------------------------------------------*/
 
 TEST(cr, round_trips)
 {
@@ -802,9 +839,15 @@ TEST(cr, round_trips)
         write_cr0(DEFAULT_CR0);
     }
     EQ(read_cr0(), DEFAULT_CR0);
-    const u32 bits4[] = {CR4_TSD, CR4_DE, CR4_PGE, CR4_OSFXSR, CR4_OSXMMEXCPT,
-                         feat.umip ? CR4_UMIP : 0, feat.fsgsbase ? CR4_FSGSBASE : 0,
-                         feat.smep ? CR4_SMEP : 0, feat.smap ? CR4_SMAP : 0,
+    const u32 bits4[] = {CR4_TSD,
+                         CR4_DE,
+                         CR4_PGE,
+                         CR4_OSFXSR,
+                         CR4_OSXMMEXCPT,
+                         feat.umip ? CR4_UMIP : 0,
+                         feat.fsgsbase ? CR4_FSGSBASE : 0,
+                         feat.smep ? CR4_SMEP : 0,
+                         feat.smap ? CR4_SMAP : 0,
                          feat.pcid ? CR4_PCIDE : 0};
     for (unsigned i = 0; i < sizeof(bits4) / sizeof(bits4[0]); i++) {
         write_cr4(default_cr4 ^ bits4[i]);
@@ -887,7 +930,8 @@ TEST(dr, round_trips)
     }
 }
 
-/* -- Table registers -----------------------------------------------------------------------------*/
+/* -- Table registers
+ * -----------------------------------------------------------------------------*/
 
 TEST(tables, lgdt_lidt_faults)
 {
@@ -942,11 +986,13 @@ TEST(tables, ltr_lldt)
     wrmsr(MSR_GS_BASE, 0);
 }
 
-/* -- CPUID, TSC, performance counters -------------------------------------------------------------*/
+/* -- CPUID, TSC, performance counters
+ * -------------------------------------------------------------*/
 
 TEST(cpuid, basics)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rax = 0xffffffff00000000, r.rcx = ~0ul;
         done(&r, SNIP("cpuid"));
@@ -1039,7 +1085,8 @@ TEST(tsc, monotonic_and_aux)
     if (!feat.rdtscp)
         return;
     wrmsr(MSR_TSC_AUX, 0x1234abcd);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         done(&r, SNIP("rdtscp"));
         EQ(T.r.rcx, 0x1234abcd);
@@ -1068,7 +1115,8 @@ TEST(rdpmc, cpl3)
     fault(&r, SNIP("rdpmc"), GP, 0);
 }
 
-/* -- XSETBV, XGETBV ------------------------------------------------------------------------------*/
+/* -- XSETBV, XGETBV
+ * ------------------------------------------------------------------------------*/
 
 TEST(xcr, rules)
 {
@@ -1108,7 +1156,8 @@ TEST(xcr, rules)
     fault(&u, SNIP("xsetbv"), GP, 0);
 }
 
-/* -- Ports ---------------------------------------------------------------------------------------*/
+/* -- Ports
+ * ---------------------------------------------------------------------------------------*/
 
 TEST(io, iopl)
 {
@@ -1154,7 +1203,8 @@ TEST(io, bitmap)
 
 TEST(io, string)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rflags |= F_IOPL;
         r.rdi = at_cpl(cpl, buffer) + 16;
@@ -1188,7 +1238,8 @@ TEST(io, string_fault)
 {
     /* Elements before the fault are done; RCX and RDI say so. */
     map_new(UVA, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP("rep insb");
         r.rflags |= F_IOPL;
@@ -1209,19 +1260,23 @@ TEST(io, string_fault)
     }
 }
 
-/* -- Cache and hint instructions -------------------------------------------------------------------*/
+/* -- Cache and hint instructions
+ * -------------------------------------------------------------------*/
 
 TEST(cache, instructions)
 {
     struct regs r = regs_for(0);
     r.rbx = (u64)buffer;
     done(&r, SNIP("wbinvd\n\tinvlpg (%%rbx)"));
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs u = regs_for(cpl);
         u.rbx = at_cpl(cpl, buffer);
         done(&u, SNIP("prefetcht0 (%%rbx)\n\tmfence\n\tlfence\n\tsfence\n\tpause\n\tnopl (%%rbx)"));
         u.rbx = UVA;
-        done(&u, SNIP("prefetcht0 (%%rbx)\n\tprefetchnta (%%rbx)\n\tprefetchw (%%rbx)\n\tnopl (%%rbx)"));
+        done(
+            &u,
+            SNIP("prefetcht0 (%%rbx)\n\tprefetchnta (%%rbx)\n\tprefetchw (%%rbx)\n\tnopl (%%rbx)"));
         u.rbx = NONCANON;
         done(&u, SNIP("prefetcht0 (%%rbx)\n\tnopl (%%rbx)\n\tlea (%%rbx), %%rax"));
         if (feat.clflush) {

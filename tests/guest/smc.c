@@ -30,7 +30,8 @@ static u32 call_const(unsigned cpl, u64 va)
 TEST(smc, patched_from_outside)
 {
     u64 pa = map_new(UVA, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         for (u32 i = 0; i < 300; i++) {
             put_const((u8 *)pa + 16, i); /* through the identity map: an alias */
             EQ(call_const(cpl, UVA + 16), i);
@@ -43,7 +44,8 @@ TEST(smc, patched_from_outside)
 TEST(smc, store_ahead_in_the_block)
 {
     /* mov %ecx, imm of the next instruction; mov $0, %eax */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP("mov %%ecx, 1f+1(%%rip)\n1: mov $0, %%eax");
         for (u64 i = 1; i < 300; i++) {
@@ -56,7 +58,8 @@ TEST(smc, store_ahead_in_the_block)
 
 TEST(smc, store_ahead_with_distance)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP("mov %%cl, 1f+2(%%rip)\n\tadd $1, %%rdx\n\timul $3, %%rsi, %%rsi\n\t"
                         "push %%rdi\n\tpop %%r11\n1: add $0, %%dl\n\tnop");
@@ -72,7 +75,8 @@ TEST(smc, store_ahead_with_distance)
 TEST(smc, opcode_changes)
 {
     /* The instruction itself becomes another: inc to dec. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP("mov %%ax, 1f(%%rip)\n\tjmp 1f\n1: inc %%ecx");
         r.rcx = 100;
@@ -99,7 +103,8 @@ TEST(smc, opcode_changes)
 TEST(smc, own_instruction)
 {
     /* A store that overwrites the storing instruction: takes effect the next time. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP("movb %%cl, 1f(%%rip)\n1: nop\n\tnop");
         r.rcx = 0x90;
@@ -114,7 +119,8 @@ TEST(smc, rep_stos_and_movs)
 {
     u64 pa = map_new(UVA, PG_URW);
     u8 *target = (u8 *)pa;
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         put_const(target + 100, 5);
         /* jump over 100 NOPs, which rep stosb puts there again and again */
@@ -148,7 +154,8 @@ TEST(smc, store_forms)
 {
     /* Every kind of store must be noticed. */
     u64 pa = map_new(UVA, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         put_const((u8 *)pa, 0);
         r.rbx = UVA + 1, r.r11 = UVA;
@@ -192,7 +199,8 @@ TEST(smc, push_over_code)
 {
     /* The stack runs into the code: PUSH and CALL store the new instruction. */
     u64 pa = map_new(UVA, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         for (u32 i = 0; i < 50; i++) {
             u8 image[8];
@@ -213,7 +221,8 @@ TEST(smc, through_an_alias)
     u64 pa = map_new(UVA, PG_URW);
     map(UVA2, pa, PG_URW);
     map(KVA, pa, PG_KRW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         for (u32 i = 0; i < 100; i++) {
             put_const((u8 *)pa + 32, 1);
@@ -229,7 +238,8 @@ TEST(smc, through_an_alias)
 TEST(smc, across_a_page_boundary)
 {
     u64 a = map_new(UVA, PG_URW), b = map_new(UVA + 4096, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         for (unsigned split = 1; split < 7; split++) {
             context("cpl %u, split %u", cpl, split);
             u64 va = UVA + 4096 - split;
@@ -259,7 +269,8 @@ TEST(smc, straddling_store)
     /* A store that begins before the page and changes code at its start. */
     u64 a = map_new(UVA, PG_URW), b = map_new(UVA + 4096, PG_URW);
     (void)a;
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         for (u64 i = 0; i < 50; i++) {
             put_const((u8 *)b, 0x100);
@@ -279,7 +290,8 @@ TEST(smc, remapped_page)
     u64 a = page_alloc(), b = page_alloc();
     put_const((u8 *)a, 1);
     put_const((u8 *)b, 2);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         for (unsigned i = 0; i < 100; i++) {
             map(UVA, a, PG_P | PG_U);
             EQ(call_const(cpl, UVA), 1);
@@ -300,7 +312,8 @@ TEST(smc, second_page_remapped)
     memcpy((u8 *)a + 4096 - 3, "\xb8\x11\x22", 3);
     memcpy((u8 *)b, "\x33\x44\xcd\x80", 4);
     memcpy((u8 *)c, "\x55\x66\xcd\x80", 4);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         for (unsigned i = 0; i < 50; i++) {
             map(UVA + 4096, b, PG_P | PG_U);
             EQ(call_const(cpl, UVA + 4096 - 3), 0x44332211);
@@ -327,7 +340,8 @@ TEST(smc, second_page_not_executable)
         put_const(image, 0x44332211);
         memcpy((u8 *)a + 4096 - split, image, split);
         memcpy((u8 *)b, image + split, 7 - split);
-        BOTH_CPLS {
+        BOTH_CPLS
+        {
             struct regs r = regs_for(cpl);
             r.rip = UVA + 4096 - split;
             map(UVA + 4096, b, PG_URW | PG_NX);
@@ -349,7 +363,8 @@ TEST(smc, block_runs_into_a_bad_page)
     u64 a = map_new(UVA, PG_URW);
     memset((u8 *)a, 0x90, 4096);
     memcpy((u8 *)a + 4096 - 6, "\xff\xc1\xff\xc1\xff\xc1", 6); /* inc %ecx three times */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         for (unsigned i = 0; i < 5; i++) {
             struct regs r = regs_for(cpl);
             r.rip = UVA + 4096 - 20;
@@ -366,11 +381,13 @@ TEST(smc, block_runs_into_a_bad_page)
 TEST(smc, data_on_the_code_page)
 {
     /* A counter right next to the loop that changes it. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
-        u8 *code = SNIP("xor %%eax, %%eax\n\tmov $2000, %%ecx\n\tmovl $0, 3f(%%rip)\n"
-                        "1: incl 3f(%%rip)\n\tadd 3f(%%rip), %%eax\n\tdec %%ecx\n\tjnz 1b\n\tjmp 4f\n"
-                        "3: .long 0\n4:");
+        u8 *code =
+            SNIP("xor %%eax, %%eax\n\tmov $2000, %%ecx\n\tmovl $0, 3f(%%rip)\n"
+                 "1: incl 3f(%%rip)\n\tadd 3f(%%rip), %%eax\n\tdec %%ecx\n\tjnz 1b\n\tjmp 4f\n"
+                 "3: .long 0\n4:");
         done(&r, code);
         EQ(T.r.rax, 2000 * 2001 / 2);
     }
@@ -379,7 +396,8 @@ TEST(smc, data_on_the_code_page)
 TEST(smc, loop_that_patches_itself)
 {
     /* Each turn changes the immediate that the next turn adds. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP("xor %%eax, %%eax\n\txor %%ecx, %%ecx\n"
                         "1: add $0x7fffffff, %%eax\n\tinc %%ecx\n\tmov %%ecx, 1b+1(%%rip)\n\t"
@@ -391,11 +409,13 @@ TEST(smc, loop_that_patches_itself)
 
 TEST(smc, patch_called_function)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
-        u8 *code = SNIP("xor %%esi, %%esi\n\tmov $300, %%ecx\n"
-                        "1: mov %%ecx, 2f+1(%%rip)\n\tcall 2f\n\tadd %%rax, %%rsi\n\tdec %%ecx\n\tjnz 1b\n\t"
-                        "jmp 3f\n2: mov $0, %%eax\n\tret\n3:");
+        u8 *code = SNIP(
+            "xor %%esi, %%esi\n\tmov $300, %%ecx\n"
+            "1: mov %%ecx, 2f+1(%%rip)\n\tcall 2f\n\tadd %%rax, %%rsi\n\tdec %%ecx\n\tjnz 1b\n\t"
+            "jmp 3f\n2: mov $0, %%eax\n\tret\n3:");
         done(&r, code);
         EQ(T.r.rsi, 300 * 301 / 2);
     }
@@ -404,10 +424,12 @@ TEST(smc, patch_called_function)
 TEST(smc, patch_return_target)
 {
     /* The callee changes the code it returns to. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         u8 *code = SNIP("xor %%esi, %%esi\n\tmov $200, %%ecx\n"
-                        "1: call 2f\n3: add $1, %%esi\n\tdec %%ecx\n\tjnz 1b\n\tmovb $1, 3b+2(%%rip)\n\tjmp 4f\n"
+                        "1: call 2f\n3: add $1, %%esi\n\tdec %%ecx\n\tjnz 1b\n\tmovb $1, "
+                        "3b+2(%%rip)\n\tjmp 4f\n"
                         "2: mov %%cl, %%al\n\tand $7, %%al\n\tmov %%al, 3b+2(%%rip)\n\tret\n4:");
         done(&r, code);
         EQ(T.r.rsi, 25 * (0 + 1 + 2 + 3 + 4 + 5 + 6 + 7));
@@ -417,7 +439,8 @@ TEST(smc, patch_return_target)
 TEST(smc, breakpoints_come_and_go)
 {
     u64 pa = map_new(UVA, PG_URW);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         put_const((u8 *)pa, 0x42);
         for (unsigned i = 0; i < 100; i++) {
             *(u8 *)pa = 0xcc;
@@ -437,7 +460,8 @@ TEST(smc, write_protected_code)
     /* A faulting store to a code page changes nothing. */
     u64 pa = map_new(UVA, PG_P | PG_U);
     put_const((u8 *)pa, 0x42);
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         EQ(call_const(cpl, UVA), 0x42);
         struct regs r = regs_for(cpl);
         r.rbx = UVA + 1;

@@ -7,7 +7,7 @@
 
 #define BOTH_CPLS for (unsigned cpl = 0; context("cpl %u", cpl), cpl <= 3; cpl += 3)
 
-static u8 *const area = buffer;          /* 64-byte aligned */
+static u8 *const area = buffer; /* 64-byte aligned */
 static u8 *const area2 = buffer + 0x3000;
 static u8 *const source = buffer + 0x6000;
 
@@ -17,7 +17,10 @@ static void set_xcr0(u64 v)
         xsetbv(0, v);
 }
 
-static u64 get_xcr0(void) { return feat.xsave ? xgetbv(0) : 3; }
+static u64 get_xcr0(void)
+{
+    return feat.xsave ? xgetbv(0) : 3;
+}
 
 static void check_pointers(const u8 *image)
 {
@@ -35,15 +38,18 @@ static void load_all(void)
         source[i] = (u8)(i * 13 + (i >> 7) + 1);
     asm volatile("fninit\n\tfld1\n\tfldpi\n\tfldl2e");
     if (feat.avx512f && (get_xcr0() & 0xe0) == 0xe0)
-        asm volatile("vmovdqu64 (%0), %%zmm0\n\tvmovdqu64 64(%0), %%zmm7\n\tvmovdqu64 128(%0), %%zmm15\n\t"
-                     "vmovdqu64 192(%0), %%zmm16\n\tvmovdqu64 256(%0), %%zmm31\n\t"
-                     "kmovw 320(%0), %%k1\n\tkmovw 328(%0), %%k7" ::"r"(source));
+        asm volatile(
+            "vmovdqu64 (%0), %%zmm0\n\tvmovdqu64 64(%0), %%zmm7\n\tvmovdqu64 128(%0), %%zmm15\n\t"
+            "vmovdqu64 192(%0), %%zmm16\n\tvmovdqu64 256(%0), %%zmm31\n\t"
+            "kmovw 320(%0), %%k1\n\tkmovw 328(%0), %%k7" ::"r"(source));
     else if (feat.avx && (get_xcr0() & 4))
-        asm volatile("vmovdqu (%0), %%ymm0\n\tvmovdqu 64(%0), %%ymm7\n\tvmovdqu 128(%0), %%ymm15"
-                     ::"r"(source));
+        asm volatile(
+            "vmovdqu (%0), %%ymm0\n\tvmovdqu 64(%0), %%ymm7\n\tvmovdqu 128(%0), %%ymm15" ::"r"(
+                source));
     else
-        asm volatile("movdqu (%0), %%xmm0\n\tmovdqu 64(%0), %%xmm7\n\tmovdqu 128(%0), %%xmm15"
-                     ::"r"(source));
+        asm volatile(
+            "movdqu (%0), %%xmm0\n\tmovdqu 64(%0), %%xmm7\n\tmovdqu 128(%0), %%xmm15" ::"r"(
+                source));
 }
 
 static void clear_all(void)
@@ -66,19 +72,23 @@ static void check_all(void)
     memset(got, 0, sizeof(got));
     if (feat.avx512f && (get_xcr0() & 0xe0) == 0xe0) {
         size = 64;
-        asm volatile("vmovdqu64 %%zmm0, (%0)\n\tvmovdqu64 %%zmm7, 64(%0)\n\tvmovdqu64 %%zmm15, 128(%0)\n\t"
-                     "vmovdqu64 %%zmm16, 192(%0)\n\tvmovdqu64 %%zmm31, 256(%0)\n\t"
-                     "kmovw %%k1, 320(%0)\n\tkmovw %%k7, 328(%0)" ::"r"(got) : "memory");
+        asm volatile(
+            "vmovdqu64 %%zmm0, (%0)\n\tvmovdqu64 %%zmm7, 64(%0)\n\tvmovdqu64 %%zmm15, 128(%0)\n\t"
+            "vmovdqu64 %%zmm16, 192(%0)\n\tvmovdqu64 %%zmm31, 256(%0)\n\t"
+            "kmovw %%k1, 320(%0)\n\tkmovw %%k7, 328(%0)" ::"r"(got)
+            : "memory");
         EQ(memcmp(got + 192, source + 192, 128), 0);
         EQ(*(u16 *)(got + 320), *(u16 *)(source + 320));
         EQ(*(u16 *)(got + 328), *(u16 *)(source + 328));
     } else if (feat.avx && (get_xcr0() & 4)) {
         size = 32;
-        asm volatile("vmovdqu %%ymm0, (%0)\n\tvmovdqu %%ymm7, 64(%0)\n\tvmovdqu %%ymm15, 128(%0)"
-                     ::"r"(got) : "memory");
+        asm volatile(
+            "vmovdqu %%ymm0, (%0)\n\tvmovdqu %%ymm7, 64(%0)\n\tvmovdqu %%ymm15, 128(%0)" ::"r"(got)
+            : "memory");
     } else {
-        asm volatile("movdqu %%xmm0, (%0)\n\tmovdqu %%xmm7, 64(%0)\n\tmovdqu %%xmm15, 128(%0)"
-                     ::"r"(got) : "memory");
+        asm volatile(
+            "movdqu %%xmm0, (%0)\n\tmovdqu %%xmm7, 64(%0)\n\tmovdqu %%xmm15, 128(%0)" ::"r"(got)
+            : "memory");
     }
     for (unsigned i = 0; i < 3; i++)
         EQ(memcmp(got + 64 * i, source + 64 * i, size), 0);
@@ -89,7 +99,8 @@ static void check_all(void)
 
 TEST(xstate, fxsave_round_trip)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, area);
         r.r10 = r.rbx - 64, r.r11 = 8;
@@ -141,7 +152,8 @@ TEST(xstate, xsave_round_trip)
     if (!feat.xsave)
         SKIP("no XSAVE");
     u64 x = feat.xcr0_supported & 0xe7;
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, area);
         r.rax = (u32)x, r.rdx = 0;
@@ -176,7 +188,8 @@ TEST(xstate, component_masks)
 {
     if (!feat.xsave || !feat.avx)
         SKIP("no XSAVE with AVX");
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, area);
         for (u64 rfbm = 0; rfbm < 8; rfbm++) {
@@ -222,7 +235,8 @@ TEST(xstate, init_optimization)
 {
     if (!feat.xsave || !feat.avx)
         SKIP("no XSAVE with AVX");
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, area);
         r.rax = feat.xcr0_supported & 0xe7, r.rdx = 0;
@@ -251,7 +265,8 @@ TEST(xstate, compacted)
     if (!feat.xsavec)
         SKIP("no XSAVEC");
     u64 x = feat.xcr0_supported & 0xe7;
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, area2);
         r.rax = (u32)x, r.rdx = 0;
@@ -286,7 +301,8 @@ TEST(xstate, bad_headers)
 {
     if (!feat.xsave)
         SKIP("no XSAVE");
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, area);
         r.rax = 7, r.rdx = 0;
@@ -324,7 +340,8 @@ TEST(xstate, page_faults)
     if (!feat.xsave)
         SKIP("no XSAVE");
     u64 a = page_alloc(), b = page_alloc();
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         u64 u = cpl ? PF_U : 0;
         struct regs r = regs_for(cpl);
         r.rax = feat.xcr0_supported & 0xe7, r.rdx = 0;
@@ -355,14 +372,16 @@ TEST(xstate, page_faults)
 
 TEST(xstate, fnsave_family)
 {
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rbx = at_cpl(cpl, area);
         memset(area, 0xee, 256);
         load_all();
-        done(&r, SNIP("fldl (%%rbx)\n\tfstp %%st(0)\n\tfnsave (%%rbx)\n\tfnstcw 128(%%rbx)\n\t"
-                      "frstor (%%rbx)\n\tfnstenv 160(%%rbx)\n\tfldenv 160(%%rbx)\n\tfstp %%st(0)\n\t"
-                      "fstpl 192(%%rbx)\n\tfnclex"));
+        done(&r,
+             SNIP("fldl (%%rbx)\n\tfstp %%st(0)\n\tfnsave (%%rbx)\n\tfnstcw 128(%%rbx)\n\t"
+                  "frstor (%%rbx)\n\tfnstenv 160(%%rbx)\n\tfldenv 160(%%rbx)\n\tfstp %%st(0)\n\t"
+                  "fstpl 192(%%rbx)\n\tfnclex"));
         EQ(*(u16 *)(area + 128), 0x37f);
         EQ(*(u64 *)(area + 192), 0x400921fb54442d18);
         u32 fip = *(u32 *)(area + 12), fdp = *(u32 *)(area + 20);
@@ -377,13 +396,15 @@ TEST(xstate, fnsave_family)
 TEST(xstate, preserved_over_everything)
 {
     /* Faults, port accesses, CPUID, page walks and interrupts leave vector registers alone. */
-    BOTH_CPLS {
+    BOTH_CPLS
+    {
         struct regs r = regs_for(cpl);
         r.rflags |= F_IOPL;
         r.rbx = at_cpl(cpl, area);
         for (unsigned i = 0; i < 20; i++) {
             load_all();
-            done(&r, SNIP("in $0x80, %%al\n\tout %%al, $0x80\n\tcpuid\n\trdtsc\n\tpushfq\n\tpopfq"));
+            done(&r,
+                 SNIP("in $0x80, %%al\n\tout %%al, $0x80\n\tcpuid\n\trdtsc\n\tpushfq\n\tpopfq"));
             run_at(&r, SNIP("ud2"));
             expect(UD, 0);
             r.r12 = UVA;
