@@ -747,19 +747,17 @@ static void rule_swapgs(struct xlate *x)
     e_store_gs(e, VCPU_OFF(kernel_gs_base), R10);
 }
 
-/* The arithmetic flags and DF are the host's, the others are virtual. */
+/* The arithmetic flags and DF are the host's, the others are virtual. All of them survive up to the
+ * store, for if that faults, PUSHF reads them again. */
 static void rule_pushf(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct emitter *e = &x->e;
-    bool live = x->live[i + 1]; /* PUSHF's own reading of them comes first */
-    x->live[i] = x->live[i + 1];
     e_store_gs(e, VCPU_OFF(scratch[SCR_VALUE]), RSP);
     e_load_gs(e, RSP, VCPU_OFF(host_rsp));
     e8(e, 0x9c);                                     /* pushfq */
     e_bytes(e, (const uint8_t[]){0x41, 0x5a}, 2);    /* pop r10 */
     e_load_gs(e, RSP, VCPU_OFF(scratch[SCR_VALUE]));
-    if (live)
-        lower_save_flags(e);
+    lower_save_flags(e);
     e_load_gs(e, R11, VCPU_OFF(rflags));
     e_bytes(e, (const uint8_t[]){0x41, 0x81, 0xe2}, 3); /* and r10d, FL_HOST */
     e32(e, FL_HOST);
@@ -767,8 +765,7 @@ static void rule_pushf(struct xlate *x, const struct insn *in, unsigned i)
     e32(e, ~(uint32_t)(FL_HOST | FL_RF | FL_VM));
     e_bytes(e, (const uint8_t[]){0x45, 0x09, 0xda}, 3); /* or r10d, r11d */
     e_store_gs(e, VCPU_OFF(scratch[SCR_VALUE]), R10);
-    if (live)
-        lower_restore_flags(e);
+    lower_restore_flags(e);
     stack_access(x, in, i, MMU_WRITE, in->op_size, -(int32_t)in->op_size, (struct access){0},
                  body_store_value);
     add_rsp(x, -(int32_t)in->op_size);

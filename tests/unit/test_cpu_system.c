@@ -317,8 +317,9 @@ Test(cpu_system, tlb_instructions)
     for (v->gpr[RCX] = 0; v->gpr[RCX] < 4; v->gpr[RCX]++)
         cr_assert_eq(RUN(0x66, 0x0f, 0x38, 0x82, 0x0b), CPU_JUMP);
     cr_assert_eq(flush_count[MMU_FLUSHED_PAGE], 2);
-    cr_assert_eq(flush_count[MMU_FLUSHED_ALL], all + 1);
-    cr_assert_eq(flush_count[MMU_FLUSHED_NONGLOBAL], some + 2);
+    /* Type 3 may drop global entries too, and does. */
+    cr_assert_eq(flush_count[MMU_FLUSHED_ALL], all + 2);
+    cr_assert_eq(flush_count[MMU_FLUSHED_NONGLOBAL], some + 1);
     expect_fault_code(RUN(0x66, 0x0f, 0x38, 0x82, 0x0b), EXC_GP, 0);
     v->gpr[RCX] = 0;
     put64(KDATA, 1);
