@@ -46,7 +46,7 @@ void tsc_calibration_begin(struct tsc_calibration *c)
 
 uint64_t tsc_calibration_finish(const struct tsc_calibration *c)
 {
-    struct tsc_calibration end;
+    struct tsc_calibration end = *c;
     uint64_t until = c->ns + MIN_INTERVAL, now;
 
     while ((now = monotonic_ns()) < until) {
