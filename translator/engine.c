@@ -211,6 +211,8 @@ static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
         if (tb)
             return tb;
         vcpu_fp_save(v);
+        if (bt->cfg.reached && gva == bt->cfg.reached_gva)
+            bt->cfg.reached(bt->cfg.reached_opaque);
         tb = translate_block(bt, v, gva, gpa, key, NULL);
         if (!tb)
             return NULL;
@@ -259,6 +261,8 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
     ev->bt->stats.callouts[c->insn.op]++;
     enum cpu_result r;
     uint64_t old_tf = v->rflags & FL_TF;
+    /* This is the instruction after the one that cast the shadow; it may cast a new one. */
+    v->interrupt_shadow = 0;
     if (c->insn.op == OP_GATHER || c->insn.op == OP_SCATTER)
         r = gather_execute(v, &c->insn);
     else
