@@ -39,7 +39,9 @@
 
 enum {
     OUT_SIZE = 65536, /* bytes the guest may be ahead of stdout */
-    IN_SIZE = 4096,
+    IN_SIZE = 65536,  /* a tty's input beyond this is lost: a large paste must fit */
+    PACE_BYTES = 16,  /* per PACE_NS: about what 115200 baud and a FIFO would give */
+    PACE_NS = 1000000,
     ESCAPE = 0x01,        /* Ctrl-A */
     FLUSH_MS = 2000,      /* at the end, for a slow consumer */
     QUIT_GRACE_MS = 5000, /* for the VM to end in good order after a signal */
@@ -59,6 +61,8 @@ struct terminal {
     bool escaped; /* Ctrl-A was the last key */
     bool raw_wanted;
     struct event_fd *in_event, *out_event, *signal_event; /* NULL: not pollable or gone */
+    struct vm_timer pace_timer; /* gives the next bytes of a pipe or file */
+    uint64_t next_give;
     struct vm_timer in_timer;  /* reads what cannot be polled, and retries in the background */
     struct vm_timer out_timer; /* sends an unfinished line */
     struct vm_timer quit_timer;
@@ -338,11 +342,35 @@ static void filter_keys(struct terminal *t, const uint8_t *buf, size_t len)
     }
 }
 
+/* Input that comes as fast as it can be read is given at the speed of a line, or a guest that
+ * echoes it would do nothing else. */
+static void give_paced(struct terminal *t)
+{
+    uint64_t now = timer_now(t->pace_timer.queue);
+
+    if (!t->in_len || !chardev_ready(&t->chardev))
+        return; /* a person types again what came too early; a pipe or file cannot */
+    if (now >= t->next_give) {
+        size_t run = IN_SIZE - t->in_head;
+        run = run < t->in_len ? run : t->in_len;
+        run = run < PACE_BYTES ? run : PACE_BYTES;
+        size_t n = chardev_receive(&t->chardev, t->in + t->in_head, run);
+        t->in_head = (t->in_head + n) % IN_SIZE;
+        t->in_len -= n;
+        t->next_give = now + PACE_NS;
+        if (n < run)
+            return; /* the device says when it has room */
+    }
+    if (t->in_len)
+        vm_timer_set(&t->pace_timer, t->next_give);
+}
+
 static void give_input(struct terminal *t)
 {
-    /* A person types again what came too early; a pipe or file cannot. */
-    if (!t->in_tty && !chardev_ready(&t->chardev))
+    if (!t->in_tty) {
+        give_paced(t);
         return;
+    }
     while (t->in_len) {
         size_t run = IN_SIZE - t->in_head;
         if (run > t->in_len)
@@ -366,11 +394,12 @@ static void end_input(struct terminal *t)
 /* Reads once; true if bytes came. */
 static bool read_input(struct terminal *t)
 {
-    uint8_t buf[IN_SIZE];
+    uint8_t buf[4096];
     ssize_t n;
 
+    /* What is not a tty is read only when the buffer is empty. */
     do
-        n = read(t->in_fd, buf, t->in_tty ? sizeof(buf) : IN_SIZE - t->in_len);
+        n = read(t->in_fd, buf, sizeof(buf));
     while (n < 0 && errno == EINTR);
 
     if (n > 0) {
@@ -417,6 +446,11 @@ static void pump_input(struct terminal *t)
 }
 
 static void on_input_ready(void *opaque, uint32_t events)
+{
+    pump_input(opaque);
+}
+
+static void on_pace_timer(void *opaque)
 {
     pump_input(opaque);
 }
@@ -571,6 +605,7 @@ int terminal_attach(struct terminal *t, struct machine *m)
 
     machine_lock(m);
     t->machine = m;
+    vm_timer_init(&t->pace_timer, event_loop_timers(loop), on_pace_timer, t);
     vm_timer_init(&t->in_timer, event_loop_timers(loop), on_input_timer, t);
     vm_timer_init(&t->quit_timer, event_loop_timers(loop), on_quit_timer, t);
     vm_timer_init(&t->out_timer, event_loop_timers(loop), on_output_timer, t);
@@ -610,6 +645,7 @@ void terminal_detach(struct terminal *t)
     if (t->signal_event)
         event_loop_remove_fd(loop, t->signal_event);
     t->in_event = t->out_event = t->signal_event = NULL;
+    vm_timer_cancel(&t->pace_timer);
     vm_timer_cancel(&t->in_timer);
     vm_timer_cancel(&t->out_timer);
     vm_timer_cancel(&t->quit_timer);

@@ -22,6 +22,7 @@ import select
 import shlex
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -661,6 +662,61 @@ def stdout_reader_gone():
     g.read_fd = -1
     g.wait(141, 20)
     one_sentence(g.stderr(), "reader")
+
+
+@test
+def odd_stdio():
+    """Every way to start it that a shell script can think of ends in the guest's own time."""
+    needs_ringshift()
+    command = run_and_off("/bin/uname", "-s")
+    for redirect, words in ((">/dev/full", "No space left"), (">&-", ""), ("2>&-", ""),
+                            ("<&- >&- 2>&-", ""), ("</dev/zero >/dev/null", ""),
+                            ("<>/dev/null 1<>/dev/null", "")):
+        done = subprocess.run(["sh", "-c", f'exec "$@" {redirect}', "sh", *command],
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        check(done.returncode == 0, f"{redirect}: exit code {done.returncode}: {done.stderr!r}")
+        check(words.encode() in done.stderr, f"{redirect}: {done.stderr!r}")
+    # Sockets, as an inetd or a container runtime gives them.
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
+    theirs.close()
+    data = b""
+    while chunk := ours.recv(65536):
+        data += chunk
+    check(process.wait(10) == 0 and b"rs: exit 0" in data, "sockets do not work")
+    # A full pipe that nobody reads does not keep a signal from ending it.
+    g = Guest(cloud(append="console=ttyS0 rs.run=/usr/bin/seq rs.args=30000"), tty=False,
+              stdin=subprocess.DEVNULL)
+    time.sleep(6)
+    g.process.terminate()
+    end = time.monotonic() + 15
+    while g.process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    check(g.process.returncode == 143, f"exit code {g.process.returncode} after SIGTERM")
+
+
+@test
+def background_job():
+    """In the background it leaves the terminal alone; in the foreground it takes it."""
+    needs_ringshift()
+    g = Guest(["sh", "-c", "exec bash --norc -i 2>&1"], env={"PATH": "/usr/bin:/bin", "PS1": "host> ",
+                                             "TERM": "dumb", "HOME": "/"})
+    g.expect("host> ", 10)
+    g.send(shlex.join(cloud()) + " &\n")
+    g.expect("rs: init runs", 60)
+    time.sleep(1)
+    g.send("\necho the shell $((40 + 2)) answers\n")
+    g.expect("the shell 42 answers", 10)
+    g.send("fg\n")
+    time.sleep(1)
+    g.send("\n")
+    g.expect("~ # ", 10)
+    check(g.cmd("echo $((6 * 7))").strip() == "42", "no shell in the foreground")
+    g.send("poweroff -f\n")
+    g.expect("host> ", 20)
+    g.send("stty -a\nexit\n")
+    g.expect(r" icanon[^-]* echo", 10)
+    g.wait(0)
 
 
 @test
