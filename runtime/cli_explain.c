@@ -2,8 +2,9 @@
  * `ringshift explain`: shows guest blocks and their translations side by side.
  *
  * The kernel is loaded as `run` would load it.  Addresses that the boot page tables map are
- * explained as they are at the entry point; a kernel's own virtual addresses exist only once it has
- * set up its page tables, so with --after the guest runs for a while first.
+ * explained as they are at the entry point.  A kernel's own virtual addresses exist only once it has
+ * set up its page tables: the guest runs until a block at the address is about to be translated,
+ * with the registers as they are then, or for a given time.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -11,17 +12,10 @@
 #include <string.h>
 #include <time.h>
 
+#include "mmu/mmu.h"
 #include "runtime/boot.h"
 #include "runtime/cli.h"
-#if __has_include("translator/explain.h")
 #include "translator/explain.h"
-#else
-/* A build without the translator's half says so. */
-static int explain_block(struct machine *m, uint64_t gva, FILE *out)
-{
-    return -ENOSYS;
-}
-#endif
 
 static const char help_text[] =
     "Usage: ringshift explain --kernel FILE --at ADDRESS [OPTIONS]\n"
@@ -32,8 +26,11 @@ static const char help_text[] =
     "  --kernel FILE      a bzImage (vmlinuz) or an ELF64 kernel (vmlinux)\n"
     "  --at ADDRESS       the guest virtual address, or 'entry' for the kernel's entry point\n"
     "  --count N          so many blocks, one after the other in memory; 1 unless given\n"
-    "  --after SECONDS    let the guest run first: a kernel's own addresses exist only once it\n"
-    "                     has set up its page tables; 0 unless given\n"
+    "  --tier FORM        how memory is reached: 'soft' as code is translated first, 'window' as\n"
+    "                     when it has become hot, or 'both'; both unless given\n"
+    "  --after SECONDS    let the guest run so long first; unless given, it runs until a block\n"
+    "                     at the address is first reached, and not at all if the boot page\n"
+    "                     tables map the address\n"
     "  --append STRING    its command line; 'nokaslr nopti' unless given, so that addresses are\n"
     "                     those of System.map\n"
     "  --initrd FILE      its initial RAM disk\n"
@@ -42,12 +39,14 @@ static const char help_text[] =
     "\n"
     "Examples:\n"
     "  ringshift explain --kernel vmlinuz --at entry\n"
+    "  ringshift explain --kernel vmlinuz --at 0xffffffff81000000 --tier soft\n"
     "  ringshift explain --kernel vmlinuz --after 3 --at 0xffffffff81000000 --count 4\n";
 
 struct options {
     const char *kernel, *initrd, *append;
     bool at_entry;
     uint64_t at, count, after;
+    unsigned tiers; /* enum explain_tier */
 };
 
 struct explain {
@@ -55,21 +54,24 @@ struct explain {
     struct guest_boot boot;
     int code; /* exit code of what was explained */
     bool done;
+    struct machine *machine;
 };
 
-/* Prints the blocks.  explain_block() returns the length in bytes of the guest code it showed, or
+/* How long the guest may take to reach the address, in seconds. */
+#define REACH_LIMIT 120
+
+/* Prints the blocks.  bt_explain() returns the length in bytes of the guest code it showed, or
  * a negative errno: -EFAULT where the address is not mapped. */
 static int explain(struct machine *m, const struct options *o, uint64_t gva)
 {
     for (uint64_t i = 0; i < o->count; i++) {
-        int len = explain_block(m, gva, stdout);
+        int len = bt_explain(machine_engine(m), machine_vcpu(m, 0), gva, o->tiers, stdout);
         if (len == -ENOSYS) {
             cli_say("this build cannot explain translations");
             return CLI_UNSUPPORTED;
         }
         if (len == -EFAULT) {
-            cli_say("0x%llx is not mapped in the guest%s", (unsigned long long)gva,
-                    o->after ? "" : "; if it is an address of a running kernel, try --after 3");
+            cli_say("0x%llx is not mapped in the guest", (unsigned long long)gva);
             return CLI_FILE;
         }
         if (len <= 0) {
@@ -77,6 +79,8 @@ static int explain(struct machine *m, const struct options *o, uint64_t gva)
             return CLI_INTERNAL;
         }
         gva += (uint64_t)len;
+        if (i + 1 < o->count)
+            putchar('\n');
     }
     return fflush(stdout) ? CLI_FILE : CLI_OK;
 }
@@ -86,13 +90,29 @@ static int load(struct machine *m, void *opaque, char *err, unsigned errlen)
 {
     struct explain *e = opaque;
     int code = guest_boot_load(m, &e->boot, err, errlen);
+    uint64_t at = e->options->at_entry ? e->boot.entry.rip : e->options->at;
+    struct mmu_xlat x;
 
-    if (code || e->options->after)
+    e->machine = m;
+    if (code || e->options->after || !mmu_canonical(at) ||
+        mmu_peek(machine_vcpu(m, 0), at, &x) < 0)
         return code;
-    e->code = explain(m, e->options, e->options->at_entry ? e->boot.entry.rip : e->options->at);
+    e->code = explain(m, e->options, at);
     e->done = true;
     machine_quit(m);
     return 0;
+}
+
+/* The guest is about to run the block at the address for the first time. */
+static void reached(void *opaque)
+{
+    struct explain *e = opaque;
+
+    if (e->done || e->options->after)
+        return;
+    e->done = true; /* before: explaining translates the block, too */
+    e->code = explain(e->machine, e->options, e->options->at);
+    machine_quit(e->machine);
 }
 
 struct alarm_clock {
@@ -115,32 +135,36 @@ static void *ring(void *opaque)
 static int run_guest(struct explain *e, struct machine *m)
 {
     const struct options *o = e->options;
-    struct alarm_clock a = {.machine = m, .seconds = o->after};
+    struct alarm_clock a = {.machine = m, .seconds = o->after ? o->after : REACH_LIMIT};
     char msg[400] = "";
-    int code = o->after ? pthread_create(&a.thread, NULL, ring, &a) : 0;
+    int code = pthread_create(&a.thread, NULL, ring, &a);
 
     if (code) {
         cli_say("cannot start a thread: %s", strerror(code));
         return CLI_RESOURCE;
     }
     enum machine_result result = machine_run(m, msg, sizeof(msg));
-    if (o->after) {
-        pthread_cancel(a.thread);
-        pthread_join(a.thread, NULL);
-    }
+    pthread_cancel(a.thread);
+    pthread_join(a.thread, NULL);
     if (e->done)
         return e->code;
     if (result != MACHINE_QUIT) {
-        cli_say("the guest ended within %llu seconds%s%s", (unsigned long long)o->after,
+        cli_say("the guest ended within %llu seconds%s%s", (unsigned long long)a.seconds,
                 *msg ? ": " : "", msg);
         return e->boot.load_error ? CLI_FILE : CLI_INTERNAL;
+    }
+    if (!o->after) {
+        cli_say("the guest did not get to a block that starts at 0x%llx within %u seconds "
+                "(--after explains what is there without waiting for it)",
+                (unsigned long long)o->at, REACH_LIMIT);
+        return CLI_FILE;
     }
     return explain(m, o, o->at_entry ? e->boot.entry.rip : o->at);
 }
 
 static int parse_options(int argc, char **argv, struct options *o)
 {
-    enum { KERNEL = 256, INITRD, APPEND, AT, COUNT, AFTER };
+    enum { KERNEL = 256, INITRD, APPEND, AT, COUNT, AFTER, TIER };
     static const struct option table[] = {
         {"kernel", required_argument, NULL, KERNEL},
         {"initrd", required_argument, NULL, INITRD},
@@ -148,12 +172,14 @@ static int parse_options(int argc, char **argv, struct options *o)
         {"at", required_argument, NULL, AT},
         {"count", required_argument, NULL, COUNT},
         {"after", required_argument, NULL, AFTER},
+        {"tier", required_argument, NULL, TIER},
         {0},
     };
     const char *at = NULL;
     int opt;
 
-    *o = (struct options){.append = "nokaslr nopti", .count = 1};
+    *o = (struct options){
+        .append = "nokaslr nopti", .count = 1, .tiers = EXPLAIN_SOFT | EXPLAIN_WINDOW};
     opterr = 0;
     while ((opt = getopt_long(argc, argv, "+:", table, NULL)) != -1) {
         switch (opt) {
@@ -178,6 +204,16 @@ static int parse_options(int argc, char **argv, struct options *o)
         case AFTER:
             if (cli_parse_number(optarg, &o->after) || o->after > 86400) {
                 cli_say("--after takes a number of seconds, a day at most, not '%s'", optarg);
+                return CLI_USAGE;
+            }
+            break;
+        case TIER:
+            o->tiers = !strcmp(optarg, "soft")     ? EXPLAIN_SOFT
+                       : !strcmp(optarg, "window") ? EXPLAIN_WINDOW
+                       : !strcmp(optarg, "both")   ? EXPLAIN_SOFT | EXPLAIN_WINDOW
+                                                   : 0;
+            if (!o->tiers) {
+                cli_say("--tier knows soft, window and both, not '%s'", optarg);
                 return CLI_USAGE;
             }
             break;
@@ -222,6 +258,9 @@ static int run_explain(int argc, char **argv)
         .cpus = 1,
         .engine = &bt_engine_ops,
         .engine_cfg.trace_hi = UINT64_MAX,
+        .engine_cfg.reached = reached,
+        .engine_cfg.reached_opaque = &e,
+        .engine_cfg.reached_gva = o.at,
         .no_reboot = true,
         .load = load,
         .load_opaque = &e,

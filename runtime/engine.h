@@ -24,6 +24,11 @@ struct engine_config {
     FILE *trace;             /* NULL, or where --trace writes                                   */
     uint32_t trace_mask;     /* TRACE_* of runtime/trace.h                                      */
     uint64_t trace_lo, trace_hi; /* guest addresses to trace, inclusive                         */
+    /* NULL, or called on the vCPU's thread, its state exact and FP saved, when code at reached_gva
+     * is about to be translated (at most a few times: whenever that is).                        */
+    void (*reached)(void *opaque);
+    void *reached_opaque;
+    uint64_t reached_gva;
 };
 
 struct engine_ops {
