@@ -150,6 +150,8 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
         return;
     if (kind <= MMU_FLUSHED_PAGE)
         ev->bt->stats.flushes[kind]++;
+    if (ev->bt->cfg.trace_mask & TRACE_MMU)
+        trace_flush(ev->bt, v, kind, gva);
     windows_on_flush(v, kind, gva);
     if (kind == MMU_FLUSHED_PCID) {
         jump_cache_flush_pcid(v, (unsigned)gva);
@@ -267,13 +269,15 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
         r = gather_execute(v, &c->insn);
     else
         r = callout_execute(v, &c->insn);
+    if (r == CPU_JUMP && (ev->bt->cfg.trace_mask & TRACE_TRAPS))
+        trace_software(ev->bt, v, c);
     if (r == CPU_NEXT || r == CPU_JUMP) {
         if (r == CPU_NEXT)
             v->rip = c->rip + c->insn.len;
         if (v->interrupt_shadow)
             v->bt.shadow_rip = v->rip;
         if (!v->events && !((v->rflags | old_tf) & FL_TF) && !(v->dr[7] & DR7_ENABLES) &&
-            !ev->watch && !ev->bt->cfg.trace_mask && !ev->bt->cfg.chaos) {
+            !ev->watch && !(ev->bt->cfg.trace_mask & TRACE_ENTER) && !ev->bt->cfg.chaos) {
             if (r == CPU_NEXT && c->resume && !c->tb->dead) {
                 v->bt.resume_target = c->resume;
                 split_flags(v);
@@ -320,7 +324,7 @@ uint64_t bt_lookup(struct vcpu *v)
     struct bt_engine *bt = ev->bt;
     uint64_t page = v->rip & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
     struct exec_tlb_entry *x = &ev->exec_tlb[(v->rip >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
-    if (v->exit_request || v->events || bt->cfg.trace_mask || bt->cfg.chaos || ev->watch ||
+    if (v->exit_request || v->events || (bt->cfg.trace_mask & TRACE_ENTER) || bt->cfg.chaos || ev->watch ||
         (v->dr[7] & DR7_ENABLES) || x->gva_page != (page | (v->cpl == 3)))
         return 1;
     uint64_t gpa = (x->gpa_page & ~1ull) | (v->rip & (GUEST_PAGE_SIZE - 1));
@@ -388,6 +392,8 @@ static bool take_traps(struct vcpu *v)
     if (!bits)
         return true;
     ev->bt->stats.exceptions[EXC_DB]++;
+    if (ev->bt->cfg.trace_mask & TRACE_TRAPS)
+        trace_debug(ev->bt, v, bits);
     return cpu_debug_trap(v, bits) != CPU_EXIT;
 }
 
@@ -402,6 +408,8 @@ static struct tb *heat_up(struct vcpu *v, struct tb *tb)
     bt->stats.hot_blocks++;
     if (hot && bt->cfg.verify && !bt_verify_block(bt, hot))
         return NULL;
+    if (hot && (bt->cfg.trace_mask & TRACE_BLOCKS))
+        trace_block(bt, hot);
     return hot;
 }
 
@@ -489,11 +497,11 @@ static void bt_run(struct engine *e, struct vcpu *v)
                 break;
             continue;
         }
-        if (!one && !bt->cfg.trace_mask) {
+        if (!one && !(bt->cfg.trace_mask & TRACE_ENTER)) {
             remember_block(v, tb);
         }
         bool tf = v->rflags & FL_TF;
-        if (bt->cfg.trace_mask & TRACE_BLOCKS)
+        if (bt->cfg.trace_mask & TRACE_ENTER)
             trace_enter(bt, v, tb);
         v->exit = VCPU_EXIT_NONE;
         ev->current = tb;
@@ -508,8 +516,8 @@ static void bt_run(struct engine *e, struct vcpu *v)
             struct link *l = (struct link *)(uintptr_t)v->bt.exit_arg;
             struct tb *from = l->from;
             v->rip = l->target;
-            if (atomic_load(&v->events) || from->dead)
-                break;
+            if (atomic_load(&v->events) || from->dead || ev->db_bits)
+                break; /* a trap of this instruction comes before a fault of the next */
             bt->stats.lookups++;
             uint64_t evictions = bt->stats.evictions;
             tb = find_block(v, l->target, from->key);
@@ -544,6 +552,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
                 ev->step_pending = true;
             break;
         case EXIT_FAULT:
+            ev->db_bits = 0; /* an instruction that faults has hit no breakpoint */
             if (!deliver(v))
                 goto out;
             break;

@@ -173,7 +173,10 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
         return;
     }
     switch (g[REG_TRAPNO]) {
-    case EXC_DE: case EXC_UD: case EXC_MF: case EXC_XM: case EXC_OF: case EXC_BR:
+    case EXC_XM: /* without an operating system that knows of it: SDM vol. 3, 6.15, #XM */
+        cpu_raise(v, v->cr4 & CR4_OSXMMEXCPT ? EXC_XM : EXC_UD);
+        break;
+    case EXC_DE: case EXC_UD: case EXC_MF: case EXC_OF: case EXC_BR:
         cpu_raise(v, (uint8_t)g[REG_TRAPNO]);
         break;
     case EXC_GP: case EXC_SS: case EXC_AC:

@@ -21,6 +21,7 @@
 #include "cpu/exception.h"
 #include "cpu/fpu.h"
 #include "mmu/mmu.h"
+#include "runtime/trace.h"
 #include "translator/reencode.h"
 
 #define BT_OFF(f) VCPU_OFF(bt.f)
@@ -211,7 +212,7 @@ static void jump_indirect(struct xlate *x)
         e_jmp(e, x->bt->stub_stepped);
         return;
     }
-    if (x->bt->cfg.trace_mask) { /* tracing wants to see every block */
+    if (x->bt->cfg.trace_mask & TRACE_ENTER) { /* tracing wants to see every block */
         e_jmp(e, x->bt->stub_lookup);
         return;
     }
@@ -231,7 +232,7 @@ static bool same_page(const struct xlate *x, uint64_t target)
     /* A block that starts with an instruction across the page's end depends on two mappings. */
     return (target ^ x->tb->gva) < GUEST_PAGE_SIZE && x->tb->gpa2 == ~0ull &&
            (target & (GUEST_PAGE_SIZE - 1)) <= GUEST_PAGE_SIZE - 15 &&
-           !(x->key & KEY_ONE_INSN) && !x->bt->cfg.trace_mask;
+           !(x->key & KEY_ONE_INSN) && !(x->bt->cfg.trace_mask & TRACE_ENTER);
 }
 
 static void jump_far_page(struct xlate *x, uint64_t target)
@@ -240,7 +241,7 @@ static void jump_far_page(struct xlate *x, uint64_t target)
     e_mov_imm(e, R10, target);
     if (x->key & KEY_ONE_INSN) {
         e_jmp(e, x->bt->stub_stepped);
-    } else if (x->bt->cfg.trace_mask) {
+    } else if (x->bt->cfg.trace_mask & TRACE_ENTER) {
         e_jmp(e, x->bt->stub_lookup);
     } else {
         e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[off] */
@@ -877,6 +878,9 @@ static void emit_insn(struct xlate *x, unsigned i)
     }
     switch (in->op) {
     case OP_NOP:
+        /* Where traps are due after single instructions, each has a host address of its own. */
+        if (x->key & KEY_SLOW_MEM)
+            e_nops(e, 1);
         break;
     case OP_LEA:
         rule_lea(x, in);
@@ -1132,7 +1136,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         tb->entry = (uint32_t)emit_here(&x->e);
         x->guest_off = 0;
         if (!x->window && v->engine->windows_on && !(key & (KEY_ONE_INSN | KEY_SLOW_MEM)) &&
-            !bt->cfg.trace_mask && has_accesses(x))
+            !(bt->cfg.trace_mask & TRACE_ENTER) && has_accesses(x))
             emit_heat(x);
         for (unsigned i = 0; i < x->n; i++) {
             x->cur_rip = x->rip[i];
