@@ -224,6 +224,7 @@ enum cpu_result cpu_deliver_exception(struct vcpu *v)
 
 enum cpu_result cpu_deliver_interrupt(struct vcpu *v, uint8_t vector)
 {
+    v->last_interrupt = vector;
     return deliver(v, (struct event){
                           .vector = vector,
                           .source = FROM_INTERRUPT,

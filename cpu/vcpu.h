@@ -195,6 +195,7 @@ struct vcpu {
     uint64_t debugctl, xss;
 
     struct exception exc; /* meaningful after CPU_EXCEPTION */
+    uint8_t last_interrupt; /* vector of the interrupt or NMI delivered last, for traces */
     enum vcpu_exit exit;
     char exit_reason[160]; /* one sentence for EXIT_UNSUPPORTED / EXIT_ERROR */
 

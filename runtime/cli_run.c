@@ -36,7 +36,13 @@ static const char help_text[] =
     "\n"
     "Seeing what happens:\n"
     "  --stats            figures on stderr at the end\n"
-    "  --trace KINDS      any of traps, blocks, irq, mmu, io, joined by commas\n"
+    "  --trace KINDS      any of these, joined by commas:\n"
+    "                       traps   exceptions, software interrupts, system calls\n"
+    "                       irq     interrupts and NMIs delivered\n"
+    "                       blocks  blocks translated, both sides disassembled\n"
+    "                       enter   blocks entered, with the registers; very slow\n"
+    "                       mmu     shadow misses, flushes, writes to translated code\n"
+    "                       io      port and memory-mapped device accesses\n"
     "  --trace-file FILE  where the trace goes; stderr unless given\n"
     "  --trace-range LO-HI  only what concerns these guest addresses\n"
     "\n"
@@ -120,7 +126,8 @@ static int parse_trace(const char *text, uint32_t *mask)
                  {"blocks", TRACE_BLOCKS},
                  {"irq", TRACE_IRQ},
                  {"mmu", TRACE_MMU},
-                 {"io", TRACE_IO}};
+                 {"io", TRACE_IO},
+                 {"enter", TRACE_ENTER}};
 
     for (const char *at = text;;) {
         size_t len = strcspn(at, ","), i;
@@ -128,7 +135,7 @@ static int parse_trace(const char *text, uint32_t *mask)
             if (strlen(kinds[i].name) == len && !strncmp(at, kinds[i].name, len))
                 break;
         if (i == sizeof(kinds) / sizeof(kinds[0])) {
-            cli_say("--trace knows traps, blocks, irq, mmu and io, not '%.*s'", (int)len, at);
+            cli_say("--trace knows traps, blocks, irq, mmu, io and enter, not '%.*s'", (int)len, at);
             return CLI_USAGE;
         }
         *mask |= kinds[i].bit;

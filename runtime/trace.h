@@ -12,6 +12,8 @@ enum trace_category {
     TRACE_IRQ = 1u << 2,    /* external interrupts delivered                                    */
     TRACE_MMU = 1u << 3,    /* shadow misses, flushes, writes to translated code                */
     TRACE_IO = 1u << 4,     /* port and MMIO accesses                                           */
+    /* Every block entered, with the registers. Blocks are not chained then: much slower. */
+    TRACE_ENTER = 1u << 5,
 };
 
 #endif

@@ -15,7 +15,9 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "runtime/trace.h"
 #include "translator/emit.h"
+#include "translator/trace.h"
 
 #define LOW_MIN       0x10000000ull
 #define LOW_MAX       0x78000000ull
@@ -309,6 +311,8 @@ void cache_code_write(void *opaque, uint64_t gpa, uint64_t len)
     struct bt_engine *bt = opaque;
     uint64_t end = gpa + len;
     bool hit = false;
+    if (bt->cfg.trace_mask & TRACE_MMU)
+        trace_code_write(bt, gpa, len);
     bt_lock(bt);
     atomic_fetch_add(&bt->code_write_gen, 1);
     bt->stats.code_writes++;

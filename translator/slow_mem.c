@@ -14,6 +14,8 @@
 #include "cpu/fpu.h"
 #include "cpu/system.h"
 #include "mmu/mmu.h"
+#include "runtime/trace.h"
+#include "translator/trace.h"
 #include "translator/xstate.h"
 
 /* Guest memory may change under us: one pass, no compiler assumptions. State images are large. */
@@ -181,7 +183,10 @@ uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
 
     void *host;
     uint64_t gpa;
-    switch (mmu_translate(v, gva, s->access, s->flags & SITE_STACK, &host, &gpa)) {
+    int target = mmu_translate(v, gva, s->access, s->flags & SITE_STACK, &host, &gpa);
+    if (target >= 0 && (ev->bt->cfg.trace_mask & TRACE_MMU))
+        trace_miss(ev->bt, v, gva, gpa, s->access, target);
+    switch (target) {
     case MMU_RAM_CODE:
         ram_before_write(v->ram, gpa, size);
         if (s->tb->dead) /* it has changed itself: leave after this instruction */

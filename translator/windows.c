@@ -17,7 +17,9 @@
 #include "translator/bt.h"
 
 #include "mmu/host_syscall.h"
+#include "runtime/trace.h"
 #include "translator/callouts.h"
+#include "translator/trace.h"
 
 #include <errno.h>
 #include <sys/mman.h>
@@ -221,6 +223,8 @@ static bool install(struct vcpu *v, struct window *w, uint64_t gva, bool write)
         return true; /* spurious: mapped meanwhile */
     if (!pte.global)
         ev->nonglobal[w - ev->ws.window] = true;
+    if (ev->bt->cfg.trace_mask & TRACE_MMU)
+        trace_install(ev->bt, v, gva, pte.gpa, write);
     return window_install(&ev->ws, w, gva, &pte, window_probe_vcpu, v) == 0;
 }
 
