@@ -951,9 +951,14 @@ def explain():
     if "cannot explain translations" in done.stderr:
         raise Failed("explain is not built in")
     check(done.returncode == 0 and len(done.stdout.splitlines()) > 3, done.stderr)
-    done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--after", "4",
+    check("mov ds, eax" in done.stdout and "callout to the VMM" in done.stdout, done.stdout)
+    done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--after", "4", "--tier", "both",
                "--at", "0xffffffff81000000", "--count", "3", timeout=60)
     check(done.returncode == 0 and "ffffffff81000000" in done.stdout.lower(), done.stderr)
+    done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--after", "4",
+               "--at", "0xffffffff81000068", "--tier", "both", timeout=60)
+    for text in ("stack access redirected", "stlb.kernel.wtag", "window_delta.kernel"):
+        check(text in done.stdout, f"no '{text}' in: {done.stdout}")
 
 
 # ---- Programs inside the guest -------------------------------------------------------------------
