@@ -263,8 +263,10 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
     ev->bt->stats.callouts[c->insn.op]++;
     enum cpu_result r;
     uint64_t old_tf = v->rflags & FL_TF;
-    /* This is the instruction after the one that cast the shadow; it may cast a new one. */
-    v->interrupt_shadow = 0;
+    /* This is the instruction after the one that cast the shadow; it may cast a new one. STI that
+     * comes here from its inline form has set IF and cast its shadow already. */
+    if (c->insn.op != OP_STI || v->bt.shadow_rip != c->rip + c->insn.len)
+        v->interrupt_shadow = 0;
     if (c->insn.op == OP_GATHER || c->insn.op == OP_SCATTER)
         r = gather_execute(v, &c->insn);
     else
@@ -456,6 +458,8 @@ static void bt_run(struct engine *e, struct vcpu *v)
         atomic_store(&v->exit_request, 0);
         if ((ev->step_pending || ev->db_bits) && !take_traps(v))
             break;
+        if (atomic_load(&v->events) & EV_FLUSH) /* being here is all it asks for */
+            atomic_fetch_and(&v->events, ~(uint32_t)EV_FLUSH);
         bool shadow = v->interrupt_shadow && v->rip == v->bt.shadow_rip;
         if (v->interrupt_shadow && !shadow)
             v->interrupt_shadow = 0;
