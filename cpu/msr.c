@@ -301,6 +301,17 @@ static bool write_mtrr_fix(struct vcpu *v, unsigned index, uint64_t val)
     return true;
 }
 
+/* A deadline is compared with the guest's TSC, so a pending one comes sooner or later now. */
+static void tsc_moved(struct vcpu *v)
+{
+    const struct platform_ops *ops = v->platform->ops;
+    uint64_t deadline;
+
+    vcpu_fp_save(v);
+    if (!ops->apic_read_msr(v->platform, v, MSR_TSC_DEADLINE, &deadline) && deadline)
+        ops->apic_write_msr(v->platform, v, MSR_TSC_DEADLINE, deadline);
+}
+
 /* True if done, false for #GP(0). */
 static bool wrmsr(struct vcpu *v, uint32_t msr, uint64_t val)
 {
@@ -328,11 +339,13 @@ static bool wrmsr(struct vcpu *v, uint32_t msr, uint64_t val)
         uint64_t delta = val - cpu_read_tsc(v);
         v->tsc_offset += delta;
         v->tsc_adjust += delta;
+        tsc_moved(v);
         return true;
     }
     case MSR_TSC_ADJUST:
         v->tsc_offset += val - v->tsc_adjust;
         v->tsc_adjust = val;
+        tsc_moved(v);
         return true;
     case MSR_MTRR_DEF_TYPE:
         if ((val & ~0xcffull) || !mtrr_type_valid(val & 0xff))

@@ -71,6 +71,7 @@ static struct {
     uint8_t mmio[4096];
     uint8_t cr8;
     uint64_t apic_value;
+    unsigned apic_writes;
 } fake;
 
 static inline uint32_t fake_pio_read(struct platform *p, uint16_t port, unsigned size)
@@ -132,6 +133,7 @@ static inline int fake_apic_write(struct platform *p, struct vcpu *vcpu, uint32_
                                   uint64_t value)
 {
     fake.apic_value = value;
+    fake.apic_writes++;
     return msr == 0x8ff ? -1 : 0;
 }
 

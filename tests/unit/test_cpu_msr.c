@@ -276,6 +276,21 @@ Test(cpu_cpuid, xsave_leaf)
     cr_assert_not(r[0] & ~7u, "no XSAVES, no XFD");
 }
 
+Test(cpu_msr, a_write_to_the_tsc_arms_a_pending_deadline_anew)
+{
+    static const uint32_t moves_tsc[] = {0x10, 0x3b};
+    for (unsigned i = 0; i < 2; i++) {
+        fake.apic_value = 0;
+        fake.apic_writes = 0;
+        cr_assert_eq(cpu_wrmsr(v, moves_tsc[i], 1000), CPU_NEXT);
+        cr_assert_eq(fake.apic_writes, 0, "no deadline is pending");
+        fake.apic_value = 123456;
+        cr_assert_eq(cpu_wrmsr(v, moves_tsc[i], 2000), CPU_NEXT);
+        cr_assert_eq(fake.apic_writes, 1);
+        cr_assert_eq(fake.apic_value, 123456);
+    }
+}
+
 /* -- Reset. ------------------------------------------------------------------------------------ */
 
 Test(cpu_reset, power_on_and_boot)
