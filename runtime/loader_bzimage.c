@@ -16,7 +16,11 @@ enum {
     VERSION_MIN = 0x020c, /* 2.12: xloadflags */
 };
 
-/* Where the kernel goes: where it prefers, else the lowest aligned place that is large enough. */
+/*
+ * Where the kernel goes: where it prefers, else the lowest aligned place above that is large
+ * enough. Below it would not run: it unpacks itself to its preferred address at least (boot.rst,
+ * "pref_address").
+ */
 static uint64_t choose_address(const struct guest_ram *ram, const struct boot_config *cfg,
                                const struct setup_header *h, uint64_t need)
 {
@@ -24,8 +28,9 @@ static uint64_t choose_address(const struct guest_ram *ram, const struct boot_co
         return h->pref_address;
     if (!h->relocatable_kernel)
         return 0;
-    for (uint64_t a = (BOOT_HIGH_START + h->kernel_alignment - 1) & -(uint64_t)h->kernel_alignment;
-         a < ram->low_size; a += h->kernel_alignment)
+    uint64_t low = h->pref_address > BOOT_HIGH_START ? h->pref_address : BOOT_HIGH_START;
+    for (uint64_t a = (low + h->kernel_alignment - 1) & -(uint64_t)h->kernel_alignment;
+         a >= low && a < ram->low_size; a += h->kernel_alignment)
         if (boot_range_free(ram, cfg, a, need))
             return a;
     return 0;

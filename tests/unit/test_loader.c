@@ -211,7 +211,7 @@ Test(loader, page_tables_map_identity)
     cr_assert_eq(gdt[b.ds / 8] >> 41 & 1, 1, "DS is writable");
 }
 
-Test(loader, relocates_when_the_preferred_place_is_taken)
+Test(loader, never_below_the_preferred_address)
 {
     uint8_t image[BZ_SETUP + BZ_KERNEL];
     uint64_t size = make_bzimage(image);
@@ -219,10 +219,18 @@ Test(loader, relocates_when_the_preferred_place_is_taken)
     struct boot_entry b;
     char err[300];
 
-    h->pref_address = 0xfff00000;
+    h->pref_address = 0x200000;
+    h->init_size = 0x300000;
     cr_assert_eq(load(image, size, NULL, 0, &b, err), 0, "%s", err);
     check_sane(&b);
     cr_assert_eq(b.rip, 0x200200);
+    /* Below the address it prefers it would unpack itself over what is there, or past the end. */
+    h->pref_address = 0xfff00000;
+    cr_assert_eq(load(image, size, NULL, 0, &b, err), -ENOSPC);
+    cr_assert_not_null(strstr(err, "give more --memory"), "%s", err);
+    h->pref_address = 0x1000000;
+    h->init_size = 0x3378000; /* 51 MiB: more than the 48 behind it */
+    cr_assert_eq(load(image, size, NULL, 0, &b, err), -ENOSPC);
     h->relocatable_kernel = 0;
     cr_assert_eq(load(image, size, NULL, 0, &b, err), -ENOSPC);
 }
