@@ -614,6 +614,12 @@ TEST(ud, bad_control_registers)
         fault(&(r), SNIP(text), vec, err);                                                         \
     } while (0)
 
+#define ARITHC(r, text, vec, err)                                                                  \
+    do {                                                                                           \
+        context("cpl %u, " text, cpl);                                                             \
+        fault_of_arithmetic(&(r), SNIP(text), vec, err);                                           \
+    } while (0)
+
 TEST(nm, ts)
 {
     for (unsigned cpl = 0; cpl <= 3; cpl += 3) {
@@ -827,12 +833,12 @@ TEST(gp, noncanonical)
         FAULTC(r, "mov (%%rax), %%rcx", GP, 0);
         FAULTC(r, "mov %%rcx, (%%rbx)", GP, 0);
         FAULTC(r, "mov (%%r10), %%rcx", GP, 0);
-        FAULTC(r, "addl $1, (%%r11)", GP, 0);
-        FAULTC(r, "lock addl $1, (%%r11)", GP, 0);
+        ARITHC(r, "addl $1, (%%r11)", GP, 0);
+        ARITHC(r, "lock addl $1, (%%r11)", GP, 0);
         FAULTC(r, "movups (%%rax), %%xmm0", GP, 0);
         FAULTC(r, "fldl (%%rax)", GP, 0);
         FAULTC(r, "xchg %%rcx, (%%rax)", GP, 0);
-        FAULTC(r, "cmpxchg %%rcx, (%%rbx)", GP, 0);
+        ARITHC(r, "cmpxchg %%rcx, (%%rbx)", GP, 0);
         FAULTC(r, "lodsq", GP, 0);
         FAULTC(r, "stosb", GP, 0);
         FAULTC(r, "rep movsb", GP, 0);

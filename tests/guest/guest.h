@@ -214,6 +214,9 @@ unsigned run(const struct regs *r);
 unsigned run_at(struct regs *r, const void *code);
 /* Runs and expects a fault at the snippet's first byte, with no register changed. */
 void fault(struct regs *r, const void *code, unsigned vector, u64 error);
+/* The same where the instruction overwrites all arithmetic flags: after its fault they may have any
+ * value (docs/deviations.md). */
+void fault_of_arithmetic(struct regs *r, const void *code, unsigned vector, u64 error);
 void fault_at(struct regs *r, const void *code, const void *at, unsigned vector, u64 error);
 /* Runs and expects the INT 0x80 at its end. */
 bool done(struct regs *r, const void *code);

@@ -429,7 +429,8 @@ void expect(unsigned vector, u64 error)
              T.vector, T.error, trap_rip(), T.cr2, vector, error);
 }
 
-void fault_at(struct regs *r, const void *code, const void *at, unsigned vector, u64 error)
+static void check_fault(struct regs *r, const void *code, const void *at, unsigned vector,
+                        u64 error, u64 overwritten)
 {
     static const char *const names[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
                                         "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
@@ -441,8 +442,19 @@ void fault_at(struct regs *r, const void *code, const void *at, unsigned vector,
     if (code == at) {
         for (unsigned i = 0; i < 16; i++)
             check_eq(names[i], (&T.r.rax)[i], (&r->rax)[i]);
-        check_eq("rflags", T.r.rflags & ~(u64)F_RF, r->rflags & ~(u64)F_RF);
+        u64 ignored = F_RF | overwritten;
+        check_eq("rflags", T.r.rflags & ~ignored, r->rflags & ~ignored);
     }
+}
+
+void fault_at(struct regs *r, const void *code, const void *at, unsigned vector, u64 error)
+{
+    check_fault(r, code, at, vector, error, 0);
+}
+
+void fault_of_arithmetic(struct regs *r, const void *code, unsigned vector, u64 error)
+{
+    check_fault(r, code, code, vector, error, F_ARITH);
 }
 
 void fault(struct regs *r, const void *code, unsigned vector, u64 error)
