@@ -863,22 +863,42 @@ TEST(gp, canonical_boundary)
     }
 }
 
+/*
+ * Intel's processors fault at the branch, with RSP as it was; AMD's are done with the branch and
+ * fault at its target.  Ringshift does as AMD's (docs/deviations.md).  moved: what the branch adds
+ * to RSP.
+ */
+static void branch_to_nowhere(const struct regs *r, const u8 *code, long moved)
+{
+    struct regs in = *r;
+    run_at(&in, code);
+    expect(GP, 0);
+    if (trap_rip() == (u64)code) {
+        EQ(T.r.rsp, r->rsp);
+    } else {
+        EQ(trap_rip(), NONCANON);
+        EQ(T.r.rsp, r->rsp + (u64)moved);
+    }
+}
+
 TEST(gp, noncanonical_branches)
 {
+    TCG_SKIP("near branches to non-canonical addresses fault at the target");
     BOTH_CPLS
     {
         struct regs r = regs_for(cpl);
-        TCG_SKIP("near branches to non-canonical addresses fault at the target");
         r.rax = NONCANON;
-        FAULTC(r, "jmp *%%rax", GP, 0);
-        FAULTC(r, "call *%%rax", GP, 0);
         r.rbx = at_cpl(cpl, buffer);
+        context("cpl %u", cpl);
+        branch_to_nowhere(&r, SNIP("jmp *%%rax"), 0);
+        branch_to_nowhere(&r, SNIP("call *%%rax"), -8);
         *(u64 *)buffer = NONCANON;
-        FAULTC(r, "jmp *(%%rbx)", GP, 0);
-        FAULTC(r, "call *(%%rbx)", GP, 0);
+        branch_to_nowhere(&r, SNIP("jmp *(%%rbx)"), 0);
+        branch_to_nowhere(&r, SNIP("call *(%%rbx)"), -8);
         *(u64 *)(run_stack + sizeof(run_stack) / 2) = NONCANON;
-        FAULTC(r, "ret", GP, 0);
-        FAULTC(r, "ret $8", GP, 0);
+        branch_to_nowhere(&r, SNIP("ret"), 8);
+        *(u64 *)(run_stack + sizeof(run_stack) / 2) = NONCANON;
+        branch_to_nowhere(&r, SNIP("ret $8"), 16);
     }
 }
 
