@@ -171,7 +171,7 @@ struct cache_region {
 };
 
 #define CACHE_REGIONS 8u
-#define TB_HASH_BITS  16u
+#define TB_HASH_BITS  18u
 
 struct bt_stats {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes;
