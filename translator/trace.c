@@ -152,8 +152,3 @@ void trace_code_write(struct bt_engine *bt, uint64_t gpa, uint64_t len)
     fprintf(bt->cfg.trace, "mmu: write of %llu bytes to a page with translated code, gpa %llx\n",
             (unsigned long long)len, (unsigned long long)gpa);
 }
-
-bool bt_verify_block(struct bt_engine *bt, const struct tb *tb)
-{
-    return true;
-}

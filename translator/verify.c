@@ -1,0 +1,1026 @@
+/*
+ * The independent verifier: checks emitted blocks against the sandbox rules, knowing nothing of how
+ * they were made.
+ *
+ * What it proves of a block (docs/architecture.md, invariant 2): whatever the guest's registers and
+ * memory hold, each memory operand of each reachable instruction is one of
+ *
+ *     gs:[field]         vCPU state that emitted code may read, or may write
+ *     gs:[table + index] an entry of the soft TLB, the jump cache (only to jump through it) or the
+ *                        window table, with an index that was just bounded
+ *     [hva]              guest RAM or a bounce copy: an address that passed a soft-TLB check for at
+ *                        least the operand's size, or that the prepare stub returned
+ *     [address + delta]  a guest address in the window it was checked for or looked up by, at a
+ *                        distance that the guard zones cover
+ *     [counter]          the block's own heat counter
+ *
+ * and that control leaves only to instruction boundaries of the block, entries of other blocks, the
+ * stubs, and through the jump cache.  No instruction is privileged, reveals host state, or uses the
+ * host's stack or segments.
+ *
+ * Method: Capstone decodes; a forward data-flow analysis over the block follows what is known of
+ * each register.  A register has a value number with a constant distance (so that a check of RBX
+ * holds for RBX+8), and possibly a meaning (enum meaning).  Where paths join, what they do not
+ * agree on is unknown.  The vCPU's fields, the tables' layout and the C side's promises (a
+ * mem_site's size and resume addresses) are taken from the headers; all else is derived from the
+ * bytes.
+ *
+ * This is not light code: it uses libc and Capstone, so its callers save FP state first.
+ */
+#include "translator/trace.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "mmu/window.h"
+#include "translator/verify_decode.h"
+
+/* -- What is known of a value ---------------------------------------------------------------------
+ */
+
+enum meaning {
+    M_NONE,
+    M_CONST,      /* a                                                                          */
+    M_BOUND,      /* value = something & a                                                      */
+    M_TLB_OFFSET, /* address - tag of the TLB entry at index `of`; a = 1 if by the write tag     */
+    M_TLB_IN,     /* the same, known to be at most b                                            */
+    M_HVA,        /* host address of at least a accessible bytes; b = 1 if they may be written  */
+    M_ROTATED,    /* RORX by 39 of value (of, drift)                                            */
+    M_ID,         /* its low 16 bits, zero-extended: the window id of (of, drift)               */
+    M_DELTA_OF,   /* the delta of the window that (of, drift) is in                             */
+    M_DELTA_ID,   /* the delta of window a                                                      */
+    M_HOST_STACK, /* the VMM's stack pointer, a bytes down                                      */
+};
+
+struct value {
+    uint32_t vn;   /* value number: equal means equal, up to the distance                       */
+    int64_t drift; /* value = that value + drift                                               */
+    uint8_t meaning;
+    uint32_t of;
+    int64_t of_drift;
+    uint64_t a, b;
+};
+
+#define MAX_FACTS 16u
+#define N_SCRATCH 8u
+struct state {
+    bool reached;
+    struct value reg[16], scratch[N_SCRATCH];
+    struct { /* value vn + drift lies in window id */
+        uint32_t vn;
+        int64_t drift;
+        uint32_t id;
+    } fact[MAX_FACTS];
+    unsigned n_facts;
+    /* What the instruction just before compared. */
+    enum { CMP_NONE, CMP_TLB, CMP_ID } cmp;
+    uint32_t cmp_vn;
+    int64_t cmp_drift;
+    uint64_t cmp_imm;
+};
+
+struct verifier {
+    struct bt_engine *bt;
+    const struct tb *tb;
+    struct verify_code d; /* bytes and instructions of [entry_ind, host_end) */
+    bool quiet, failed;
+    struct state **in; /* by offset: the state before the instruction                          */
+    uint32_t *order;   /* instructions in an order in which predecessors come first            */
+    uint32_t *rank;    /* by offset: place in order, plus 1; 0 if not in it                    */
+    bool *dirty;       /* by place                                                             */
+    uint32_t n_order, next;
+    uint32_t off; /* being checked */
+};
+
+#define VOFF(field) ((uint64_t)offsetof(struct vcpu, field))
+
+static bool reject(struct verifier *v, const char *why, ...)
+{
+    if (!v->quiet && !v->failed) {
+        const cs_insn *in = v->d.insn[v->off];
+        va_list ap;
+        char hex[33] = "";
+        for (unsigned i = 0; in && i < in->size && i < 16; i++)
+            snprintf(hex + 2 * i, 3, "%02x", v->d.code[v->off + i]);
+        fprintf(stderr, "verifier: block %#llx (key %#x), host %#x+%#x: [%s] %s %s: ",
+                (unsigned long long)v->tb->gva, v->tb->key, v->tb->entry_ind, v->off, hex,
+                in ? in->mnemonic : "?", in ? in->op_str : "");
+        va_start(ap, why);
+        vfprintf(stderr, why, ap);
+        va_end(ap);
+        fputc('\n', stderr);
+    }
+    v->failed = true;
+    return false;
+}
+
+static unsigned view_of(const struct verifier *v) /* index of the user/supervisor tables */
+{
+    return v->tb->key & KEY_USER ? 0 : 1;
+}
+
+/* -- Registers ------------------------------------------------------------------------------------
+ */
+
+/* General register number and width in bytes of a Capstone register; false for others. */
+static bool gpr_of(unsigned r, unsigned *n, unsigned *width)
+{
+    static const struct {
+        uint16_t reg;
+        uint8_t n, width;
+    } map[] = {
+        {X86_REG_RAX, 0, 8},   {X86_REG_RCX, 1, 8},   {X86_REG_RDX, 2, 8},   {X86_REG_RBX, 3, 8},
+        {X86_REG_RSP, 4, 8},   {X86_REG_RBP, 5, 8},   {X86_REG_RSI, 6, 8},   {X86_REG_RDI, 7, 8},
+        {X86_REG_R8, 8, 8},    {X86_REG_R9, 9, 8},    {X86_REG_R10, 10, 8},  {X86_REG_R11, 11, 8},
+        {X86_REG_R12, 12, 8},  {X86_REG_R13, 13, 8},  {X86_REG_R14, 14, 8},  {X86_REG_R15, 15, 8},
+        {X86_REG_EAX, 0, 4},   {X86_REG_ECX, 1, 4},   {X86_REG_EDX, 2, 4},   {X86_REG_EBX, 3, 4},
+        {X86_REG_ESP, 4, 4},   {X86_REG_EBP, 5, 4},   {X86_REG_ESI, 6, 4},   {X86_REG_EDI, 7, 4},
+        {X86_REG_R8D, 8, 4},   {X86_REG_R9D, 9, 4},   {X86_REG_R10D, 10, 4}, {X86_REG_R11D, 11, 4},
+        {X86_REG_R12D, 12, 4}, {X86_REG_R13D, 13, 4}, {X86_REG_R14D, 14, 4}, {X86_REG_R15D, 15, 4},
+        {X86_REG_AX, 0, 2},    {X86_REG_CX, 1, 2},    {X86_REG_DX, 2, 2},    {X86_REG_BX, 3, 2},
+        {X86_REG_SP, 4, 2},    {X86_REG_BP, 5, 2},    {X86_REG_SI, 6, 2},    {X86_REG_DI, 7, 2},
+        {X86_REG_R8W, 8, 2},   {X86_REG_R9W, 9, 2},   {X86_REG_R10W, 10, 2}, {X86_REG_R11W, 11, 2},
+        {X86_REG_R12W, 12, 2}, {X86_REG_R13W, 13, 2}, {X86_REG_R14W, 14, 2}, {X86_REG_R15W, 15, 2},
+        {X86_REG_AL, 0, 1},    {X86_REG_CL, 1, 1},    {X86_REG_DL, 2, 1},    {X86_REG_BL, 3, 1},
+        {X86_REG_AH, 0, 1},    {X86_REG_CH, 1, 1},    {X86_REG_DH, 2, 1},    {X86_REG_BH, 3, 1},
+        {X86_REG_SPL, 4, 1},   {X86_REG_BPL, 5, 1},   {X86_REG_SIL, 6, 1},   {X86_REG_DIL, 7, 1},
+        {X86_REG_R8B, 8, 1},   {X86_REG_R9B, 9, 1},   {X86_REG_R10B, 10, 1}, {X86_REG_R11B, 11, 1},
+        {X86_REG_R12B, 12, 1}, {X86_REG_R13B, 13, 1}, {X86_REG_R14B, 14, 1}, {X86_REG_R15B, 15, 1},
+    };
+    for (unsigned i = 0; i < sizeof map / sizeof map[0]; i++)
+        if (map[i].reg == r) {
+            *n = map[i].n;
+            *width = map[i].width;
+            return true;
+        }
+    return false;
+}
+
+/* Registers that hold data of the guest and nothing of ours, besides the general ones. */
+static bool data_register(unsigned r)
+{
+    return (r >= X86_REG_XMM0 && r <= X86_REG_XMM31) || (r >= X86_REG_YMM0 && r <= X86_REG_YMM31) ||
+           (r >= X86_REG_ZMM0 && r <= X86_REG_ZMM31) || (r >= X86_REG_K0 && r <= X86_REG_K7) ||
+           (r >= X86_REG_MM0 && r <= X86_REG_MM7) || (r >= X86_REG_ST0 && r <= X86_REG_ST7) ||
+           (r >= X86_REG_FP0 && r <= X86_REG_FP7);
+}
+
+static uint32_t fresh(uint32_t off, unsigned slot)
+{
+    return 0x40000000u + off * 32 + slot;
+}
+static uint32_t merged(uint32_t off, unsigned slot)
+{
+    return 0x80000000u + off * 32 + slot;
+}
+
+static void unknown(struct value *x, uint32_t vn)
+{
+    *x = (struct value){.vn = vn};
+}
+
+static void forget(struct verifier *v, struct state *s, unsigned reg)
+{
+    unknown(&s->reg[reg], fresh(v->off, reg));
+}
+
+/* -- Flow -----------------------------------------------------------------------------------------
+ */
+
+/* What both x and y say, into x; `vn` numbers what they do not agree on. True if x lost something.
+ */
+static bool meet_value(struct value *x, const struct value *y, uint32_t vn)
+{
+    bool changed = false;
+    if ((x->vn != y->vn || x->drift != y->drift) && (x->vn != vn || x->drift)) {
+        x->vn = vn;
+        x->drift = 0;
+        changed = true;
+    }
+    if (x->meaning == M_NONE)
+        return changed;
+    if (x->meaning == M_HVA && y->meaning == M_HVA) {
+        uint64_t a = x->a < y->a ? x->a : y->a, b = x->b & y->b;
+        changed |= a != x->a || b != x->b;
+        x->a = a;
+        x->b = b;
+    } else if (x->meaning != y->meaning || x->of != y->of || x->of_drift != y->of_drift ||
+               x->a != y->a || x->b != y->b) {
+        *x = (struct value){.vn = x->vn, .drift = x->drift};
+        changed = true;
+    }
+    return changed;
+}
+
+static void make_dirty(struct verifier *v, uint32_t off)
+{
+    if (!v->rank[off]) { /* not foreseen: last */
+        v->order[v->n_order++] = off;
+        v->rank[off] = v->n_order;
+    }
+    uint32_t place = v->rank[off] - 1;
+    v->dirty[place] = true;
+    if (place < v->next)
+        v->next = place;
+}
+
+/* Control may pass to offset `to` with state s. */
+static void flow(struct verifier *v, uint32_t to, const struct state *s)
+{
+    struct state *in = v->in[to];
+    bool changed = false;
+    if (!in) {
+        in = v->in[to] = malloc(sizeof *in);
+        if (!in) {
+            v->failed = true;
+            return;
+        }
+        *in = *s;
+        in->reached = changed = true;
+    } else {
+        for (unsigned r = 0; r < 16; r++)
+            changed |= meet_value(&in->reg[r], &s->reg[r], merged(to, r));
+        for (unsigned i = 0; i < N_SCRATCH; i++)
+            changed |= meet_value(&in->scratch[i], &s->scratch[i], merged(to, 16 + i));
+        for (unsigned i = 0; i < in->n_facts;) {
+            bool found = false;
+            for (unsigned k = 0; k < s->n_facts; k++)
+                found |= s->fact[k].vn == in->fact[i].vn && s->fact[k].drift == in->fact[i].drift &&
+                         s->fact[k].id == in->fact[i].id;
+            if (found) {
+                i++;
+            } else {
+                in->fact[i] = in->fact[--in->n_facts];
+                changed = true;
+            }
+        }
+        if (in->cmp != CMP_NONE &&
+            (in->cmp != s->cmp || in->cmp_vn != s->cmp_vn || in->cmp_imm != s->cmp_imm)) {
+            in->cmp = CMP_NONE;
+            changed = true;
+        }
+    }
+    if (changed)
+        make_dirty(v, to);
+}
+
+static bool boundary(const struct verifier *v, uint64_t host)
+{
+    uint64_t off = host - v->tb->entry_ind;
+    return off < v->d.size && v->d.insn[off];
+}
+
+/* -- Forms of memory operands: one function each
+ * --------------------------------------------------- */
+
+struct operand {
+    const cs_x86_op *op;
+    unsigned size;
+    bool write, jump;
+    int base, index; /* general register numbers, -1 for none */
+};
+
+static bool inside(uint64_t off, unsigned size, uint64_t field, uint64_t field_size)
+{
+    return off >= field && off - field < field_size && size <= field_size - (off - field);
+}
+
+/* gs:[field] */
+static bool form_field(struct verifier *v, const struct state *s, const struct operand *o)
+{
+    if (o->base >= 0 || o->index >= 0)
+        return false;
+    uint64_t off = (uint64_t)o->op->mem.disp;
+    bool sup = view_of(v) == 1;
+    const struct vcpu *t = NULL; /* for sizes only */
+#define FIELD(f) inside(off, o->size, VOFF(f), sizeof t->f)
+    if (o->jump) {
+        uint64_t table = VOFF(jump_cache) + view_of(v) * sizeof t->jump_cache[0];
+        return o->size == 8 && off % 8 == 0 && inside(off, 8, table, sizeof t->jump_cache[0]);
+    }
+    if (FIELD(gpr) || FIELD(scratch))
+        return true;
+    /* CLI, STI, SWAPGS at CPL 0. */
+    if (sup && (FIELD(rflags) || FIELD(interrupt_shadow) || FIELD(bt.shadow_rip) ||
+                FIELD(kernel_gs_base) || FIELD(seg[SEG_GS].base)))
+        return true;
+    if (o->write)
+        return false;
+    if (FIELD(rflags) || FIELD(events) || FIELD(seg) || FIELD(tsc_aux) || FIELD(host_rsp))
+        return true;
+    uint64_t deltas = VOFF(window_delta) + view_of(v) * sizeof t->window_delta[0];
+    return o->size == 8 && inside(off, 8, deltas, sizeof t->window_delta[0]);
+#undef FIELD
+}
+
+/* gs:[table + index] */
+static bool form_table(struct verifier *v, const struct state *s, const struct operand *o)
+{
+    const struct vcpu *t = NULL;
+    uint64_t off = (uint64_t)o->op->mem.disp;
+    if (o->write || o->size != 8)
+        return false;
+    if (o->index < 0 && o->base >= 0) { /* TLB: the index is a byte offset of an entry */
+        const struct value *x = &s->reg[o->base];
+        uint64_t table = VOFF(stlb) + view_of(v) * sizeof t->stlb[0], field = off - table;
+        return !o->jump && x->meaning == M_BOUND &&
+               x->a == (STLB_SIZE - 1) * sizeof(struct soft_tlb_entry) &&
+               field < sizeof(struct soft_tlb_entry) && field % 8 == 0 &&
+               field != offsetof(struct soft_tlb_entry, info);
+    }
+    if (o->base >= 0 || o->op->mem.scale != 8)
+        return false;
+    const struct value *x = &s->reg[o->index];
+    bool bounded = x->meaning == M_ID || (x->meaning == M_BOUND && x->a <= 0xffff);
+    if (o->jump)
+        return bounded && off == VOFF(jump_cache) + view_of(v) * sizeof t->jump_cache[0];
+    return bounded && off == VOFF(window_delta) + view_of(v) * sizeof t->window_delta[0];
+}
+
+/* [hva] */
+static bool form_hva(struct verifier *v, const struct state *s, const struct operand *o)
+{
+    int64_t disp = o->op->mem.disp;
+    if (o->base < 0 || o->index >= 0 || disp < 0)
+        return false;
+    const struct value *x = &s->reg[o->base];
+    return x->meaning == M_HVA && (uint64_t)disp + o->size <= x->a && (!o->write || x->b);
+}
+
+static uint32_t window_id(uint64_t gva)
+{
+    return (uint32_t)(gva >> WINDOW_SHIFT) & 0xffff;
+}
+
+/* Does d hold the delta for guest addresses at x + disp? */
+static bool delta_fits(const struct state *s, const struct value *x, const struct value *d,
+                       int64_t disp)
+{
+    const int64_t reach = (int64_t)WINDOW_GUARD - GUEST_PAGE_SIZE; /* an operand is below a page */
+    if (d->meaning == M_DELTA_OF && d->of == x->vn) {
+        int64_t off = x->drift - d->of_drift + disp;
+        return off >= -reach && off <= reach;
+    }
+    if (d->meaning != M_DELTA_ID)
+        return false;
+    if (x->meaning == M_CONST && window_id(x->a) == d->a)
+        return disp >= -reach && disp <= reach;
+    for (unsigned i = 0; i < s->n_facts; i++)
+        if (s->fact[i].vn == x->vn && s->fact[i].id == d->a) {
+            int64_t off = x->drift - s->fact[i].drift + disp;
+            if (off >= -reach && off <= reach)
+                return true;
+        }
+    return false;
+}
+
+/* [address + delta + disp], also as the operand of LEA */
+static bool form_window(struct verifier *v, const struct state *s, const struct operand *o)
+{
+    int64_t disp = o->op->mem.disp;
+    if (o->base < 0 || o->op->mem.scale != 1 || o->size > GUEST_PAGE_SIZE)
+        return false;
+    const struct value *b = &s->reg[o->base];
+    if (o->index < 0) { /* the displacement is the address */
+        struct value zero = {.meaning = M_CONST, .a = (uint64_t)disp};
+        return b->meaning == M_DELTA_ID && delta_fits(s, &zero, b, 0);
+    }
+    const struct value *x = &s->reg[o->index];
+    return delta_fits(s, b, x, disp) || delta_fits(s, x, b, disp);
+}
+
+/* [counter] */
+static bool form_heat(struct verifier *v, const struct state *s, const struct operand *o)
+{
+    return o->base < 0 && o->index < 0 && o->size == 4 &&
+           (uint64_t)o->op->mem.disp == (uint64_t)(uintptr_t)&v->tb->heat;
+}
+
+static bool operand_of(struct verifier *v, const cs_x86_op *op, struct operand *o)
+{
+    unsigned n, width;
+    o->op = op;
+    o->base = o->index = -1;
+    if (op->mem.base != X86_REG_INVALID) {
+        if (!gpr_of(op->mem.base, &n, &width) || width != 8)
+            return reject(v, "address of %s registers",
+                          op->mem.base == X86_REG_RIP ? "RIP" : "odd");
+        o->base = (int)n;
+    }
+    if (op->mem.index != X86_REG_INVALID && op->mem.index != X86_REG_RIZ) {
+        if (!gpr_of(op->mem.index, &n, &width) || width != 8)
+            return reject(v, "index is not a 64-bit register");
+        o->index = (int)n;
+    }
+    return true;
+}
+
+static bool check_memory(struct verifier *v, const struct state *s, const struct operand *o)
+{
+    switch (o->op->mem.segment) {
+    case X86_REG_GS:
+        if (form_field(v, s, o) || form_table(v, s, o))
+            return true;
+        return reject(v, "state access of %u bytes outside what is allowed", o->size);
+    case X86_REG_FS:
+        return reject(v, "fs: is the VMM's own");
+    default:
+        break;
+    }
+    if (!o->jump && (form_hva(v, s, o) || form_window(v, s, o) || form_heat(v, s, o)))
+        return true;
+    return reject(v, "memory %s of %u bytes without a check", o->write ? "write" : "read", o->size);
+}
+
+/* -- Instructions ---------------------------------------------------------------------------------
+ */
+
+static bool is_stub(const struct verifier *v, uint64_t host)
+{
+    return host >= v->bt->stubs_x && host < v->bt->stubs_end;
+}
+
+/* An object of the block's metadata. */
+static bool in_meta(const struct verifier *v, uint64_t p, size_t size)
+{
+    for (unsigned i = 0; i < CACHE_REGIONS; i++) {
+        const struct cache_region *r = &v->bt->region[i];
+        uint64_t lo = (uint64_t)(uintptr_t)r->meta;
+        if (p >= lo && p - lo < r->meta_used && size <= r->meta_used - (p - lo))
+            return p % 8 == 0;
+    }
+    return false;
+}
+
+static void set_meaning(struct verifier *v, struct state *s, unsigned reg, enum meaning m,
+                        uint64_t a)
+{
+    forget(v, s, reg);
+    s->reg[reg].meaning = (uint8_t)m;
+    s->reg[reg].a = a;
+}
+
+static void set_drift(struct verifier *v, struct state *s, unsigned reg, struct value from,
+                      int64_t by)
+{
+    int64_t d = from.drift + by;
+    if (from.meaning == M_CONST)
+        from.a += (uint64_t)by;
+    else if (by)
+        from.meaning = M_NONE, from.of = 0, from.of_drift = 0, from.a = from.b = 0;
+    from.drift = d;
+    s->reg[reg] = from;
+    if (d > INT32_MAX || d < INT32_MIN)
+        forget(v, s, reg);
+}
+
+/* Where the C side comes back to: every promise it makes about that is in here. */
+static bool resume(struct verifier *v, uint32_t host, const struct state *s)
+{
+    if (!boundary(v, host))
+        return reject(v, "resumes at %#x, which is no instruction of this block", host);
+    flow(v, host - v->tb->entry_ind, s);
+    return true;
+}
+
+static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
+{
+    const struct bt_engine *bt = v->bt;
+    const struct value *r10 = &s->reg[R10], *r11 = &s->reg[R11];
+    if (s->reg[RSP].meaning == M_HOST_STACK)
+        return reject(v, "leaves with the host's stack");
+    if (to == bt->stub_lookup || to == bt->stub_stepped)
+        return true;
+    if (to == bt->stub_exit_link) {
+        if (r10->meaning != M_CONST || (r10->a != (uint64_t)(uintptr_t)&v->tb->out[0] &&
+                                        r10->a != (uint64_t)(uintptr_t)&v->tb->out[1]))
+            return reject(v, "R10 is none of the block's links");
+        return true;
+    }
+    if (to == bt->stub_hot) {
+        if (r10->meaning != M_CONST || r10->a != (uint64_t)(uintptr_t)v->tb)
+            return reject(v, "R10 is not the block");
+        return true;
+    }
+    if (to == bt->stub_callout) {
+        if (r10->meaning != M_CONST || !in_meta(v, r10->a, sizeof(struct callout)))
+            return reject(v, "R10 is no callout");
+        const struct callout *c = (const struct callout *)(uintptr_t)r10->a;
+        if (c->tb != v->tb)
+            return reject(v, "callout of another block");
+        if (!c->resume)
+            return true;
+        /* The C side changes what the instruction writes and, of what is ours, anything. */
+        struct state out = *s;
+        for (unsigned r = 0; r < 16; r++)
+            if (r == R10 || r == R11 || (c->insn.gpr_written >> r & 1))
+                forget(v, &out, r);
+        if (c->insn.op == OP_PUSHF || c->insn.op == OP_PUSH_SEG)
+            set_drift(v, &out, RSP, s->reg[RSP], -(int64_t)c->insn.op_size);
+        for (unsigned i = 0; i < N_SCRATCH; i++)
+            unknown(&out.scratch[i], fresh(v->off, 16 + i));
+        out.cmp = CMP_NONE;
+        return resume(v, c->resume, &out);
+    }
+    bool prepare = to == bt->stub_prepare, commit = to == bt->stub_commit;
+    bool miss = to == bt->stub_wmiss;
+    if (!prepare && !commit && !miss)
+        return reject(v, "jumps into the middle of the stubs");
+    const struct value *arg = miss ? r10 : r11;
+    if (arg->meaning != M_CONST || !in_meta(v, arg->a, sizeof(struct mem_site)))
+        return reject(v, "the argument is no memory site");
+    const struct mem_site *site = (const struct mem_site *)(uintptr_t)arg->a;
+    if (miss)
+        return site->tb == v->tb ? true : reject(v, "site of another block");
+    struct state out = *s;
+    out.cmp = CMP_NONE;
+    forget(v, &out, R10);
+    forget(v, &out, R11);
+    if (commit)
+        return resume(v, site->resume_done, &out);
+    bool bounce = site->flags & SITE_BOUNCE;
+    out.reg[R10].meaning = M_HVA;
+    out.reg[R10].a = site->flags & SITE_XSAVE ? BOUNCE_SIZE / 2 : site->size;
+    out.reg[R10].b = (site->access & MMU_WRITE) != 0;
+    /* Where a write's main path is resumed, R10 is the page itself, not a copy. */
+    return (bounce || resume(v, site->resume, &out)) && resume(v, site->resume_bounce, &out);
+}
+
+/* The state on the edge of a conditional jump where the condition does not hold. */
+static void not_taken(struct state *s, unsigned id)
+{
+    if (id == X86_INS_JA && s->cmp == CMP_TLB) {
+        for (unsigned r = 0; r < 16; r++)
+            if (s->reg[r].vn == s->cmp_vn && s->reg[r].drift == s->cmp_drift &&
+                s->reg[r].meaning == M_TLB_OFFSET) {
+                s->reg[r].meaning = M_TLB_IN;
+                s->reg[r].b = s->cmp_imm;
+            }
+    } else if (id == X86_INS_JNE && s->cmp == CMP_ID) {
+        unsigned i = s->n_facts < MAX_FACTS ? s->n_facts++ : 0;
+        s->fact[i].vn = s->cmp_vn;
+        s->fact[i].drift = s->cmp_drift;
+        s->fact[i].id = (uint32_t)s->cmp_imm;
+    }
+}
+
+static bool check_jump(struct verifier *v, const cs_insn *in, const struct state *s)
+{
+    const cs_x86 *x = &in->detail->x86;
+    if (x->op_count != 1)
+        return reject(v, "jump without one operand");
+    if (x->operands[0].type == X86_OP_MEM) {
+        struct operand o = {.size = x->operands[0].size, .jump = true};
+        if (in->id != X86_INS_JMP)
+            return reject(v, "not a jump");
+        if (s->reg[RSP].meaning == M_HOST_STACK)
+            return reject(v, "leaves with the host's stack");
+        if (x->operands[0].mem.segment != X86_REG_GS)
+            return reject(v, "indirect jump through memory");
+        return operand_of(v, &x->operands[0], &o) && check_memory(v, s, &o);
+    }
+    if (x->operands[0].type != X86_OP_IMM)
+        return reject(v, "indirect jump by register");
+    uint64_t to = (uint64_t)x->operands[0].imm;
+    struct state out = *s;
+    out.cmp = CMP_NONE;
+    if (boundary(v, to))
+        flow(v, (uint32_t)(to - v->tb->entry_ind), &out);
+    else if (is_stub(v, to)) {
+        if (!jump_to_stub(v, &out, to))
+            return false;
+    } else {
+        struct tb *other = cache_find_pc(v->bt, to);
+        if (!other || (to != other->entry && to != other->entry_ind))
+            return reject(v, "jumps to no instruction, stub or block");
+    }
+    if (in->id == X86_INS_JMP)
+        return true;
+    out = *s;
+    not_taken(&out, in->id);
+    out.cmp = CMP_NONE;
+    if (!boundary(v, in->address + in->size))
+        return reject(v, "runs off the end of the block");
+    flow(v, v->off + in->size, &out);
+    return true;
+}
+
+/* Which scratch word a gs: operand is, or -1. */
+static int scratch_slot(const cs_x86_op *op)
+{
+    if (op->type != X86_OP_MEM || op->mem.segment != X86_REG_GS || op->mem.base || op->mem.index)
+        return -1;
+    uint64_t off = (uint64_t)op->mem.disp - VOFF(scratch);
+    return off < 8 * N_SCRATCH && off % 8 == 0 ? (int)(off / 8) : -1;
+}
+
+/* Effects that the analysis follows. True if the instruction was one of them (its memory operands
+ * have been checked); everything else just makes the registers it writes unknown. */
+static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
+{
+    const cs_x86 *x = &in->detail->x86;
+    const cs_x86_op *d = &x->operands[0], *r = &x->operands[1];
+    unsigned dst = 0, dw = 0, src = 0, sw = 0;
+    bool dreg = x->op_count > 0 && d->type == X86_OP_REG && gpr_of(d->reg, &dst, &dw);
+    bool sreg = x->op_count > 1 && r->type == X86_OP_REG && gpr_of(r->reg, &src, &sw);
+    struct operand o = {0};
+    switch (in->id) {
+    case X86_INS_MOV:
+    case X86_INS_MOVABS:
+        if (dreg && r->type == X86_OP_IMM && dw >= 4) {
+            uint64_t imm = (uint64_t)r->imm;
+            set_meaning(v, s, dst, M_CONST, dw == 4 ? (uint32_t)imm : imm);
+            return true;
+        }
+        if (dreg && sreg && dw == 8 && sw == 8) {
+            s->reg[dst] = s->reg[src];
+            return true;
+        }
+        if (dreg && dw == 8 && r->type == X86_OP_MEM && r->mem.segment == X86_REG_GS) {
+            int slot = scratch_slot(r);
+            if (slot >= 0) {
+                s->reg[dst] = s->scratch[slot];
+                return true;
+            }
+            uint64_t off = (uint64_t)r->mem.disp;
+            uint64_t deltas = VOFF(window_delta) + view_of(v) * sizeof(uint64_t) * 65536;
+            if (!operand_of(v, r, &o))
+                return true;
+            o.size = 8;
+            struct value idx = o.index >= 0 ? s->reg[o.index] : (struct value){0};
+            if (!check_memory(v, s, &o))
+                return true;
+            if (o.base < 0 && o.index < 0 && off == VOFF(host_rsp)) {
+                if (dst == RSP)
+                    set_meaning(v, s, RSP, M_HOST_STACK, 0);
+                else
+                    reject(v, "reads the host's stack pointer");
+            } else if (o.base < 0 && o.index < 0 && inside(off, 8, deltas, 8 * 65536)) {
+                set_meaning(v, s, dst, M_DELTA_ID, (off - deltas) / 8);
+            } else if (o.index >= 0 && o.base < 0 && off == deltas && idx.meaning == M_ID) {
+                set_meaning(v, s, dst, M_DELTA_OF, 0);
+                s->reg[dst].of = idx.of;
+                s->reg[dst].of_drift = idx.of_drift;
+            } else {
+                forget(v, s, dst);
+            }
+            return true;
+        }
+        if (d->type == X86_OP_MEM && sreg && sw == 8 && scratch_slot(d) >= 0) {
+            s->scratch[scratch_slot(d)] = s->reg[src];
+            return true;
+        }
+        return false;
+    case X86_INS_LEA: {
+        if (!dreg || r->type != X86_OP_MEM)
+            return false;
+        unsigned n, w;
+        bool wide = dw == 8 && gpr_of(r->mem.base, &n, &w) && w == 8;
+        if (r->mem.base == X86_REG_RIP || r->mem.base == X86_REG_EIP) {
+            reject(v, "RIP-relative address");
+            return true;
+        }
+        if (!wide) {
+            forget(v, s, dst);
+            return true;
+        }
+        if (!operand_of(v, r, &o))
+            return true;
+        o.size = 64;
+        if (o.base >= 0 && form_window(v, s, &o)) {
+            set_meaning(v, s, dst, M_HVA, 512);
+            s->reg[dst].b = 1;
+        } else if (o.index < 0 && o.base >= 0) {
+            set_drift(v, s, dst, s->reg[o.base], r->mem.disp);
+        } else {
+            forget(v, s, dst);
+        }
+        return true;
+    }
+    case X86_INS_AND:
+        if (dreg && dw == 4 && r->type == X86_OP_IMM) {
+            set_meaning(v, s, dst, M_BOUND, (uint32_t)r->imm);
+            return true;
+        }
+        return false;
+    case X86_INS_MOVZX:
+        if (dreg && dw >= 4 && sreg && sw == 2) {
+            struct value from = s->reg[src];
+            if (from.meaning == M_ROTATED) {
+                set_meaning(v, s, dst, M_ID, 0);
+                s->reg[dst].of = from.of;
+                s->reg[dst].of_drift = from.of_drift;
+            } else {
+                set_meaning(v, s, dst, M_BOUND, 0xffff);
+            }
+            return true;
+        }
+        return false;
+    case X86_INS_RORX:
+        if (dreg && dw == 8 && sreg && x->op_count == 3 && x->operands[2].type == X86_OP_IMM &&
+            (x->operands[2].imm & 63) == WINDOW_SHIFT) {
+            struct value from = s->reg[src];
+            set_meaning(v, s, dst, M_ROTATED, 0);
+            s->reg[dst].of = from.vn;
+            s->reg[dst].of_drift = from.drift;
+            return true;
+        }
+        return false;
+    case X86_INS_SUB:
+    case X86_INS_ADD: {
+        if (!dreg || dw != 8)
+            return false;
+        if (r->type == X86_OP_IMM) {
+            set_drift(v, s, dst, s->reg[dst], in->id == X86_INS_ADD ? r->imm : -r->imm);
+            return true;
+        }
+        if (r->type != X86_OP_MEM || r->mem.segment != X86_REG_GS || !r->mem.base || r->mem.index)
+            return false;
+        if (!operand_of(v, r, &o))
+            return true;
+        o.size = 8;
+        if (!check_memory(v, s, &o))
+            return true;
+        const struct value *idx = &s->reg[o.base];
+        uint64_t table = VOFF(stlb) + view_of(v) * STLB_SIZE * sizeof(struct soft_tlb_entry);
+        uint64_t field = (uint64_t)r->mem.disp - table;
+        struct value old = s->reg[dst];
+        forget(v, s, dst);
+        if (in->id == X86_INS_SUB && dst != (unsigned)o.base &&
+            field != offsetof(struct soft_tlb_entry, host)) {
+            s->reg[dst].meaning = M_TLB_OFFSET;
+            s->reg[dst].of = idx->vn;
+            s->reg[dst].of_drift = idx->drift;
+            s->reg[dst].a = field == offsetof(struct soft_tlb_entry, wtag);
+        } else if (in->id == X86_INS_ADD && field == offsetof(struct soft_tlb_entry, host) &&
+                   old.meaning == M_TLB_IN && old.of == idx->vn && old.of_drift == idx->drift &&
+                   old.b < GUEST_PAGE_SIZE) {
+            s->reg[dst].meaning = M_HVA;
+            s->reg[dst].b = old.a;
+            s->reg[dst].a = GUEST_PAGE_SIZE - old.b;
+        }
+        return true;
+    }
+    case X86_INS_INC:
+    case X86_INS_DEC:
+        if (!dreg || dw != 8)
+            return false;
+        set_drift(v, s, dst, s->reg[dst], in->id == X86_INS_INC ? 1 : -1);
+        return true;
+    case X86_INS_CMP:
+        if (!dreg || r->type != X86_OP_IMM)
+            return false;
+        if (dw == 8 && s->reg[dst].meaning == M_TLB_OFFSET && r->imm >= 0) {
+            s->cmp = CMP_TLB;
+            s->cmp_vn = s->reg[dst].vn;
+            s->cmp_drift = s->reg[dst].drift;
+            s->cmp_imm = (uint64_t)r->imm;
+        } else if (dw == 2 && s->reg[dst].meaning == M_ROTATED) {
+            s->cmp = CMP_ID;
+            s->cmp_vn = s->reg[dst].of;
+            s->cmp_drift = s->reg[dst].of_drift;
+            s->cmp_imm = (uint16_t)r->imm;
+        }
+        return true;
+    case X86_INS_PUSHFQ:
+        if (s->reg[RSP].meaning != M_HOST_STACK || s->reg[RSP].a != 0)
+            reject(v, "pushes on something that is not the host's stack");
+        set_meaning(v, s, RSP, M_HOST_STACK, 8);
+        return true;
+    case X86_INS_POP:
+        if (s->reg[RSP].meaning != M_HOST_STACK || s->reg[RSP].a != 8 || !dreg || dw != 8 ||
+            dst == RSP)
+            reject(v, "pops what was not pushed");
+        forget(v, s, dst);
+        set_meaning(v, s, RSP, M_HOST_STACK, 0);
+        return true;
+    }
+    return false;
+}
+
+static bool check_operands(struct verifier *v, const cs_insn *in, struct state *s)
+{
+    const cs_x86 *x = &in->detail->x86;
+    unsigned n, width;
+    bool nop = in->id == X86_INS_NOP;
+    for (unsigned i = 0; i < x->op_count; i++) {
+        const cs_x86_op *op = &x->operands[i];
+        if (op->type == X86_OP_REG) {
+            if (!gpr_of(op->reg, &n, &width) && !data_register(op->reg))
+                return reject(v, "uses register %s", cs_reg_name(v->d.cs, op->reg));
+        } else if (op->type == X86_OP_MEM && !nop) {
+            struct operand o = {.size = verify_access_size(in, op)};
+            o.write = in->id ? !verify_reads_only(in) && (i == 0 || (op->access & CS_AC_WRITE))
+                             : op->access & CS_AC_WRITE;
+            if (in->id == X86_INS_MASKMOVQ || in->id == X86_INS_MASKMOVDQU ||
+                in->id == X86_INS_VMASKMOVDQU) {
+                o.size = in->id == X86_INS_MASKMOVQ ? 8 : 16;
+                o.write = true;
+            }
+            if (!operand_of(v, op, &o) || !check_memory(v, s, &o))
+                return false;
+            int slot = scratch_slot(op);
+            if (o.write && op->mem.segment == X86_REG_GS && !op->mem.base && !op->mem.index) {
+                if (slot >= 0)
+                    unknown(&s->scratch[slot], fresh(v->off, 16 + (unsigned)slot));
+                else if (inside((uint64_t)op->mem.disp, 1, VOFF(scratch), 8 * N_SCRATCH))
+                    return reject(v, "part of a scratch word");
+            }
+        }
+    }
+    return true;
+}
+
+static bool check_insn(struct verifier *v)
+{
+    const cs_insn *in = v->d.insn[v->off];
+    struct state s = *v->in[v->off];
+    const cs_x86 *x = &in->detail->x86;
+
+    if (verify_forbidden(&v->d, in))
+        return reject(v, "forbidden");
+    if (cs_insn_group(v->d.cs, in, X86_GRP_JUMP) || in->id == X86_INS_LOOP ||
+        in->id == X86_INS_LOOPE || in->id == X86_INS_LOOPNE) {
+        if (in->id == X86_INS_LOOP || in->id == X86_INS_LOOPE || in->id == X86_INS_LOOPNE)
+            forget(v, &s, RCX);
+        return check_jump(v, in, &s);
+    }
+    s.cmp = CMP_NONE;
+    bool mask =
+        in->id == X86_INS_MASKMOVQ || in->id == X86_INS_MASKMOVDQU || in->id == X86_INS_VMASKMOVDQU;
+    if (mask) { /* [rdi], which Capstone may not list */
+        cs_x86_op rdi = {.type = X86_OP_MEM, .mem = {.base = X86_REG_RDI, .scale = 1}};
+        struct operand o = {.size = in->id == X86_INS_MASKMOVQ ? 8 : 16, .write = true};
+        if (x->addr_size != 8)
+            return reject(v, "32-bit address");
+        if (!operand_of(v, &rdi, &o) || !check_memory(v, &s, &o))
+            return false;
+    }
+    if (!known_effect(v, in, &s)) {
+        if (!check_operands(v, in, &s))
+            return false;
+        unsigned n, width;
+        for (unsigned i = 0; i < x->op_count; i++)
+            if (x->operands[i].type == X86_OP_REG && gpr_of(x->operands[i].reg, &n, &width) &&
+                (!x->operands[i].access || (x->operands[i].access & CS_AC_WRITE) ||
+                 in->id == X86_INS_XCHG || in->id == X86_INS_XADD || in->id == X86_INS_CMPXCHG))
+                forget(v, &s, n);
+        for (unsigned i = 0; i < in->detail->regs_write_count; i++)
+            if (gpr_of(in->detail->regs_write[i], &n, &width))
+                forget(v, &s, n);
+        if (verify_implicit_writes(in->id)) {
+            forget(v, &s, RAX);
+            forget(v, &s, RCX);
+            forget(v, &s, RDX);
+            forget(v, &s, RBX);
+        }
+    }
+    if (v->failed)
+        return false;
+    if (!boundary(v, in->address + in->size))
+        return reject(v, "runs off the end of the block");
+    flow(v, v->off + in->size, &s);
+    return true;
+}
+
+/* -- Order and entry
+ * ------------------------------------------------------------------------------- */
+
+/* Where control can go from an instruction, as far as one look tells: offsets into to[4]. */
+static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
+{
+    const cs_insn *in = v->d.insn[off];
+    const cs_x86 *x = &in->detail->x86;
+    uint64_t host[5];
+    unsigned n = 0, kept = 0;
+    bool jump = cs_insn_group(v->d.cs, in, X86_GRP_JUMP) || in->id == X86_INS_LOOP ||
+                in->id == X86_INS_LOOPE || in->id == X86_INS_LOOPNE;
+    if (in->id != X86_INS_JMP)
+        host[n++] = in->address + in->size;
+    if (jump && x->op_count == 1 && x->operands[0].type == X86_OP_IMM) {
+        uint64_t t = (uint64_t)x->operands[0].imm;
+        /* Before a jump to a stub its argument is loaded: `mov r32, imm32`. */
+        uint32_t arg = 0;
+        if (is_stub(v, t) && off >= 6 && v->d.insn[off - 6] && v->d.code[off - 6] == 0x41)
+            memcpy(&arg, v->d.code + off - 4, 4);
+        if (t == v->bt->stub_callout && in_meta(v, arg, sizeof(struct callout))) {
+            host[n++] = ((const struct callout *)(uintptr_t)arg)->resume;
+        } else if ((t == v->bt->stub_prepare || t == v->bt->stub_commit) &&
+                   in_meta(v, arg, sizeof(struct mem_site))) {
+            const struct mem_site *s = (const struct mem_site *)(uintptr_t)arg;
+            host[n++] = t == v->bt->stub_commit ? s->resume_done : s->resume_bounce;
+            if (t == v->bt->stub_prepare)
+                host[n++] = s->resume;
+        } else {
+            host[n++] = t;
+        }
+    }
+    for (unsigned i = 0; i < n; i++)
+        if (boundary(v, host[i]))
+            to[kept++] = (uint32_t)(host[i] - v->tb->entry_ind);
+    return kept;
+}
+
+/*
+ * Reverse postorder: in a block without loops, which is all of them, the analysis then sees every
+ * instruction once, with all that leads to it known.
+ */
+static bool find_order(struct verifier *v)
+{
+    uint32_t *stack = calloc(v->d.size, sizeof *stack);
+    uint8_t *tried = calloc(v->d.size, 1);
+    uint32_t *post = calloc(v->d.size, sizeof *post), n = 0;
+    bool ok = stack && tried && post;
+    uint32_t roots[2] = {v->tb->entry - v->tb->entry_ind, 0};
+    for (unsigned r = 0; ok && r < 2; r++) {
+        uint32_t depth = 0;
+        if (v->rank[roots[r]])
+            continue;
+        stack[depth++] = roots[r];
+        v->rank[roots[r]] = 1;
+        while (depth) {
+            uint32_t off = stack[depth - 1], to[5];
+            unsigned k = successors(v, off, to);
+            while (tried[off] < k && v->rank[to[tried[off]]])
+                tried[off]++;
+            if (tried[off] < k) {
+                v->rank[to[tried[off]]] = 1;
+                stack[depth++] = to[tried[off]];
+            } else {
+                post[n++] = off;
+                depth--;
+            }
+        }
+    }
+    memset(v->rank, 0, v->d.size * sizeof *v->rank);
+    for (uint32_t i = 0; ok && i < n; i++) {
+        v->order[i] = post[n - 1 - i];
+        v->rank[v->order[i]] = i + 1;
+    }
+    v->n_order = n;
+    free(stack);
+    free(tried);
+    free(post);
+    return ok;
+}
+
+bool bt_verify_bytes(struct bt_engine *bt, const struct tb *tb, const uint8_t *code, bool quiet)
+{
+    struct verifier v = {
+        .bt = bt,
+        .tb = tb,
+        .quiet = quiet,
+        .d = {.code = code, .size = tb->host_end - tb->entry_ind, .address = tb->entry_ind}};
+    const uint32_t n = v.d.size;
+    v.in = calloc(n, sizeof *v.in);
+    v.order = calloc(n, sizeof *v.order);
+    v.rank = calloc(n, sizeof *v.rank);
+    v.dirty = calloc(n, sizeof *v.dirty);
+    if (!verify_decode(&v.d, &v.off)) {
+        if (v.d.insn)
+            reject(&v, "not an instruction");
+        v.failed = true;
+    } else if (!v.in || !v.order || !v.rank || !v.dirty) {
+        v.failed = true;
+    } else if (!boundary(&v, tb->entry)) {
+        reject(&v, "the entry is no instruction");
+    } else if (!find_order(&v)) {
+        v.failed = true;
+    } else {
+        struct state s = {0};
+        for (unsigned r = 0; r < 16; r++)
+            unknown(&s.reg[r], 1 + r);
+        for (unsigned i = 0; i < N_SCRATCH; i++)
+            unknown(&s.scratch[i], 17 + i);
+        v.off = 0;
+        flow(&v, 0, &s);
+        flow(&v, tb->entry - tb->entry_ind, &s);
+        for (v.next = 0; !v.failed && v.next < v.n_order;) {
+            uint32_t place = v.next++;
+            if (!v.dirty[place])
+                continue;
+            v.dirty[place] = false;
+            v.off = v.order[place];
+            check_insn(&v);
+        }
+        for (uint32_t off = 0; off < n && !v.failed; off++)
+            if (v.d.insn[off] && !v.in[off]) {
+                v.off = off;
+                reject(&v, "cannot be reached, which means that this verifier missed something");
+            }
+    }
+    for (uint32_t off = 0; v.in && off < n; off++)
+        free(v.in[off]);
+    free(v.in);
+    free(v.order);
+    free(v.rank);
+    free(v.dirty);
+    verify_decode_free(&v.d);
+    return !v.failed;
+}
+
+bool bt_verify_block(struct bt_engine *bt, const struct tb *tb)
+{
+    return bt_verify_bytes(bt, tb, (const uint8_t *)(uintptr_t)tb->entry_ind, false);
+}

@@ -1,0 +1,530 @@
+/* See verify_decode.h. */
+#include "translator/verify_decode.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/vcpu.h"
+
+/* Not allowed in any form: what talks to the host kernel or the hypervisor, touches segments or the
+ * host's stack, has memory operands that the encoding does not show, or reveals the host. */
+static bool forbidden(unsigned id)
+{
+    static const uint16_t list[] = {
+        X86_INS_SYSCALL,   X86_INS_SYSENTER,  X86_INS_SYSEXIT,   X86_INS_SYSRET,
+        X86_INS_INT,       X86_INS_INT1,      X86_INS_INT3,      X86_INS_INTO,
+        X86_INS_IRET,      X86_INS_IRETD,     X86_INS_IRETQ,     X86_INS_CALL,
+        X86_INS_LCALL,     X86_INS_LJMP,      X86_INS_RET,       X86_INS_RETF,
+        X86_INS_RETFQ,     X86_INS_PUSH,      X86_INS_PUSHAW,    X86_INS_PUSHAL,
+        X86_INS_PUSHF,     X86_INS_PUSHFD,    X86_INS_POPAW,     X86_INS_POPAL,
+        X86_INS_POPF,      X86_INS_POPFD,     X86_INS_POPFQ,     X86_INS_ENTER,
+        X86_INS_LEAVE,     X86_INS_LDS,       X86_INS_LES,       X86_INS_LFS,
+        X86_INS_LGS,       X86_INS_LSS,       X86_INS_RDFSBASE,  X86_INS_RDGSBASE,
+        X86_INS_WRFSBASE,  X86_INS_WRGSBASE,  X86_INS_SWAPGS,    X86_INS_SGDT,
+        X86_INS_SIDT,      X86_INS_SLDT,      X86_INS_SMSW,      X86_INS_STR,
+        X86_INS_LAR,       X86_INS_LSL,       X86_INS_VERR,      X86_INS_VERW,
+        X86_INS_LGDT,      X86_INS_LIDT,      X86_INS_LLDT,      X86_INS_LMSW,
+        X86_INS_LTR,       X86_INS_CLI,       X86_INS_STI,       X86_INS_HLT,
+        X86_INS_IN,        X86_INS_OUT,       X86_INS_INSB,      X86_INS_INSW,
+        X86_INS_INSD,      X86_INS_OUTSB,     X86_INS_OUTSW,     X86_INS_OUTSD,
+        X86_INS_INVD,      X86_INS_WBINVD,    X86_INS_INVLPG,    X86_INS_INVPCID,
+        X86_INS_CLTS,      X86_INS_RDMSR,     X86_INS_WRMSR,     X86_INS_RDPMC,
+        X86_INS_CPUID,     X86_INS_XGETBV,    X86_INS_XSETBV,    X86_INS_MONITOR,
+        X86_INS_MWAIT,     X86_INS_VMCALL,    X86_INS_VMLAUNCH,  X86_INS_VMRESUME,
+        X86_INS_VMXOFF,    X86_INS_VMXON,     X86_INS_VMCLEAR,   X86_INS_VMPTRLD,
+        X86_INS_VMPTRST,   X86_INS_VMREAD,    X86_INS_VMWRITE,   X86_INS_VMFUNC,
+        X86_INS_INVEPT,    X86_INS_INVVPID,   X86_INS_VMRUN,     X86_INS_VMMCALL,
+        X86_INS_VMLOAD,    X86_INS_VMSAVE,    X86_INS_STGI,      X86_INS_CLGI,
+        X86_INS_SKINIT,    X86_INS_INVLPGA,   X86_INS_GETSEC,    X86_INS_ENCLS,
+        X86_INS_ENCLU,     X86_INS_XBEGIN,    X86_INS_XEND,      X86_INS_XABORT,
+        X86_INS_XTEST,     X86_INS_XSAVES,    X86_INS_XSAVES64,  X86_INS_XRSTORS,
+        X86_INS_XRSTORS64, X86_INS_XLATB,     X86_INS_MOVSB,     X86_INS_MOVSW,
+        X86_INS_MOVSQ,     X86_INS_LODSB,     X86_INS_LODSW,     X86_INS_LODSD,
+        X86_INS_LODSQ,     X86_INS_STOSB,     X86_INS_STOSW,     X86_INS_STOSD,
+        X86_INS_STOSQ,     X86_INS_SCASB,     X86_INS_SCASW,     X86_INS_SCASD,
+        X86_INS_SCASQ,     X86_INS_CMPSB,     X86_INS_CMPSW,     X86_INS_CMPSQ,
+        X86_INS_BOUND,     X86_INS_RSM,       X86_INS_XCRYPTCBC, X86_INS_XCRYPTCFB,
+        X86_INS_XCRYPTCTR, X86_INS_XCRYPTECB, X86_INS_XCRYPTOFB, X86_INS_XSHA1,
+        X86_INS_XSHA256,   X86_INS_XSTORE,    X86_INS_MONTMUL,   X86_INS_CLAC,
+        X86_INS_STAC,      X86_INS_UD2,       X86_INS_UD2B,      X86_INS_SYSEXIT,
+        X86_INS_SALC,
+    };
+    for (unsigned i = 0; i < sizeof list / sizeof list[0]; i++)
+        if (list[i] == id)
+            return true;
+    return false;
+}
+
+/*
+ * Opcodes with a register form for everything that does not fit elsewhere: new sensitive
+ * instructions (protection keys, shadow stacks, RDPID, user interrupts, ...) appear there before
+ * Capstone knows them. Only those with a known meaning pass.
+ */
+static bool forbidden_bytes(const uint8_t *b, unsigned len)
+{
+    unsigned i = 0, f3 = 0, f2 = 0, p66 = 0;
+    for (; i < len && (b[i] == 0x66 || b[i] == 0xf2 || b[i] == 0xf3 || b[i] == 0xf0 ||
+                       b[i] == 0x2e || b[i] == 0x36 || b[i] == 0x3e || b[i] == 0x26 ||
+                       b[i] == 0x64 || b[i] == 0x65 || b[i] == 0x67);
+         i++) {
+        f3 |= b[i] == 0xf3;
+        f2 |= b[i] == 0xf2;
+        p66 |= b[i] == 0x66;
+    }
+    if (i < len && (b[i] & 0xf0) == 0x40)
+        i++;
+    if (i + 2 >= len || b[i] != 0x0f)
+        return false;
+    unsigned op = b[i + 1], modrm = b[i + 2], mod = modrm >> 6, reg = modrm >> 3 & 7;
+    switch (op) {
+    case 0x01: /* RDTSCP, SERIALIZE, XSUSLDTRK, XRESLDTRK */
+        return modrm != 0xf9 && modrm != 0xe8 && !(f2 && modrm == 0xe9);
+    case 0xae: /* fences in register form; CLRSSBSY and such in memory form */
+        return mod == 3 ? f3 || f2 || p66 || reg < 5 : f3 || f2;
+    case 0xc7: /* CMPXCHG8B/16B, RDRAND, RDSEED, XSAVEC */
+        return mod == 3 ? f3 || f2 || reg < 6 : !(reg == 1 || reg == 4);
+    case 0x1e: /* RDSSP hides among the NOPs: F3 0F 1E /1 */
+        return mod == 3 && f3 && reg == 1;
+    case 0x38: /* ENQCMD, MOVDIR64B (store where a register points), WRUSS, INVPCID and kin */
+        return modrm == 0xf8 || modrm == 0xf5 || (modrm >= 0x80 && modrm <= 0x82);
+    }
+    return false;
+}
+
+bool verify_forbidden(const struct verify_code *v, const cs_insn *in)
+{
+    const cs_x86 *x = &in->detail->x86;
+    if (forbidden(in->id) || forbidden_bytes(in->bytes, in->size) ||
+        cs_insn_group(v->cs, in, X86_GRP_PRIVILEGE) || cs_insn_group(v->cs, in, X86_GRP_VM))
+        return true;
+    /* MOVSD and CMPSD are also names of SSE instructions. */
+    return (in->id == X86_INS_MOVSD || in->id == X86_INS_CMPSD) && x->op_count >= 2 &&
+           x->operands[0].type == X86_OP_MEM && x->operands[1].type == X86_OP_MEM;
+}
+
+/* Bytes that the instruction really accesses, where Capstone's operand size is not that. */
+unsigned verify_access_size(const cs_insn *in, const cs_x86_op *op)
+{
+    const uint8_t *b = in->bytes;
+    unsigned i = 0, p66 = 0, w = 0, evex_w = 0;
+    for (; i < in->size && (b[i] == 0x66 || b[i] == 0xf2 || b[i] == 0xf3 || b[i] == 0xf0 ||
+                            b[i] == 0x2e || b[i] == 0x36 || b[i] == 0x3e || b[i] == 0x26);
+         i++)
+        p66 |= b[i] == 0x66;
+    if (i < in->size && (b[i] & 0xf0) == 0x40)
+        w = b[i++] & 8;
+    if (b[i] == 0x62)
+        evex_w = b[i + 2] & 0x80;
+    switch (in->id) {
+    case X86_INS_FXSAVE:
+    case X86_INS_FXSAVE64:
+    case X86_INS_FXRSTOR:
+    case X86_INS_FXRSTOR64:
+        return 512;
+    case X86_INS_FNSAVE:
+    case X86_INS_FRSTOR:
+        return p66 ? 94 : 108;
+    case X86_INS_FNSTENV:
+    case X86_INS_FLDENV:
+        return p66 ? 14 : 28;
+    case X86_INS_FNSTSW:
+        return 2;
+    case X86_INS_XSAVE:
+    case X86_INS_XSAVE64:
+    case X86_INS_XSAVEC:
+    case X86_INS_XSAVEC64:
+    case X86_INS_XSAVEOPT:
+    case X86_INS_XSAVEOPT64:
+    case X86_INS_XRSTOR:
+    case X86_INS_XRSTOR64:
+        return p66 ? 1 /* CLWB */ : BOUNCE_SIZE / 2 /* only on a copy */;
+    case X86_INS_CLFLUSH:
+    case X86_INS_CLFLUSHOPT:
+    case X86_INS_CLWB:
+        return 1;
+    case X86_INS_COMISS:
+    case X86_INS_VCOMISS:
+    case X86_INS_UCOMISS:
+    case X86_INS_VUCOMISS:
+        return 4;
+    case X86_INS_COMISD:
+    case X86_INS_VCOMISD:
+    case X86_INS_UCOMISD:
+    case X86_INS_VUCOMISD:
+        return 8;
+    case X86_INS_VPMOVQB:
+    case X86_INS_VPMOVSQB:
+    case X86_INS_VPMOVUSQB:
+        return op->size > 8 ? 8 : op->size;
+    case X86_INS_VMOVQ:
+        return 8;
+    case X86_INS_VPMOVSXBQ:
+    case X86_INS_VPMOVZXBQ:
+        return op->size > 8 ? 8 : op->size;
+    case X86_INS_PUNPCKLBW:
+    case X86_INS_PUNPCKLWD:
+    case X86_INS_PUNPCKLDQ:
+        return op->size == 8 ? 4 : op->size; /* the MMX forms read 32 bits */
+    }
+    if (op->avx_bcast != X86_AVX_BCAST_INVALID)
+        return evex_w ? 8 : 4;
+    size_t n = strlen(in->mnemonic);
+    if (b[i] == 0x62 && op->size == 16 && n > 3 && in->mnemonic[1] != 'p') { /* scalars */
+        if (!strcmp(in->mnemonic + n - 2, "ss"))
+            return 4;
+        if (!strcmp(in->mnemonic + n - 2, "sd"))
+            return 8;
+    }
+    /* The operand-size prefix of an integer instruction, which F2 and F3 make Capstone overlook. */
+    bool one_byte = b[i] != 0x0f && b[i] != 0x62 && b[i] != 0xc4 && b[i] != 0xc5;
+    bool x87 = one_byte && b[i] >= 0xd8 && b[i] <= 0xdf;
+    bool integer = one_byte ? !x87
+                            : b[i] == 0x0f && ((b[i + 1] & 0xf0) == 0x40 ||
+                                               ((b[i + 1] & 0xe0) == 0xa0) || b[i + 1] == 0xc1);
+    return integer && p66 && !w && op->size == 4 ? 2 : op->size;
+}
+
+/* Memory as first operand that is only read, whatever Capstone says. */
+bool verify_reads_only(const cs_insn *in)
+{
+    switch (in->id) {
+    case X86_INS_CMP:
+    case X86_INS_TEST:
+    case X86_INS_BT:
+    case X86_INS_MUL:
+    case X86_INS_IMUL:
+    case X86_INS_DIV:
+    case X86_INS_IDIV:
+    case X86_INS_NOP:
+    case X86_INS_JMP:
+    case X86_INS_LDMXCSR:
+    case X86_INS_VLDMXCSR:
+    case X86_INS_FLDCW:
+    case X86_INS_FLDENV:
+    case X86_INS_FRSTOR:
+    case X86_INS_FXRSTOR:
+    case X86_INS_FXRSTOR64:
+    case X86_INS_XRSTOR:
+    case X86_INS_XRSTOR64:
+    case X86_INS_FADD:
+    case X86_INS_FMUL:
+    case X86_INS_FCOM:
+    case X86_INS_FCOMP:
+    case X86_INS_FSUB:
+    case X86_INS_FSUBR:
+    case X86_INS_FDIV:
+    case X86_INS_FDIVR:
+    case X86_INS_FIADD:
+    case X86_INS_FIMUL:
+    case X86_INS_FICOM:
+    case X86_INS_FICOMP:
+    case X86_INS_FISUB:
+    case X86_INS_FISUBR:
+    case X86_INS_FIDIV:
+    case X86_INS_FIDIVR:
+    case X86_INS_FLD:
+    case X86_INS_FILD:
+    case X86_INS_FBLD:
+    case X86_INS_CLFLUSH:
+    case X86_INS_CLFLUSHOPT:
+    case X86_INS_CLWB:
+    case X86_INS_PREFETCH:
+    case X86_INS_PREFETCHW:
+    case X86_INS_PREFETCHNTA:
+    case X86_INS_PREFETCHT0:
+    case X86_INS_PREFETCHT1:
+    case X86_INS_PREFETCHT2:
+        return true;
+    case X86_INS_XSAVEOPT:
+    case X86_INS_XSAVEOPT64: /* 66 0F AE /6 is CLWB */
+        for (unsigned i = 0; i < in->size && in->bytes[i] != 0x0f; i++)
+            if (in->bytes[i] == 0x66)
+                return true;
+        return false;
+    case X86_INS_MOVD:
+    case X86_INS_MOVQ: /* F3 REX.W 0F 7E is a load, which Capstone 4 mistakes */
+        for (unsigned i = 0; i + 1 < in->size && in->bytes[i] != 0x0f; i++)
+            if (in->bytes[i] == 0xf3)
+                return true;
+        return false;
+    }
+    return false;
+}
+
+/* Registers an instruction may write that Capstone does not tell about: all that are written
+ * implicitly by anything. */
+bool verify_implicit_writes(unsigned id)
+{
+    switch (id) {
+    case X86_INS_MUL:
+    case X86_INS_IMUL:
+    case X86_INS_DIV:
+    case X86_INS_IDIV:
+    case X86_INS_CMPXCHG:
+    case X86_INS_CMPXCHG8B:
+    case X86_INS_CMPXCHG16B:
+    case X86_INS_CBW:
+    case X86_INS_CWDE:
+    case X86_INS_CDQE:
+    case X86_INS_CWD:
+    case X86_INS_CDQ:
+    case X86_INS_CQO:
+    case X86_INS_LAHF:
+    case X86_INS_RDTSC:
+    case X86_INS_RDTSCP:
+    case X86_INS_MULX:
+    case X86_INS_PCMPESTRI:
+    case X86_INS_PCMPISTRI:
+    case X86_INS_VPCMPESTRI:
+    case X86_INS_VPCMPISTRI:
+    case X86_INS_LOOP:
+    case X86_INS_LOOPE:
+    case X86_INS_LOOPNE:
+        return true;
+    }
+    return false;
+}
+
+/* -- Decoding -------------------------------------------------------------------------------------
+ */
+
+/* VEX and EVEX opcodes that write their memory operand (SDM vol. 2). */
+static bool vector_stores(bool evex, unsigned map, unsigned pp, unsigned op)
+{
+    switch (map) {
+    case 1:
+        return op == 0x11 || op == 0x13 || op == 0x17 || op == 0x29 || op == 0x2b ||
+               (op == 0x7e && pp == 1) || op == 0x7f || op == 0xd6 || op == 0xe7 ||
+               (!evex && (op == 0xae || op == 0x91));
+    case 2:
+        if (!evex)
+            return op == 0x2e || op == 0x2f || op == 0x8e;
+        return (pp == 2 && (op & 0xc8) == 0 && (op & 7) < 6 && op >= 0x10) || op == 0x8a ||
+               op == 0x8b || op == 0x63;
+    case 3:
+        return (op >= 0x14 && op <= 0x17) || op == 0x19 || op == 0x1b || op == 0x39 || op == 0x3b ||
+               op == 0x1d;
+    case 5:
+        return op == 0x11 || op == 0x7e;
+    }
+    return false;
+}
+
+/*
+ * Instructions that this Capstone does not know: much of AVX-512 and some of SSE, if it is
+ * version 4. VEX and EVEX are regular enough to find the memory operand; how many bytes of it are
+ * accessed is not known here, so only the form of the address is checked.  Gathers and scatters are
+ * refused. Of legacy encodings GFNI, MOVDIRI, SERIALIZE and the fences' other register forms are
+ * known.
+ */
+static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
+{
+    const uint8_t *b = v->code + off, *start = b, *end = v->code + v->size;
+    cs_x86 *x = &in->detail->x86;
+    bool host_address = false, p66 = false, store, vsib = false, imm;
+    for (; b < end && (*b == 0x2e || *b == 0x36 || *b == 0x3e || *b == 0x26 || *b == 0x64 ||
+                       *b == 0x65 || *b == 0x67 || *b == 0x66);
+         b++) {
+        host_address |= *b == 0x64 || *b == 0x65 || *b == 0x67;
+        p66 |= *b == 0x66;
+    }
+    if (end - b < 3)
+        return 0;
+    unsigned ext_b, ext_x, ext_r, vvvv = 0, size = 1;
+    bool evex = *b == 0x62;
+    if (evex || *b == 0xc4 || *b == 0xc5) {
+        bool two = *b == 0xc5;
+        unsigned p0 = two ? (b[1] & 0x80) | 0x61 : b[1], p1 = two ? b[1] : b[2];
+        unsigned map = evex ? p0 & 7 : p0 & 31, pp = p1 & 3;
+        ext_b = p0 & 0x20 ? 0 : 8, ext_x = p0 & 0x40 ? 0 : 8, ext_r = p0 & 0x80 ? 0 : 8;
+        vvvv = ~(p1 >> 3) & 15;
+        b += evex ? 4 : two ? 2 : 3;
+        if (p66 || map == 0 || map > 6 || map == 4 || end - b < 2)
+            return 0;
+        unsigned opcode = *b++;
+        if (map == 1 && opcode == 0x77)
+            return 0; /* VZEROALL, VZEROUPPER: no ModRM */
+        vsib = map == 2 &&
+               ((opcode & 0xfc) == 0x90 || (opcode & 0xfc) == 0xa0 || (opcode & 0xfe) == 0xc6);
+        store = vector_stores(evex, map, pp, opcode);
+        /* An immediate: all of map 3; in map 1 the shuffles, shifts, compares, inserts, extracts.
+         */
+        imm = map == 3 || (map == 1 && ((opcode >= 0x70 && opcode <= 0x73) || opcode == 0xc2 ||
+                                        (opcode >= 0xc4 && opcode <= 0xc6)));
+    } else {
+        unsigned rex = (*b & 0xf0) == 0x40 ? *b++ : 0;
+        ext_b = rex & 1 ? 8 : 0, ext_x = rex & 2 ? 8 : 0, ext_r = rex & 4 ? 8 : 0;
+        if (end - b < 3 || *b++ != 0x0f)
+            return 0;
+        unsigned esc = *b++, opcode = esc == 0x38 || esc == 0x3a ? *b++ : 0;
+        if (b == end)
+            return 0;
+        store = esc == 0x38 && opcode == 0xf9;
+        imm = esc == 0x3a;
+        if (store)
+            size = rex & 8 ? 8 : 4;
+        else if (p66 && ((esc == 0x38 && opcode == 0xcf) ||
+                         (esc == 0x3a && (opcode == 0xce || opcode == 0xcf))))
+            size = 16;
+        else if ((esc != 0xae || *b < 0xe8) && (esc != 0x01 || *b != 0xe8))
+            return 0;
+    }
+    unsigned modrm = *b++, mod = modrm >> 6, rm = modrm & 7, reg = (modrm >> 3 & 7) | ext_r;
+    static const uint16_t gpr[16] = {X86_REG_RAX, X86_REG_RCX, X86_REG_RDX, X86_REG_RBX,
+                                     X86_REG_RSP, X86_REG_RBP, X86_REG_RSI, X86_REG_RDI,
+                                     X86_REG_R8,  X86_REG_R9,  X86_REG_R10, X86_REG_R11,
+                                     X86_REG_R12, X86_REG_R13, X86_REG_R14, X86_REG_R15};
+    memset(in->detail, 0, sizeof *in->detail);
+    unsigned n = 0;
+    if (mod != 3) {
+        cs_x86_op *op = &x->operands[n++];
+        if (vsib || host_address || (rm == 5 && mod == 0))
+            return 0; /* also RIP-relative, 32-bit, or in a segment of the host */
+        op->type = X86_OP_MEM;
+        op->access = store ? CS_AC_READ | CS_AC_WRITE : CS_AC_READ;
+        op->mem.scale = 1;
+        op->size = (uint8_t)size;
+        if (rm == 4) {
+            if (b == end)
+                return 0;
+            unsigned sib = *b++, index = (sib >> 3 & 7) | ext_x, base = sib & 7;
+            if (index != 4)
+                op->mem.index = gpr[index];
+            op->mem.scale = 1 << (sib >> 6);
+            if (base == 5 && mod == 0)
+                mod = 4; /* disp32, no base */
+            else
+                op->mem.base = gpr[base | ext_b];
+        } else {
+            op->mem.base = gpr[rm | ext_b];
+        }
+        if (mod == 1) { /* EVEX scales it: take the largest reach */
+            if (b == end)
+                return 0;
+            op->mem.disp = (int64_t)(int8_t)*b++ * (evex ? 64 : 1);
+        } else if (mod == 2 || mod == 4) {
+            int32_t d;
+            if (end - b < 4)
+                return 0;
+            memcpy(&d, b, 4);
+            op->mem.disp = d;
+            b += 4;
+        }
+    } else {
+        x->operands[n].type = X86_OP_REG;
+        x->operands[n++].reg = gpr[rm | ext_b];
+    }
+    x->operands[n].type = X86_OP_REG;
+    x->operands[n++].reg = gpr[reg];
+    x->operands[n].type = X86_OP_REG;
+    x->operands[n++].reg = gpr[vvvv];
+    x->op_count = (uint8_t)n;
+    b += imm;
+    if (b > end)
+        return 0;
+    in->id = 0;
+    in->address = v->address + off;
+    in->size = (uint16_t)(b - start);
+    memcpy(in->bytes, start, in->size < sizeof in->bytes ? in->size : sizeof in->bytes);
+    snprintf(in->mnemonic, sizeof in->mnemonic, "(other)");
+    in->op_str[0] = 0;
+    return in->size;
+}
+
+/* Register forms with prefixes that mean nothing there, which confuse this Capstone (66 3E 0F 7C).
+ */
+static unsigned decode_stripped(struct verify_code *v, uint32_t off, cs_insn *in)
+{
+    uint8_t buf[16];
+    unsigned n = 0, cut = 0;
+    bool prefixes = true;
+    for (uint32_t i = off; i < v->size && n < sizeof buf; i++) {
+        uint8_t b = v->code[i];
+        bool idle =
+            b == 0x2e || b == 0x36 || b == 0x3e || b == 0x26 || b == 0x64 || b == 0x65 || b == 0x67;
+        prefixes &= idle || b == 0x66 || b == 0xf2 || b == 0xf3;
+        if (prefixes && idle)
+            cut++;
+        else
+            buf[n++] = b;
+    }
+    const uint8_t *p = buf;
+    size_t left = n;
+    uint64_t address = v->address + off;
+    if (!cut || !cs_disasm_iter(v->cs, &p, &left, &address, in))
+        return 0;
+    for (unsigned i = 0; i < in->detail->x86.op_count; i++)
+        if (in->detail->x86.operands[i].type != X86_OP_REG &&
+            !(i && in->detail->x86.operands[i].type == X86_OP_IMM))
+            return 0;
+    in->size = (uint16_t)(in->size + cut);
+    return off + in->size <= v->size ? in->size : 0;
+}
+
+static bool vector_encoding(const uint8_t *b, uint32_t n)
+{
+    while (n && (*b == 0x2e || *b == 0x36 || *b == 0x3e || *b == 0x26 || *b == 0x64 || *b == 0x65 ||
+                 *b == 0x67))
+        b++, n--;
+    return n && (*b == 0x62 || *b == 0xc4 || *b == 0xc5);
+}
+
+bool verify_decode(struct verify_code *v, uint32_t *bad)
+{
+    if (cs_open(CS_ARCH_X86, CS_MODE_64, &v->cs) != CS_ERR_OK)
+        return false;
+    v->opened = true;
+    cs_option(v->cs, CS_OPT_DETAIL, CS_OPT_ON);
+    v->insn = calloc(v->size, sizeof *v->insn);
+    v->spare = cs_malloc(v->cs);
+    if (!v->spare || !v->insn)
+        return false;
+    for (uint32_t off = 0; off < v->size;) {
+        cs_insn *in = cs_malloc(v->cs);
+        const uint8_t *p = v->code + off;
+        size_t left = v->size - off;
+        uint64_t address = v->address + off;
+        if (!in)
+            return false;
+        v->insn[off] = in;
+        *bad = off;
+        /* Of VEX and EVEX this Capstone gets some lengths wrong (embedded rounding). */
+        bool known = cs_disasm_iter(v->cs, &p, &left, &address, in);
+        unsigned size = known ? in->size : 0;
+        if ((!known || vector_encoding(v->code + off, v->size - off)) &&
+            decode_other(v, off, v->spare) && v->spare->size != size) {
+            v->insn[off] = v->spare;
+            v->spare = in;
+            in = v->insn[off];
+            known = true;
+        }
+        /* It also takes some EVEX index registers for vectors. */
+        const cs_x86_op *mem = &v->spare->detail->x86.operands[0];
+        if (known && in->id && vector_encoding(v->code + off, v->size - off) &&
+            decode_other(v, off, v->spare) && mem->type == X86_OP_MEM)
+            for (unsigned i = 0; i < in->detail->x86.op_count; i++)
+                if (in->detail->x86.operands[i].type == X86_OP_MEM)
+                    in->detail->x86.operands[i].mem = mem->mem;
+        if (!known)
+            known = decode_stripped(v, off, in) != 0;
+        if (!known) {
+            in->mnemonic[0] = in->op_str[0] = 0;
+            return false;
+        }
+        off += in->size;
+    }
+    return true;
+}
+
+void verify_decode_free(struct verify_code *v)
+{
+    for (uint32_t off = 0; v->insn && off < v->size; off++)
+        if (v->insn[off])
+            cs_free(v->insn[off], 1);
+    free(v->insn);
+    if (v->spare)
+        cs_free(v->spare, 1);
+    if (v->opened)
+        cs_close(&v->cs);
+}

@@ -1,0 +1,39 @@
+/*
+ * The verifier's view of machine code: Capstone, and what Capstone (version 4 above all) does not
+ * know or gets wrong.  Private to verify.c.
+ */
+#ifndef RINGSHIFT_TRANSLATOR_VERIFY_DECODE_H
+#define RINGSHIFT_TRANSLATOR_VERIFY_DECODE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <capstone/capstone.h>
+
+struct verify_code {
+    const uint8_t *code;
+    uint32_t size;
+    uint64_t address; /* of the first byte */
+    cs_insn **insn;   /* by offset; NULL where no instruction starts */
+    cs_insn *spare;
+    csh cs;
+    bool opened;
+};
+
+/* Decodes all of it. False if memory ran out or the bytes at *bad are no instruction.  In either
+ * case verify_decode_free() must follow. */
+bool verify_decode(struct verify_code *c, uint32_t *bad);
+void verify_decode_free(struct verify_code *c);
+
+/* Not allowed in any form: what talks to the host kernel or the hypervisor, touches segments or the
+ * host's stack, has memory operands that the encoding does not show, or reveals the host. */
+bool verify_forbidden(const struct verify_code *c, const cs_insn *in);
+/* Upper bound of the bytes accessed, where Capstone's operand size is not that. For instructions
+ * that Capstone does not know it is 1: only the form of their address can be checked. */
+unsigned verify_access_size(const cs_insn *in, const cs_x86_op *op);
+/* Memory as first operand is only read, whatever Capstone says. */
+bool verify_reads_only(const cs_insn *in);
+/* May write RAX, RCX, RDX or RBX without naming it. */
+bool verify_implicit_writes(unsigned id);
+
+#endif
