@@ -56,6 +56,20 @@ static void write_hex(uint64_t x)
     write_str(b);
 }
 
+/* Dispositions from before ours, as process-wide as they are: a crash that is not a vCPU's (an I/O
+ * thread's, say) belongs to them. */
+static struct sigaction previous[NSIG];
+
+static int take_over(int sig, const struct sigaction *sa)
+{
+    struct sigaction old;
+    if (sigaction(sig, sa, &old))
+        return -1;
+    if (old.sa_sigaction != sa->sa_sigaction) /* not an earlier engine's */
+        previous[sig] = old;
+    return 0;
+}
+
 static _Noreturn void fatal_signal(int sig, const siginfo_t *si, const ucontext_t *uc)
 {
     if (thread_vcpu && thread_vcpu->engine && thread_vcpu->engine->bt->cfg.on_fatal)
@@ -68,7 +82,7 @@ static _Noreturn void fatal_signal(int sig, const siginfo_t *si, const ucontext_
     write_str(", fault address ");
     write_hex((uint64_t)(uintptr_t)si->si_addr);
     write_str("; please report this with the guest image\n");
-    signal(sig, SIG_DFL);
+    sigaction(sig, &previous[sig], NULL);
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, sig);
@@ -203,11 +217,11 @@ int signals_init_process(char *err, unsigned errlen)
     int r = 0;
     sa.sa_sigaction = on_fault;
     for (unsigned i = 0; i < 4; i++)
-        r |= sigaction(faults[i], &sa, NULL);
+        r |= take_over(faults[i], &sa);
     sa.sa_sigaction = on_trap;
-    r |= sigaction(SIGTRAP, &sa, NULL);
+    r |= take_over(SIGTRAP, &sa);
     sa.sa_sigaction = on_kick;
-    r |= sigaction(BT_KICK_SIGNAL, &sa, NULL);
+    r |= take_over(BT_KICK_SIGNAL, &sa);
     if (r) {
         snprintf(err, errlen, "cannot install signal handlers: %s", strerror(errno));
         return -errno;
