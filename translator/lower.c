@@ -602,3 +602,9 @@ void lower_track(struct xlate *x, const struct insn *in)
         if (written >> r & 1)
             set_guess(x, r, false, 0);
 }
+
+void lower_forget_checks(struct xlate *x)
+{
+    for (unsigned r = 0; r < 16; r++)
+        x->reg[r].checked = false;
+}

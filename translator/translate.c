@@ -1145,6 +1145,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             emit_insn(x, i);
             if (x->window)
                 lower_track(x, &x->insn[i]);
+            if (rule_of(&x->insn[i], key) == RULE_CALLOUT)
+                lower_forget_checks(x);
         }
         if (block_open_ended(x)) {
             /* Between the last instruction and the jump the state is that of the next one. */
