@@ -89,10 +89,9 @@ static inline void fx_put64(struct bt_fixture *f, uint64_t gpa, uint64_t x)
     fx_write(f, gpa, &x, 8);
 }
 
-/* Paging, descriptor tables and the boot state; call again to reset. */
-static inline void fx_reset(struct bt_fixture *f)
+/* Page tables and descriptor tables. */
+static inline void fx_reset_memory(struct bt_fixture *f)
 {
-    struct vcpu *v = f->v;
     fx_put64(f, FX_PT, (FX_PT + 0x1000) | 7);
     fx_put64(f, FX_PT + 0x1000, (FX_PT + 0x2000) | 7);
     for (unsigned i = 0; i < FX_RAM >> 21; i++) {
@@ -111,6 +110,12 @@ static inline void fx_reset(struct bt_fixture *f)
         fx_put64(f, FX_IDT + 16 * i + 8, h >> 32);
         fx_write(f, h, "\xf4", 1);
     }
+}
+
+/* The boot state. */
+static inline void fx_reset_cpu(struct bt_fixture *f)
+{
+    struct vcpu *v = f->v;
     vcpu_reset(v);
     vcpu_setup_long64(v, FX_CODE, 0, FX_PT, FX_GDT, 31, 0x10, 0x18);
     v->idtr.base = FX_IDT;
@@ -122,6 +127,13 @@ static inline void fx_reset(struct bt_fixture *f)
         v->xcr0 = v->model->xcr0_valid;
     }
     mmu_flush_all(v);
+}
+
+/* Both; call again to reset. */
+static inline void fx_reset(struct bt_fixture *f)
+{
+    fx_reset_memory(f);
+    fx_reset_cpu(f);
 }
 
 static inline void fx_create(struct bt_fixture *f, const struct engine_config *cfg)
