@@ -178,6 +178,7 @@ struct bt_stats {
     uint64_t exits[10]; /* by enum exit_reason */
     uint64_t enters, lookups, fast_lookups, links, evictions, invalidations, code_writes;
     uint64_t mem_slow, tlb_fills, bounces, mmio;
+    uint64_t rejected; /* blocks that the verifier refused */
     uint64_t signals_kick, signals_step, signals_fault, exceptions[32], interrupts;
     uint64_t flushes[3];
     uint64_t hot_blocks, wfaults, wmisses, soft_sites;

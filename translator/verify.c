@@ -65,7 +65,6 @@ struct value {
 #define MAX_FACTS 16u
 #define N_SCRATCH 8u
 struct state {
-    bool reached;
     struct value reg[16], scratch[N_SCRATCH];
     struct { /* value vn + drift lies in window id */
         uint32_t vn;
@@ -88,6 +87,7 @@ struct verifier {
     struct state **in; /* by offset: the state before the instruction                          */
     uint32_t *order;   /* instructions in an order in which predecessors come first            */
     uint32_t *rank;    /* by offset: place in order, plus 1; 0 if not in it                    */
+    bool *done, *loop; /* by offset: checked; checked again because of a loop                  */
     bool *dirty;       /* by place                                                             */
     uint32_t n_order, next;
     uint32_t off; /* being checked */
@@ -237,7 +237,17 @@ static void flow(struct verifier *v, uint32_t to, const struct state *s)
             return;
         }
         *in = *s;
-        in->reached = changed = true;
+        changed = true;
+        if (v->done[to]) { /* a loop after all: nothing is known here */
+            for (unsigned r = 0; r < 16; r++)
+                unknown(&in->reg[r], merged(to, r));
+            for (unsigned i = 0; i < N_SCRATCH; i++)
+                unknown(&in->scratch[i], merged(to, 16 + i));
+            in->n_facts = 0;
+            in->cmp = CMP_NONE;
+            changed = !v->loop[to];
+            v->loop[to] = true;
+        }
     } else {
         for (unsigned r = 0; r < 16; r++)
             changed |= meet_value(&in->reg[r], &s->reg[r], merged(to, r));
@@ -255,8 +265,8 @@ static void flow(struct verifier *v, uint32_t to, const struct state *s)
                 changed = true;
             }
         }
-        if (in->cmp != CMP_NONE &&
-            (in->cmp != s->cmp || in->cmp_vn != s->cmp_vn || in->cmp_imm != s->cmp_imm)) {
+        if (in->cmp != CMP_NONE && (in->cmp != s->cmp || in->cmp_vn != s->cmp_vn ||
+                                    in->cmp_drift != s->cmp_drift || in->cmp_imm != s->cmp_imm)) {
             in->cmp = CMP_NONE;
             changed = true;
         }
@@ -863,8 +873,10 @@ static bool check_insn(struct verifier *v)
         unsigned n, width;
         for (unsigned i = 0; i < x->op_count; i++)
             if (x->operands[i].type == X86_OP_REG && gpr_of(x->operands[i].reg, &n, &width) &&
-                (!x->operands[i].access || (x->operands[i].access & CS_AC_WRITE) ||
-                 in->id == X86_INS_XCHG || in->id == X86_INS_XADD || in->id == X86_INS_CMPXCHG))
+                (in->id == X86_INS_CMPXCHG ? i == 0
+                 : in->id == X86_INS_XCHG || in->id == X86_INS_XADD
+                     ? true
+                     : !x->operands[i].access || (x->operands[i].access & CS_AC_WRITE)))
                 forget(v, &s, n);
         for (unsigned i = 0; i < in->detail->regs_write_count; i++)
             if (gpr_of(in->detail->regs_write[i], &n, &width))
@@ -977,11 +989,13 @@ bool bt_verify_bytes(struct bt_engine *bt, const struct tb *tb, const uint8_t *c
     v.order = calloc(n, sizeof *v.order);
     v.rank = calloc(n, sizeof *v.rank);
     v.dirty = calloc(n, sizeof *v.dirty);
+    v.done = calloc(n, sizeof *v.done);
+    v.loop = calloc(n, sizeof *v.loop);
     if (!verify_decode(&v.d, &v.off)) {
         if (v.d.insn)
             reject(&v, "not an instruction");
         v.failed = true;
-    } else if (!v.in || !v.order || !v.rank || !v.dirty) {
+    } else if (!v.in || !v.order || !v.rank || !v.dirty || !v.done || !v.loop) {
         v.failed = true;
     } else if (!boundary(&v, tb->entry)) {
         reject(&v, "the entry is no instruction");
@@ -1003,9 +1017,12 @@ bool bt_verify_bytes(struct bt_engine *bt, const struct tb *tb, const uint8_t *c
             v.dirty[place] = false;
             v.off = v.order[place];
             check_insn(&v);
+            v.done[v.off] = true;
+            free(v.in[v.off]);
+            v.in[v.off] = NULL;
         }
         for (uint32_t off = 0; off < n && !v.failed; off++)
-            if (v.d.insn[off] && !v.in[off]) {
+            if (v.d.insn[off] && !v.done[off]) {
                 v.off = off;
                 reject(&v, "cannot be reached, which means that this verifier missed something");
             }
@@ -1016,11 +1033,15 @@ bool bt_verify_bytes(struct bt_engine *bt, const struct tb *tb, const uint8_t *c
     free(v.order);
     free(v.rank);
     free(v.dirty);
+    free(v.done);
+    free(v.loop);
     verify_decode_free(&v.d);
     return !v.failed;
 }
 
 bool bt_verify_block(struct bt_engine *bt, const struct tb *tb)
 {
-    return bt_verify_bytes(bt, tb, (const uint8_t *)(uintptr_t)tb->entry_ind, false);
+    bool ok = bt_verify_bytes(bt, tb, (const uint8_t *)(uintptr_t)tb->entry_ind, false);
+    bt->stats.rejected += !ok;
+    return ok;
 }

@@ -311,6 +311,23 @@ static bool vector_stores(bool evex, unsigned map, unsigned pp, unsigned op)
     return false;
 }
 
+/* VEX and EVEX opcodes that may write a general register: conversions, moves from vectors and
+ * opmasks, BMI, CMPccXADD and whatever else has come into map 2 above E0. */
+static bool vector_general(unsigned map, unsigned pp, unsigned op)
+{
+    switch (map) {
+    case 1:
+    case 5:
+        return ((op == 0x2c || op == 0x2d || op == 0x78 || op == 0x79) && pp >= 2) || op == 0x50 ||
+               op == 0x7e || op == 0x93 || op == 0xc5 || op == 0xd7;
+    case 2:
+        return op >= 0xe0;
+    case 3:
+        return (op >= 0x14 && op <= 0x17) || op >= 0xf0;
+    }
+    return false;
+}
+
 /*
  * Instructions that this Capstone does not know: much of AVX-512 and some of SSE, if it is
  * version 4. VEX and EVEX are regular enough to find the memory operand; how many bytes of it are
@@ -322,7 +339,7 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
 {
     const uint8_t *b = v->code + off, *start = b, *end = v->code + v->size;
     cs_x86 *x = &in->detail->x86;
-    bool host_address = false, p66 = false, store, vsib = false, imm;
+    bool host_address = false, p66 = false, store, vsib = false, imm, general = false;
     for (; b < end && (*b == 0x2e || *b == 0x36 || *b == 0x3e || *b == 0x26 || *b == 0x64 ||
                        *b == 0x65 || *b == 0x67 || *b == 0x66);
          b++) {
@@ -348,6 +365,7 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
         vsib = map == 2 &&
                ((opcode & 0xfc) == 0x90 || (opcode & 0xfc) == 0xa0 || (opcode & 0xfe) == 0xc6);
         store = vector_stores(evex, map, pp, opcode);
+        general = vector_general(map, pp, opcode);
         /* An immediate: all of map 3; in map 1 the shuffles, shifts, compares, inserts, extracts.
          */
         imm = map == 3 || (map == 1 && ((opcode >= 0x70 && opcode <= 0x73) || opcode == 0xc2 ||
@@ -411,14 +429,18 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
             op->mem.disp = d;
             b += 4;
         }
-    } else {
+    }
+    /* Those that have general registers among their operands may write any of them. */
+    if (general && mod == 3) {
         x->operands[n].type = X86_OP_REG;
         x->operands[n++].reg = gpr[rm | ext_b];
     }
-    x->operands[n].type = X86_OP_REG;
-    x->operands[n++].reg = gpr[reg];
-    x->operands[n].type = X86_OP_REG;
-    x->operands[n++].reg = gpr[vvvv];
+    if (general) {
+        x->operands[n].type = X86_OP_REG;
+        x->operands[n++].reg = gpr[reg];
+        x->operands[n].type = X86_OP_REG;
+        x->operands[n++].reg = gpr[vvvv];
+    }
     x->op_count = (uint8_t)n;
     b += imm;
     if (b > end)
@@ -432,19 +454,26 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
     return in->size;
 }
 
+static bool idle_prefix(uint8_t b)
+{
+    return b == 0x2e || b == 0x36 || b == 0x3e || b == 0x26 || b == 0x64 || b == 0x65 || b == 0x67;
+}
+
 /* Register forms with prefixes that mean nothing there, which confuse this Capstone (66 3E 0F 7C).
  */
-static unsigned decode_stripped(struct verify_code *v, uint32_t off, cs_insn *in)
+static unsigned decode_stripped(struct verify_code *v, uint32_t off, cs_insn *in, bool strip_66)
 {
     uint8_t buf[16];
     unsigned n = 0, cut = 0;
     bool prefixes = true;
     for (uint32_t i = off; i < v->size && n < sizeof buf; i++) {
-        uint8_t b = v->code[i];
-        bool idle =
-            b == 0x2e || b == 0x36 || b == 0x3e || b == 0x26 || b == 0x64 || b == 0x65 || b == 0x67;
-        prefixes &= idle || b == 0x66 || b == 0xf2 || b == 0xf3;
-        if (prefixes && idle)
+        uint8_t b = v->code[i], next = i + 1 < v->size ? v->code[i + 1] : 0;
+        bool rep = b == 0x66 || b == 0xf2 || b == 0xf3, rex = (b & 0xf0) == 0x40;
+        /* A REX that another prefix follows does not count. */
+        bool idle = idle_prefix(b) || (rex && (idle_prefix(next) || next == 0x66 || next == 0xf2 ||
+                                               next == 0xf3 || (next & 0xf0) == 0x40));
+        prefixes = prefixes && (idle || rep);
+        if (prefixes && (strip_66 ? b == 0x66 : idle))
             cut++;
         else
             buf[n++] = b;
@@ -454,12 +483,30 @@ static unsigned decode_stripped(struct verify_code *v, uint32_t off, cs_insn *in
     uint64_t address = v->address + off;
     if (!cut || !cs_disasm_iter(v->cs, &p, &left, &address, in))
         return 0;
-    for (unsigned i = 0; i < in->detail->x86.op_count; i++)
+    for (unsigned i = 0; i < in->detail->x86.op_count && !strip_66; i++)
         if (in->detail->x86.operands[i].type != X86_OP_REG &&
             !(i && in->detail->x86.operands[i].type == X86_OP_IMM))
             return 0;
     in->size = (uint16_t)(in->size + cut);
     return off + in->size <= v->size ? in->size : 0;
+}
+
+/* An SSE instruction with 66 and F2 or F3, of which only the latter counts: Capstone may think
+ * otherwise. */
+static bool repeat_wins(const uint8_t *b, uint32_t n)
+{
+    bool p66 = false, rep = false;
+    for (; n > 2 &&
+           (idle_prefix(*b) || *b == 0x66 || *b == 0xf2 || *b == 0xf3 || (*b & 0xf0) == 0x40);
+         b++, n--) {
+        p66 |= *b == 0x66;
+        rep |= *b == 0xf2 || *b == 0xf3;
+    }
+    unsigned op = b[1];
+    return p66 && rep && n > 2 && b[0] == 0x0f &&
+           ((op >= 0x10 && op <= 0x17) || (op >= 0x28 && op <= 0x2f) ||
+            (op >= 0x51 && op <= 0x7f) || op == 0xc2 || op == 0xd0 || op == 0xd6 || op == 0xe6 ||
+            op == 0xf0);
 }
 
 static bool vector_encoding(const uint8_t *b, uint32_t n)
@@ -470,6 +517,32 @@ static bool vector_encoding(const uint8_t *b, uint32_t n)
     return n && (*b == 0x62 || *b == 0xc4 || *b == 0xc5);
 }
 
+/* Instructions in lots: one takes 2 KB. */
+struct verify_lot {
+    struct verify_lot *next;
+    unsigned used;
+    struct {
+        cs_insn insn;
+        cs_detail detail;
+    } item[32];
+};
+
+static cs_insn *new_insn(struct verify_code *v)
+{
+    struct verify_lot *l = v->lots;
+    if (!l || l->used == sizeof l->item / sizeof l->item[0]) {
+        l = malloc(sizeof *l);
+        if (!l)
+            return NULL;
+        l->next = v->lots;
+        l->used = 0;
+        v->lots = l;
+    }
+    cs_insn *in = &l->item[l->used].insn;
+    in->detail = &l->item[l->used++].detail;
+    return in;
+}
+
 bool verify_decode(struct verify_code *v, uint32_t *bad)
 {
     if (cs_open(CS_ARCH_X86, CS_MODE_64, &v->cs) != CS_ERR_OK)
@@ -477,11 +550,11 @@ bool verify_decode(struct verify_code *v, uint32_t *bad)
     v->opened = true;
     cs_option(v->cs, CS_OPT_DETAIL, CS_OPT_ON);
     v->insn = calloc(v->size, sizeof *v->insn);
-    v->spare = cs_malloc(v->cs);
+    v->spare = new_insn(v);
     if (!v->spare || !v->insn)
         return false;
     for (uint32_t off = 0; off < v->size;) {
-        cs_insn *in = cs_malloc(v->cs);
+        cs_insn *in = new_insn(v);
         const uint8_t *p = v->code + off;
         size_t left = v->size - off;
         uint64_t address = v->address + off;
@@ -490,7 +563,9 @@ bool verify_decode(struct verify_code *v, uint32_t *bad)
         v->insn[off] = in;
         *bad = off;
         /* Of VEX and EVEX this Capstone gets some lengths wrong (embedded rounding). */
-        bool known = cs_disasm_iter(v->cs, &p, &left, &address, in);
+        bool known = repeat_wins(v->code + off, v->size - off)
+                         ? decode_stripped(v, off, in, true) != 0
+                         : cs_disasm_iter(v->cs, &p, &left, &address, in);
         unsigned size = known ? in->size : 0;
         if ((!known || vector_encoding(v->code + off, v->size - off)) &&
             decode_other(v, off, v->spare) && v->spare->size != size) {
@@ -507,7 +582,7 @@ bool verify_decode(struct verify_code *v, uint32_t *bad)
                 if (in->detail->x86.operands[i].type == X86_OP_MEM)
                     in->detail->x86.operands[i].mem = mem->mem;
         if (!known)
-            known = decode_stripped(v, off, in) != 0;
+            known = decode_stripped(v, off, in, false) != 0;
         if (!known) {
             in->mnemonic[0] = in->op_str[0] = 0;
             return false;
@@ -519,12 +594,12 @@ bool verify_decode(struct verify_code *v, uint32_t *bad)
 
 void verify_decode_free(struct verify_code *v)
 {
-    for (uint32_t off = 0; v->insn && off < v->size; off++)
-        if (v->insn[off])
-            cs_free(v->insn[off], 1);
+    while (v->lots) {
+        struct verify_lot *l = v->lots;
+        v->lots = l->next;
+        free(l);
+    }
     free(v->insn);
-    if (v->spare)
-        cs_free(v->spare, 1);
     if (v->opened)
         cs_close(&v->cs);
 }

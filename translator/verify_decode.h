@@ -16,6 +16,7 @@ struct verify_code {
     uint64_t address; /* of the first byte */
     cs_insn **insn;   /* by offset; NULL where no instruction starts */
     cs_insn *spare;
+    struct verify_lot *lots;
     csh cs;
     bool opened;
 };

@@ -17,6 +17,7 @@
 
 #include "tests/support/diff_gen.h"
 #include "tests/support/diff_guest.h"
+#include "translator/bt.h"
 
 void vcpu_raise(struct vcpu *v, uint32_t events) __attribute__((weak));
 void vcpu_raise(struct vcpu *v, uint32_t events)
@@ -317,6 +318,12 @@ int main(int argc, char **argv)
                 go(&t, true, share, seed + i, stride ? stride : 1 + (uint64_t)(400 / (share + 1)), cpl);
             if (random && t.mismatches <= limit)
                 go(&t, false, share, seed * 1000003 + i * 7919, 1, cpl);
+        }
+        uint64_t rejected = ((const struct bt_engine *)guest.f.engine)->stats.rejected;
+        if (rejected) {
+            printf("%s: the verifier rejected %llu blocks\n", configs[i].name,
+                   (unsigned long long)rejected);
+            t.mismatches += rejected;
         }
         diff_guest_stop(&guest);
     }

@@ -6,6 +6,8 @@
 
 #include "tests/support/diff_guest.h"
 
+#include "translator/bt.h"
+
 #include <criterion/criterion.h>
 
 void vcpu_raise(struct vcpu *v, uint32_t events) __attribute__((weak));
@@ -111,6 +113,7 @@ static void run_all(const struct engine_config *cfg, bool kicks)
                 c.start = (uint16_t)(0x1000 - diff_below(&seed, c.len + 1u)); /* across pages */
         }
     }
+    cr_expect_eq(((const struct bt_engine *)guest.f.engine)->stats.rejected, 0);
     diff_guest_stop(&guest);
     diff_native_stop(&native);
 }

@@ -1,0 +1,266 @@
+/*
+ * The verifier accepts what the translator emits and refuses what it must never emit: real blocks,
+ * damaged by hand in every way that would open the sandbox.
+ */
+#include "tests/support/diff_guest.h"
+
+#include "translator/emit.h"
+#include "translator/trace.h"
+
+#include <criterion/criterion.h>
+
+void vcpu_raise(struct vcpu *v, uint32_t events) __attribute__((weak));
+void vcpu_raise(struct vcpu *v, uint32_t events)
+{
+    atomic_fetch_or(&v->events, events);
+}
+
+static struct diff_guest guest;
+static struct diff_result result;
+
+static struct bt_engine *engine(void)
+{
+    return (struct bt_engine *)guest.f.engine;
+}
+
+static void run(unsigned cpl, const uint8_t *code, unsigned len)
+{
+    struct diff_case c = {.cpl = (uint8_t)cpl, .start = 0x100, .len = (uint16_t)len};
+    memcpy(c.code, code, len);
+    for (unsigned r = 0; r < 16; r++)
+        c.gpr[r] = DIFF_DATA + 0x100 * r;
+    c.gpr[RSP] = DIFF_STACK + 0x1000;
+    c.gpr[RCX] = 3;
+    diff_guest_run(&guest, &c, &result);
+}
+
+/* Code with every kind of thing in it; flags are live across some of the accesses. */
+static const uint8_t sample[] = {
+    0x48, 0x8b, 0x03,                            /* mov rax, [rbx]                */
+    0x48, 0x89, 0x43, 0x08,                      /* mov [rbx+8], rax              */
+    0x48, 0x01, 0xc0,                            /* add rax, rax                  */
+    0x48, 0x8b, 0x56, 0x10,                      /* mov rdx, [rsi+16]             */
+    0x48, 0x11, 0x16,                            /* adc [rsi], rdx                */
+    0x4d, 0x8b, 0x12,                            /* mov r10, [r10]                */
+    0x8a, 0x27,                                  /* mov ah, [rdi]                 */
+    0x53, 0x5a,                                  /* push rbx; pop rdx             */
+    0x0f, 0xae, 0x07,                            /* fxsave [rdi]                  */
+    0xf3, 0x0f, 0x6f, 0x06,                      /* movdqu xmm0, [rsi]            */
+    0x66, 0x0f, 0xf7, 0xc1,                      /* maskmovdqu xmm0, xmm1         */
+    0x48, 0x63, 0x84, 0x8e, 0x20, 0,    0,    0, /* movsxd rax, [rsi+rcx*4+32]    */
+    0x48, 0x8d, 0x05, 0x00, 0x20, 0x00, 0x00,    /* lea rax, [rip+0x2000]         */
+    0x0f, 0xa2,                                  /* cpuid                         */
+    0x48, 0x8b, 0x07,                            /* mov rax, [rdi]                */
+    0xb9, 1,    0,    0,    0,                   /* mov ecx, 1                    */
+    0xff, 0xc9,                                  /* dec ecx                       */
+    0x75, 0xfc,                                  /* jnz                           */
+    0xc7, 0x03, 0,    0,    0,    0,             /* mov dword [rbx], 0            */
+    0xe8, 0,    0,    0,    0,                   /* call next                     */
+    0x58,                                        /* pop rax                       */
+};
+
+typedef void (*visit)(const struct tb *tb, uint8_t *copy, uint32_t size);
+
+static void each_block(visit f)
+{
+    for (unsigned r = 0; r < CACHE_REGIONS; r++)
+        for (unsigned i = 0; i < engine()->region[r].n_tbs; i++) {
+            const struct tb *tb = engine()->region[r].tbs[i];
+            uint32_t size = tb->host_end - tb->entry_ind;
+            uint8_t *copy = malloc(size);
+            memcpy(copy, (const void *)(uintptr_t)tb->entry_ind, size);
+            f(tb, copy, size);
+            free(copy);
+        }
+}
+
+static void setup(unsigned mode)
+{
+    struct engine_config cfg = {.mem_mode = mode, .verify = true};
+    diff_guest_start(&guest, &cfg);
+    guest.patience_ms = 20000;
+    for (unsigned cpl = 0; cpl <= 3; cpl += 3)
+        for (unsigned i = 0; i < 3; i++)
+            run(cpl, sample, sizeof sample);
+}
+
+static unsigned seen, applied, accepted;
+
+static void expect_good(const struct tb *tb, uint8_t *copy, uint32_t size)
+{
+    seen++;
+    cr_expect(bt_verify_bytes(engine(), tb, copy, false));
+}
+
+Test(translator_verify, accepts_soft)
+{
+    setup(MEM_SOFT);
+    each_block(expect_good);
+    cr_expect_gt(seen, 4);
+    cr_expect_eq(engine()->stats.rejected, 0);
+    diff_guest_stop(&guest);
+}
+
+Test(translator_verify, accepts_windows)
+{
+    setup(MEM_WINDOW);
+    each_block(expect_good);
+    cr_expect_gt(seen, 8);
+    cr_expect_eq(engine()->stats.rejected, 0);
+    diff_guest_stop(&guest);
+}
+
+/* -- Damage ---------------------------------------------------------------------------------------
+ */
+
+/* Wherever `find` (bytes; -1 matches any) occurs, `put` (-1 keeps) must make the block
+ * unacceptable. */
+struct damage {
+    const char *what;
+    int find[16];
+    unsigned len;
+    int put[16];
+    unsigned n_put;
+};
+
+#define FIND(...) {__VA_ARGS__}, sizeof((int[]){__VA_ARGS__}) / sizeof(int)
+#define PUT(...)  {__VA_ARGS__}, sizeof((int[]){__VA_ARGS__}) / sizeof(int)
+#define ANY4      -1, -1, -1, -1
+
+static const struct damage soft_damage[] = {
+    {"a bound one byte too far", FIND(0x49, 0x81, 0xfa, 0xf8, 0x0f, 0, 0),
+     PUT(-1, -1, -1, 0xf9, -1, -1, -1)},
+    {"no bound to speak of", FIND(0x49, 0x81, 0xfa, -1, 0x0f, 0, 0),
+     PUT(-1, -1, -1, -1, 0xff, 0x7f, 0)},
+    {"a signed comparison", FIND(0x0f, 0x87, ANY4), PUT(-1, 0x8f)},
+    {"no branch to the slow path", FIND(0x0f, 0x87, ANY4), PUT(0x0f, 0x1f, 0x44, 0x00, 0x00, 0x90)},
+    {"the branch the other way round", FIND(0x0f, 0x87, ANY4), PUT(-1, 0x86)},
+    {"an index beyond the TLB", FIND(0x41, 0x81, 0xe3, 0xe0, 0x3f, 0, 0),
+     PUT(-1, -1, -1, 0xe0, 0x7f, 0, 0)},
+    {"an index between entries", FIND(0x41, 0x81, 0xe3, 0xe0, 0x3f, 0, 0),
+     PUT(-1, -1, -1, 0xff, 0x3f, 0, 0)},
+    {"no index mask", FIND(0x41, 0x81, 0xe3, 0xe0, 0x3f, 0, 0), PUT(0x0f, 0x1f, 0x80, 0, 0, 0, 0)},
+    {"another entry's host address", FIND(0x65, 0x4d, 0x03, 0x93, ANY4), PUT(-1, -1, -1, 0x92)},
+    {"the tag not subtracted", FIND(0x65, 0x4d, 0x2b, 0x93, ANY4),
+     PUT(0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0)},
+    {"the tag added", FIND(0x65, 0x4d, 0x2b, 0x93, ANY4), PUT(-1, -1, 0x03)},
+    {"a store outside the state", FIND(0x65, 0x48, 0x89, 0x04, 0x25, ANY4),
+     PUT(-1, -1, -1, -1, -1, 0, 0xff, 0xff, 0x7f)},
+    {"a store to host_rsp", FIND(0x65, 0x48, 0x89, -1, 0x25, ANY4),
+     PUT(-1, -1, -1, -1, -1, (int)(offsetof(struct vcpu, host_rsp) & 0xff),
+         (int)(offsetof(struct vcpu, host_rsp) >> 8 & 0xff), 0, 0)},
+    {"a store to the jump cache", FIND(0x65, 0x48, 0x89, -1, 0x25, ANY4),
+     PUT(-1, -1, -1, -1, -1, (int)(offsetof(struct vcpu, jump_cache) & 0xff),
+         (int)(offsetof(struct vcpu, jump_cache) >> 8 & 0xff),
+         (int)(offsetof(struct vcpu, jump_cache) >> 16 & 0xff), 0)},
+    {"the state through ds:", FIND(0x65, 0x48, 0x89, -1, 0x25, ANY4), PUT(0x3e)},
+    {"the state through fs:", FIND(0x65, 0x48, 0x89, -1, 0x25, ANY4), PUT(0x64)},
+    {"SYSCALL", FIND(0x45, 0x89, 0xd3), PUT(0x0f, 0x05, 0x90)},
+    {"INT 80H", FIND(0x45, 0x89, 0xd3), PUT(0xcd, 0x80, 0x90)},
+    {"a read through RBX", FIND(0x45, 0x89, 0xd3), PUT(0x44, 0x8b, 0x1b)},
+    {"a write through RSP", FIND(0x45, 0x89, 0xd3), PUT(0x90, 0x50, 0x90)},
+    {"RET", FIND(0x45, 0x89, 0xd3), PUT(0xc3, 0x90, 0x90)},
+    {"an indirect jump", FIND(0x45, 0x89, 0xd3), PUT(0x41, 0xff, 0xe3)},
+    {"an indirect call", FIND(0x45, 0x89, 0xd3), PUT(0x41, 0xff, 0xd3)},
+    {"CPUID", FIND(0x45, 0x89, 0xd3), PUT(0x0f, 0xa2, 0x90)},
+    {"a string instruction", FIND(0x45, 0x89, 0xd3), PUT(0x48, 0xa5, 0x90)},
+    {"MOV to a segment", FIND(0x45, 0x89, 0xd3), PUT(0x41, 0x8e, 0xdb)},
+    {"WRGSBASE", FIND(0x41, 0xc1, 0xeb, 0x07, 0x41), PUT(0xf3, 0x0f, 0xae, 0xd8, -1)},
+    {"RDGSBASE", FIND(0x41, 0xc1, 0xeb, 0x07, 0x41), PUT(0xf3, 0x0f, 0xae, 0xc8, -1)},
+    {"a jump into the middle of an instruction", FIND(0x0f, 0x87, -1, -1, 0, 0),
+     PUT(-1, -1, 0x03, 0x00, 0, 0)},
+    {"a direct jump into the VMM", FIND(0xe9, ANY4), PUT(-1, 0, 0, 0, 0x10)},
+    {"a RIP-relative operand", FIND(0x65, 0x4d, 0x2b, 0x93, ANY4),
+     PUT(0x90, 0x4c, 0x8b, 0x15, 0, 0, 0, 0)},
+    {"another argument for a stub", FIND(0x41, 0xbb, ANY4, 0xe9, ANY4), PUT(-1, -1, 0x18)},
+    {"none of the block's links", FIND(0x41, 0xba, ANY4, 0xe9, ANY4),
+     PUT(-1, -1, -1, -1, -1, 0x00)},
+};
+
+static const struct damage window_damage[] = {
+    {"a rotation that misses the window", FIND(0xc4, -1, 0xfb, 0xf0, -1, 39),
+     PUT(-1, -1, -1, -1, -1, 40)},
+    {"no branch when it is another window", FIND(0x0f, 0x85, ANY4, 0x65, 0x4c),
+     PUT(0x0f, 0x1f, 0x44, 0, 0, 0x90)},
+    {"the branch the other way round", FIND(0x0f, 0x85, ANY4, 0x65, 0x4c), PUT(-1, 0x84)},
+    {"checked for another window than used", FIND(0x66, 0x41, 0x81, 0xfa, 0x00, 0x00),
+     PUT(-1, -1, -1, -1, 0x01, -1)},
+    {"an unbounded table index", FIND(0x45, 0x0f, 0xb7, 0xdb, 0x65, 0x4e, 0x8b),
+     PUT(0x0f, 0x1f, 0x40, 0x00)},
+};
+
+static const struct damage *list;
+static unsigned n_list;
+static unsigned applied_to[64];
+
+static void apply(const struct tb *tb, uint8_t *copy, uint32_t size)
+{
+    for (unsigned i = 0; i < n_list; i++) {
+        const struct damage *d = &list[i];
+        for (uint32_t at = 0; at + d->len <= size; at++) {
+            uint8_t keep[16];
+            bool found = true;
+            for (unsigned k = 0; k < d->len; k++)
+                found &= d->find[k] < 0 || d->find[k] == copy[at + k];
+            if (!found)
+                continue;
+            memcpy(keep, copy + at, d->len);
+            for (unsigned k = 0; k < d->n_put; k++)
+                if (d->put[k] >= 0)
+                    copy[at + k] = (uint8_t)d->put[k];
+            if (memcmp(keep, copy + at, d->len)) {
+                applied++;
+                applied_to[i]++;
+                bool ok = bt_verify_bytes(engine(), tb, copy, true);
+                accepted += ok;
+                cr_expect_not(ok, "%s: accepted at +%#x of the block at %#llx", d->what, at,
+                              (unsigned long long)tb->gva);
+            }
+            memcpy(copy + at, keep, d->len);
+        }
+    }
+}
+
+static void damage_all(unsigned mode, const struct damage *l, unsigned n)
+{
+    setup(mode);
+    list = l;
+    n_list = n;
+    each_block(apply);
+    for (unsigned i = 0; i < n; i++)
+        cr_expect_gt(applied_to[i], 0, "%s: no place for it was found", l[i].what);
+    diff_guest_stop(&guest);
+}
+
+Test(translator_verify, refuses_damaged_soft_blocks)
+{
+    damage_all(MEM_SOFT, soft_damage, sizeof soft_damage / sizeof soft_damage[0]);
+}
+
+Test(translator_verify, refuses_damaged_window_blocks)
+{
+    damage_all(MEM_WINDOW, window_damage, sizeof window_damage / sizeof window_damage[0]);
+}
+
+/* Bytes at random: nothing to expect of each, but the verifier must neither crash nor hang. */
+static void scramble(const struct tb *tb, uint8_t *copy, uint32_t size)
+{
+    uint64_t s = tb->gva | 1;
+    uint8_t *work = malloc(size);
+    for (unsigned i = 0; i < 400; i++) {
+        memcpy(work, copy, size);
+        for (unsigned k = 0; k <= i % 4; k++)
+            work[diff_below(&s, size)] = (uint8_t)diff_rnd(&s);
+        accepted += bt_verify_bytes(engine(), tb, work, true);
+        applied++;
+    }
+    free(work);
+}
+
+Test(translator_verify, survives_noise)
+{
+    setup(MEM_WINDOW);
+    each_block(scramble);
+    cr_expect_lt(accepted, applied / 2);
+    diff_guest_stop(&guest);
+}
