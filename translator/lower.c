@@ -473,6 +473,7 @@ void lower_mem(struct xlate *x, const struct insn *in, const struct insn_mem *m,
         return;
     lower_ea(x, in, m, addr_size, extra, true);
     lower_access(x, in, a, body);
+    lower_forget_checks(x); /* its slow path comes back from C */
 }
 
 /* -- Following registers -------------------------------------------------------------------------- */

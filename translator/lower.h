@@ -105,7 +105,7 @@ void lower_slow_paths(struct xlate *x);
 /* After an instruction has been emitted: what it did to the registers (guesses and facts). */
 void lower_track(struct xlate *x, const struct insn *in);
 
-/* After a callout: registers come back from memory, so what was checked before is no fact any more. */
+/* Where C may have run: registers come back from memory, so what was checked before is no fact any more. */
 void lower_forget_checks(struct xlate *x);
 
 /* Flags to RAX (saved in scratch) and back. */

@@ -916,7 +916,8 @@ static void emit_insn(struct xlate *x, unsigned i)
         e_bytes(e, in->raw, in->len);
         break;
     case OP_RDTSCP:
-        e_bytes(e, (const uint8_t[]){0x0f, 0x01, 0xf9}, 3);
+        /* The host's TSC_AUX, its CPU number, never shows: LFENCE; RDTSC waits as RDTSCP does. */
+        e_bytes(e, (const uint8_t[]){0x0f, 0xae, 0xe8, 0x0f, 0x31}, 5);
         e_load32_gs(e, RCX, VCPU_OFF(tsc_aux));
         break;
     case OP_CLI:
