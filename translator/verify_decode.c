@@ -289,6 +289,20 @@ bool verify_implicit_writes(unsigned id)
 /* -- Decoding -------------------------------------------------------------------------------------
  */
 
+/* Prefixes without effect on instructions without memory operand. */
+static bool idle_prefix(uint8_t b)
+{
+    return b == 0x2e || b == 0x36 || b == 0x3e || b == 0x26 || b == 0x64 || b == 0x65 || b == 0x67;
+}
+
+/* A REX that another prefix follows does not count. */
+static bool idle_rex(const uint8_t *b, const uint8_t *end)
+{
+    return (*b & 0xf0) == 0x40 && b + 1 < end &&
+           (idle_prefix(b[1]) || b[1] == 0x66 || b[1] == 0xf2 || b[1] == 0xf3 ||
+            (b[1] & 0xf0) == 0x40);
+}
+
 /* VEX and EVEX opcodes that write their memory operand (SDM vol. 2). */
 static bool vector_stores(bool evex, unsigned map, unsigned pp, unsigned op)
 {
@@ -340,9 +354,7 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
     const uint8_t *b = v->code + off, *start = b, *end = v->code + v->size;
     cs_x86 *x = &in->detail->x86;
     bool host_address = false, p66 = false, store, vsib = false, imm, general = false;
-    for (; b < end && (*b == 0x2e || *b == 0x36 || *b == 0x3e || *b == 0x26 || *b == 0x64 ||
-                       *b == 0x65 || *b == 0x67 || *b == 0x66);
-         b++) {
+    for (; b < end && (idle_prefix(*b) || *b == 0x66 || idle_rex(b, end)); b++) {
         host_address |= *b == 0x64 || *b == 0x65 || *b == 0x67;
         p66 |= *b == 0x66;
     }
@@ -454,11 +466,6 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
     return in->size;
 }
 
-static bool idle_prefix(uint8_t b)
-{
-    return b == 0x2e || b == 0x36 || b == 0x3e || b == 0x26 || b == 0x64 || b == 0x65 || b == 0x67;
-}
-
 /* Register forms with prefixes that mean nothing there, which confuse this Capstone (66 3E 0F 7C).
  */
 static unsigned decode_stripped(struct verify_code *v, uint32_t off, cs_insn *in, bool strip_66)
@@ -467,11 +474,9 @@ static unsigned decode_stripped(struct verify_code *v, uint32_t off, cs_insn *in
     unsigned n = 0, cut = 0;
     bool prefixes = true;
     for (uint32_t i = off; i < v->size && n < sizeof buf; i++) {
-        uint8_t b = v->code[i], next = i + 1 < v->size ? v->code[i + 1] : 0;
-        bool rep = b == 0x66 || b == 0xf2 || b == 0xf3, rex = (b & 0xf0) == 0x40;
-        /* A REX that another prefix follows does not count. */
-        bool idle = idle_prefix(b) || (rex && (idle_prefix(next) || next == 0x66 || next == 0xf2 ||
-                                               next == 0xf3 || (next & 0xf0) == 0x40));
+        uint8_t b = v->code[i];
+        bool rep = b == 0x66 || b == 0xf2 || b == 0xf3;
+        bool idle = idle_prefix(b) || idle_rex(v->code + i, v->code + v->size);
         prefixes = prefixes && (idle || rep);
         if (prefixes && (strip_66 ? b == 0x66 : idle))
             cut++;
@@ -511,10 +516,10 @@ static bool repeat_wins(const uint8_t *b, uint32_t n)
 
 static bool vector_encoding(const uint8_t *b, uint32_t n)
 {
-    while (n && (*b == 0x2e || *b == 0x36 || *b == 0x3e || *b == 0x26 || *b == 0x64 || *b == 0x65 ||
-                 *b == 0x67))
-        b++, n--;
-    return n && (*b == 0x62 || *b == 0xc4 || *b == 0xc5);
+    const uint8_t *end = b + n;
+    while (b < end && (idle_prefix(*b) || idle_rex(b, end)))
+        b++;
+    return b < end && (*b == 0x62 || *b == 0xc4 || *b == 0xc5);
 }
 
 /* Instructions in lots: one takes 2 KB. */

@@ -79,7 +79,7 @@ static inline void *diff_guest_thread(void *arg)
                     __builtin_ia32_pause();
             }
         } else {
-            usleep(50000);
+            usleep(g->patience_ms < 100 ? 2000 : 50000);
         }
     }
     return NULL;
