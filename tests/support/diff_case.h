@@ -21,7 +21,8 @@
 #include "cpu/vcpu.h"
 #include "translator/insn.h"
 
-/* -- Random numbers (xorshift64*) ----------------------------------------------------------------- */
+/* -- Random numbers (xorshift64*) -----------------------------------------------------------------
+ */
 
 static inline uint64_t diff_rnd(uint64_t *s)
 {
@@ -43,7 +44,8 @@ static inline unsigned diff_below(uint64_t *s, unsigned n)
     return (unsigned)((diff_rnd(s) >> 32) * n >> 32);
 }
 
-/* -- Memory --------------------------------------------------------------------------------------- */
+/* -- Memory ---------------------------------------------------------------------------------------
+ */
 
 #define DIFF_CODE  0x10000000ull     /* two pages of code, two of data that code reaches by RIP */
 #define DIFF_DATA  0x20000000ull     /* RW RW none RO RW none                                   */
@@ -56,12 +58,12 @@ struct diff_page {
     unsigned flags;
 };
 static const struct diff_page diff_pages[] = {
-    {DIFF_CODE, DP_X},           {DIFF_CODE + 0x1000, DP_X},  {DIFF_CODE + 0x2000, DP_W},
-    {DIFF_CODE + 0x3000, 0},     {DIFF_DATA, DP_W},           {DIFF_DATA + 0x1000, DP_W},
-    {DIFF_DATA + 0x3000, 0},     {DIFF_DATA + 0x4000, DP_W},  {DIFF_STACK, DP_W},
-    {DIFF_STACK + 0x1000, DP_W}, {DIFF_HIGH, DP_W},           {DIFF_HIGH + 0x1000, DP_W},
+    {DIFF_CODE, DP_X},           {DIFF_CODE + 0x1000, DP_X}, {DIFF_CODE + 0x2000, DP_W},
+    {DIFF_CODE + 0x3000, 0},     {DIFF_DATA, DP_W},          {DIFF_DATA + 0x1000, DP_W},
+    {DIFF_DATA + 0x3000, 0},     {DIFF_DATA + 0x4000, DP_W}, {DIFF_STACK, DP_W},
+    {DIFF_STACK + 0x1000, DP_W}, {DIFF_HIGH, DP_W},          {DIFF_HIGH + 0x1000, DP_W},
 };
-#define DIFF_PAGES (sizeof diff_pages / sizeof diff_pages[0])
+#define DIFF_PAGES      (sizeof diff_pages / sizeof diff_pages[0])
 #define DIFF_CODE_PAGES 2u /* the first two of the table */
 
 /* Words at these offsets of the first data page are valid MXCSR images. */
@@ -82,16 +84,19 @@ static inline void diff_fill_page(unsigned i, uint8_t *page)
         double d = (double)(int64_t)x / 65536;
         float f[2] = {(float)(int32_t)x / 16, (float)(int32_t)(x >> 32)};
         switch (r >> 60) {
-        case 0: case 1:
+        case 0:
+        case 1:
             x = x & 0xff;
             break;
         case 2:
             x = (x & 0x80000000 ? -1ull : 0) ^ (x & 0xf);
             break;
-        case 3: case 4:
+        case 3:
+        case 4:
             memcpy(&x, &d, 8);
             break;
-        case 5: case 6:
+        case 5:
+        case 6:
             memcpy(&x, f, 8);
             break;
         case 7:
@@ -115,7 +120,8 @@ static inline void diff_fill_page(unsigned i, uint8_t *page)
         }
 }
 
-/* -- Cases ---------------------------------------------------------------------------------------- */
+/* -- Cases ----------------------------------------------------------------------------------------
+ */
 
 #define DIFF_MAX_CODE  400u
 #define DIFF_MAX_INSNS 64u
@@ -125,9 +131,9 @@ static inline void diff_fill_page(unsigned i, uint8_t *page)
 struct diff_case {
     uint64_t gpr[16], rflags, fs_base, gs_base;
     uint64_t fp_seed;
-    uint16_t start;    /* offset of the code in the code pages          */
-    uint16_t len;      /* of the code, without the HLT that ends it     */
-    uint8_t cpl;       /* 0 or 3; native code runs at 3 in either case  */
+    uint16_t start; /* offset of the code in the code pages          */
+    uint16_t len;   /* of the code, without the HLT that ends it     */
+    uint8_t cpl;    /* 0 or 3; native code runs at 3 in either case  */
     uint8_t n_at;
     uint16_t at[DIFF_MAX_INSNS]; /* offsets of instructions, for reports and minimising */
     uint8_t code[DIFF_MAX_CODE];
@@ -153,7 +159,8 @@ static inline uint64_t diff_end(const struct diff_case *c)
     return DIFF_CODE + c->start + c->len;
 }
 
-/* -- FP state ------------------------------------------------------------------------------------- */
+/* -- FP state -------------------------------------------------------------------------------------
+ */
 
 static inline uint32_t diff_xoff(unsigned component)
 {
@@ -177,25 +184,37 @@ static inline uint64_t diff_xcr0(void)
 static inline uint64_t diff_fp_element(uint64_t *s, unsigned kind)
 {
     uint64_t x = diff_rnd(s);
-    static const uint32_t edge32[] = {0, 0x80000000, 0x3f800000, 0xbf800000, 0x7f800000,
-                                      0xff800000, 0x7fc00000, 0x7f800001, 1, 0x007fffff,
-                                      0x7f7fffff, 0x4f000000, 0xcf000000, 0x5f000000,
-                                      0x3f000000, 0x00800000};
-    static const uint64_t edge64[] = {0, 1ull << 63, 0x3ff0000000000000, 0x7ff0000000000000,
-                                      0xfff0000000000000, 0x7ff8000000000000, 0x7ff0000000000001,
-                                      1, 0x7fefffffffffffff, 0x43e0000000000000,
-                                      0xc3e0000000000000, 0x41dfffffffc00000, 0x4330000000000000,
-                                      0x3fe0000000000000, 0x0010000000000000,
+    static const uint32_t edge32[] = {
+        0, 0x80000000, 0x3f800000, 0xbf800000, 0x7f800000, 0xff800000, 0x7fc00000, 0x7f800001,
+        1, 0x007fffff, 0x7f7fffff, 0x4f000000, 0xcf000000, 0x5f000000, 0x3f000000, 0x00800000};
+    static const uint64_t edge64[] = {0,
+                                      1ull << 63,
+                                      0x3ff0000000000000,
+                                      0x7ff0000000000000,
+                                      0xfff0000000000000,
+                                      0x7ff8000000000000,
+                                      0x7ff0000000000001,
+                                      1,
+                                      0x7fefffffffffffff,
+                                      0x43e0000000000000,
+                                      0xc3e0000000000000,
+                                      0x41dfffffffc00000,
+                                      0x4330000000000000,
+                                      0x3fe0000000000000,
+                                      0x0010000000000000,
                                       0xbff8000000000000};
     double d = (double)(int32_t)x / 4096;
     float f[2] = {(float)(int32_t)x / 256, (float)(int16_t)(x >> 32)};
     switch (kind & 7) {
-    case 0: case 1:
+    case 0:
+    case 1:
         return x;
-    case 2: case 3:
+    case 2:
+    case 3:
         memcpy(&x, &d, 8);
         return x;
-    case 4: case 5:
+    case 4:
+    case 5:
         memcpy(&x, f, 8);
         return x;
     case 6:
@@ -300,7 +319,8 @@ static inline void diff_fp_normalize(uint8_t *img)
         memset(img + diff_xoff(7), 0, 1024);
 }
 
-/* -- Comparing ------------------------------------------------------------------------------------ */
+/* -- Comparing ------------------------------------------------------------------------------------
+ */
 
 static const char *const diff_reg_name[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp",
                                               "rsi", "rdi", "r8",  "r9",  "r10", "r11",
@@ -341,8 +361,8 @@ static inline bool diff_is_fault(uint32_t vector)
     return vector == EXC_PF || vector == EXC_GP || vector == EXC_SS || vector == EXC_AC;
 }
 
-static inline struct diff_excuses diff_excuse(const struct diff_case *c, const struct diff_result *n,
-                                              const struct diff_result *g)
+static inline struct diff_excuses
+diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct diff_result *g)
 {
     struct diff_excuses x = {0};
     struct insn in;
@@ -361,7 +381,7 @@ static inline struct diff_excuses diff_excuse(const struct diff_case *c, const s
     if (n->vector == EXC_AC && noff < c->len &&
         insn_decode(&nin, c->code + noff, c->len - noff, MODE_64) > 0)
         x.all |= (nin.op != OP_COPY && nin.op != OP_PUSH && nin.op != OP_POP) ||
-                (nin.flags & INSN_MASKED);
+                 (nin.flags & INSN_MASKED);
     if (diff_is_fault(n->vector) || n->vector == EXC_DE || n->vector == EXC_MF ||
         n->vector == EXC_XM)
         x.flags = FL_ARITH;
@@ -376,8 +396,8 @@ static inline struct diff_excuses diff_excuse(const struct diff_case *c, const s
     x.vector = fault && ((n->vector == EXC_MF && mem) ||
                          (n->vector == EXC_XM && (in.flags & INSN_MEM_WRITE)) ||
                          (diff_is_fault(n->vector) &&
-                          (in.op == OP_CMPS || in.fpu == FPU_XSAVE || (in.flags & INSN_MASKED) || (mem && in.fpu == FPU_X87) ||
-                           (mem && in.mem.size > 64))));
+                          (in.op == OP_CMPS || in.fpu == FPU_XSAVE || (in.flags & INSN_MASKED) ||
+                           (mem && in.fpu == FPU_X87) || (mem && in.mem.size > 64))));
     x.memory = (in.fpu == FPU_X87 || in.fpu == FPU_FXSR || in.fpu == FPU_XSAVE) &&
                (in.flags & INSN_MEM_WRITE);
     x.cr2 = in.op == OP_CMPS || in.op == OP_MASKMOV || in.mem.size > 64 || in.fpu == FPU_XSAVE;

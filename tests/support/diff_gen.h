@@ -4,8 +4,8 @@
  * structured control flow.
  *
  * Encodings are assembled blindly (prefixes, opcode, ModRM, SIB, displacement, immediate) and shown
- * to the decoder, which says how long they are and what address they form; if it is wrong there, the
- * host CPU will disagree.
+ * to the decoder, which says how long they are and what address they form; if it is wrong there,
+ * the host CPU will disagree.
  */
 #ifndef RINGSHIFT_TESTS_DIFF_GEN_H
 #define RINGSHIFT_TESTS_DIFF_GEN_H
@@ -16,41 +16,101 @@
 struct diff_gen {
     struct diff_case *c;
     uint64_t rng;
-    bool sequence;      /* registers are set by instructions, not in the initial state            */
-    bool x87_mem;       /* an x87 instruction with a memory operand is in: FDP differs            */
-    bool structured;    /* the caller handles control flow: no branches from the opcode maps      */
-    uint16_t keep;      /* registers that must not be written (loop counters)                     */
-    uint8_t limit;      /* instructions still allowed                                             */
+    bool sequence;   /* registers are set by instructions, not in the initial state            */
+    bool x87_mem;    /* an x87 instruction with a memory operand is in: FDP differs            */
+    bool structured; /* the caller handles control flow: no branches from the opcode maps      */
+    uint16_t keep;   /* registers that must not be written (loop counters)                     */
+    uint8_t limit;   /* instructions still allowed                                             */
 };
 
-/* -- What may run natively ------------------------------------------------------------------------ */
+/* -- What may run natively ------------------------------------------------------------------------
+ */
 
 /* Can both sides run it and agree?  False for what reads the world (time, random numbers, CPUID),
  * talks to the host kernel, or differs by design between the host's ring 3 and the guest's ring. */
 static inline bool diff_allowed(const struct insn *in, unsigned cpl, bool structured)
 {
     switch (in->op) {
-    case OP_INVALID: case OP_SYSCALL: case OP_SYSRET: case OP_SYSENTER: case OP_SYSEXIT:
-    case OP_VMCALL: case OP_CPUID: case OP_RDTSC: case OP_RDTSCP: case OP_RDPMC: case OP_RDPID:
-    case OP_MOV_FROM_SEG: case OP_MOV_TO_SEG: case OP_PUSH_SEG: case OP_POP_SEG:
-    case OP_LOAD_FAR_PTR: case OP_JMP_FAR: case OP_CALL_FAR: case OP_RETF: case OP_IRET:
-    case OP_SGDT: case OP_SIDT: case OP_SLDT: case OP_STR: case OP_SMSW: case OP_LAR: case OP_LSL:
-    case OP_VERR: case OP_VERW: case OP_MONITOR: case OP_MWAIT: case OP_XGETBV: case OP_ARPL:
-    case OP_BOUND: case OP_INT1: case OP_FAULT_NM:
+    case OP_INVALID:
+    case OP_SYSCALL:
+    case OP_SYSRET:
+    case OP_SYSENTER:
+    case OP_SYSEXIT:
+    case OP_VMCALL:
+    case OP_CPUID:
+    case OP_RDTSC:
+    case OP_RDTSCP:
+    case OP_RDPMC:
+    case OP_RDPID:
+    case OP_MOV_FROM_SEG:
+    case OP_MOV_TO_SEG:
+    case OP_PUSH_SEG:
+    case OP_POP_SEG:
+    case OP_LOAD_FAR_PTR:
+    case OP_JMP_FAR:
+    case OP_CALL_FAR:
+    case OP_RETF:
+    case OP_IRET:
+    case OP_SGDT:
+    case OP_SIDT:
+    case OP_SLDT:
+    case OP_STR:
+    case OP_SMSW:
+    case OP_LAR:
+    case OP_LSL:
+    case OP_VERR:
+    case OP_VERW:
+    case OP_MONITOR:
+    case OP_MWAIT:
+    case OP_XGETBV:
+    case OP_ARPL:
+    case OP_BOUND:
+    case OP_INT1:
+    case OP_FAULT_NM:
         return false;
     case OP_INT:
         return cpl == 3 && (in->imm & 0xff) != 3 && (in->imm & 0xff) != 4 &&
                (in->imm & 0xff) != 0x80;
     case OP_POPF:
         return false; /* generated with sane values only */
-    case OP_IN: case OP_OUT: case OP_INS: case OP_OUTS: case OP_CLI: case OP_STI: case OP_HLT:
-    case OP_RDMSR: case OP_WRMSR: case OP_MOV_FROM_CR: case OP_MOV_TO_CR: case OP_MOV_FROM_DR:
-    case OP_MOV_TO_DR: case OP_CLTS: case OP_LMSW: case OP_LGDT: case OP_LIDT: case OP_LLDT:
-    case OP_LTR: case OP_INVLPG: case OP_INVPCID: case OP_INVD: case OP_WBINVD: case OP_SWAPGS:
-    case OP_XSETBV: case OP_STAC: case OP_CLAC:
+    case OP_IN:
+    case OP_OUT:
+    case OP_INS:
+    case OP_OUTS:
+    case OP_CLI:
+    case OP_STI:
+    case OP_HLT:
+    case OP_RDMSR:
+    case OP_WRMSR:
+    case OP_MOV_FROM_CR:
+    case OP_MOV_TO_CR:
+    case OP_MOV_FROM_DR:
+    case OP_MOV_TO_DR:
+    case OP_CLTS:
+    case OP_LMSW:
+    case OP_LGDT:
+    case OP_LIDT:
+    case OP_LLDT:
+    case OP_LTR:
+    case OP_INVLPG:
+    case OP_INVPCID:
+    case OP_INVD:
+    case OP_WBINVD:
+    case OP_SWAPGS:
+    case OP_XSETBV:
+    case OP_STAC:
+    case OP_CLAC:
         return cpl == 3;
-    case OP_JMP: case OP_JCC: case OP_CALL: case OP_LOOP: case OP_LOOPE: case OP_LOOPNE:
-    case OP_JRCXZ: case OP_JMP_IND: case OP_CALL_IND: case OP_RET:
+    case OP_JMP:
+    case OP_JCC:
+    case OP_CALL:
+    case OP_LOOP:
+    case OP_LOOPE:
+    case OP_LOOPNE:
+    case OP_JRCXZ:
+    case OP_JMP_IND:
+    case OP_CALL_IND:
+    case OP_RET:
         return !structured;
     case OP_XSAVEOPT:
         return false; /* does not write components in their initial state; translated as XSAVE */
@@ -67,20 +127,37 @@ static inline bool diff_allowed(const struct insn *in, unsigned cpl, bool struct
     return true;
 }
 
-/* -- Values --------------------------------------------------------------------------------------- */
+/* -- Values ---------------------------------------------------------------------------------------
+ */
 
 static inline uint64_t diff_value(uint64_t *s)
 {
-    static const uint64_t edge[] = {0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff,
-                                    0x80000000, 0xffffffff, 0x7fffffffffffffff,
-                                    0x8000000000000000, ~0ull, ~1ull, 0xffffffff80000000};
+    static const uint64_t edge[] = {0,
+                                    1,
+                                    2,
+                                    0x7f,
+                                    0x80,
+                                    0xff,
+                                    0x7fff,
+                                    0x8000,
+                                    0xffff,
+                                    0x7fffffff,
+                                    0x80000000,
+                                    0xffffffff,
+                                    0x7fffffffffffffff,
+                                    0x8000000000000000,
+                                    ~0ull,
+                                    ~1ull,
+                                    0xffffffff80000000};
     uint64_t r = diff_rnd(s), x = diff_rnd(s);
     switch (r % 8) {
-    case 0: case 1:
+    case 0:
+    case 1:
         return DIFF_DATA + (x & 0x1fff);
     case 2:
         return DIFF_HIGH + (x & 0x1fff);
-    case 3: case 4:
+    case 3:
+    case 4:
         return x & 0x7f;
     case 5:
         return edge[x % (sizeof edge / 8)];
@@ -96,8 +173,8 @@ static inline uint64_t diff_target(uint64_t *s, unsigned size, bool aligned, boo
     unsigned kind = (unsigned)(r % 64), off = (unsigned)(r >> 16) & 0xfff;
     unsigned edge = (unsigned)(r >> 32) & 63;
     if (size > 512 || kind < 30) {
-        static const uint64_t page[] = {DIFF_DATA, DIFF_DATA + 0x1000, DIFF_DATA + 0x4000,
-                                        DIFF_STACK, DIFF_HIGH, DIFF_HIGH + 0x1000};
+        static const uint64_t page[] = {DIFF_DATA,  DIFF_DATA + 0x1000, DIFF_DATA + 0x4000,
+                                        DIFF_STACK, DIFF_HIGH,          DIFF_HIGH + 0x1000};
         unsigned p = (unsigned)(r >> 40) % (low ? 4 : 6);
         a = page[p] + off;
         if ((off & 0xfff) + size > 4096)
@@ -133,7 +210,8 @@ static inline uint64_t diff_target(uint64_t *s, unsigned size, bool aligned, boo
     return low ? (uint32_t)a : a;
 }
 
-/* -- Code ----------------------------------------------------------------------------------------- */
+/* -- Code -----------------------------------------------------------------------------------------
+ */
 
 static inline bool diff_room(const struct diff_gen *g, unsigned n)
 {
@@ -174,9 +252,7 @@ static inline void diff_set(struct diff_gen *g, unsigned reg, uint64_t value)
 static inline void diff_aim(struct diff_gen *g, const struct insn *in, uint64_t target)
 {
     const struct insn_mem *m = &in->mem;
-    uint64_t seg = m->seg == SEG_FS   ? g->c->fs_base
-                   : m->seg == SEG_GS ? g->c->gs_base
-                                      : 0;
+    uint64_t seg = m->seg == SEG_FS ? g->c->fs_base : m->seg == SEG_GS ? g->c->gs_base : 0;
     uint64_t want = target - seg - (uint64_t)m->disp, high = 0;
     if (in->addr_size == 4) {
         want = (uint32_t)want;
@@ -206,7 +282,8 @@ static inline void diff_aim(struct diff_gen *g, const struct insn *in, uint64_t 
         diff_set(g, m->base, want | high);
 }
 
-/* Makes the instruction's memory operands, explicit and implicit, point somewhere. False: skip it. */
+/* Makes the instruction's memory operands, explicit and implicit, point somewhere. False: skip it.
+ */
 static inline void diff_prepare(struct diff_gen *g, const struct insn *in)
 {
     uint64_t *s = &g->rng;
@@ -216,7 +293,13 @@ static inline void diff_prepare(struct diff_gen *g, const struct insn *in)
     if (g->sequence && diff_rnd(s) % 10 == 0 && !(string && low))
         return; /* let fate decide */
     switch (in->op) {
-    case OP_MOVS: case OP_CMPS: case OP_STOS: case OP_LODS: case OP_SCAS: case OP_INS: case OP_OUTS: {
+    case OP_MOVS:
+    case OP_CMPS:
+    case OP_STOS:
+    case OP_LODS:
+    case OP_SCAS:
+    case OP_INS:
+    case OP_OUTS: {
         /* With a 32-bit count of zero CPUs differ in whether RSI and RDI are zero-extended. */
         uint64_t high = low && !(in->flags & (INSN_REP | INSN_REPNE)) ? diff_rnd(s) << 32 : 0;
         uint64_t src = diff_target(s, 1, false, low), dst = diff_target(s, 1, false, low);
@@ -238,10 +321,12 @@ static inline void diff_prepare(struct diff_gen *g, const struct insn *in)
     case OP_MASKMOV:
         diff_set(g, RDI, diff_target(s, 16, false, low));
         return;
-    case OP_LEAVE: case OP_ENTER:
+    case OP_LEAVE:
+    case OP_ENTER:
         diff_set(g, RBP, DIFF_STACK + 0x800 + (diff_rnd(s) & 0xfff));
         return;
-    case OP_LEA: case OP_NOP:
+    case OP_LEA:
+    case OP_NOP:
         if (diff_rnd(s) % 2)
             return;
         break;
@@ -251,12 +336,12 @@ static inline void diff_prepare(struct diff_gen *g, const struct insn *in)
     if (!(in->flags & INSN_MEM) || in->op == OP_MOV_MOFFS)
         return;
     unsigned size = in->mem.size ? in->mem.size : 64;
-    bool xs = in->op == OP_XSAVE || in->op == OP_XSAVEC || in->op == OP_XSAVEOPT ||
-              in->op == OP_XRSTOR;
+    bool xs =
+        in->op == OP_XSAVE || in->op == OP_XSAVEC || in->op == OP_XSAVEOPT || in->op == OP_XRSTOR;
     if (xs)
         size = 2688;
-    uint64_t t = diff_target(s, size, in->flags & INSN_MEM_ALIGNED || diff_rnd(s) % 8 == 0 || xs,
-                             low);
+    uint64_t t =
+        diff_target(s, size, in->flags & INSN_MEM_ALIGNED || diff_rnd(s) % 8 == 0 || xs, low);
     if (in->map == MAP_0F && in->opcode == 0xae && (in->modrm >> 3 & 7) == 2 && diff_rnd(s) % 8)
         t = DIFF_DATA + DIFF_MXCSR_OFF + 4 * (diff_rnd(s) % DIFF_MXCSR_N);
     diff_aim(g, in, t);
@@ -430,7 +515,8 @@ static inline void diff_random_bytes(uint64_t *s, uint8_t *b)
     diff_modrm(s, b + n);
 }
 
-static inline void diff_case_init(struct diff_gen *g, struct diff_case *c, uint64_t seed, unsigned cpl)
+static inline void diff_case_init(struct diff_gen *g, struct diff_case *c, uint64_t seed,
+                                  unsigned cpl)
 {
     memset(c, 0, sizeof *c);
     *g = (struct diff_gen){.c = c, .rng = diff_seed(seed)};
@@ -450,7 +536,8 @@ static inline void diff_case_init(struct diff_gen *g, struct diff_case *c, uint6
         c->start = (uint16_t)(0x1000 - diff_rnd(s) % 64); /* across the page's end */
 }
 
-/* -- Structured control flow ---------------------------------------------------------------------- */
+/* -- Structured control flow ----------------------------------------------------------------------
+ */
 
 static inline void diff_block(struct diff_gen *g, unsigned n, unsigned depth);
 
@@ -478,7 +565,8 @@ static inline void diff_control(struct diff_gen *g, unsigned depth)
     if (!diff_room(g, 120) || (g->keep >> reg & 1))
         return;
     switch (r % 10) {
-    case 0: case 1: { /* jcc rel32 forward */
+    case 0:
+    case 1: { /* jcc rel32 forward */
         uint8_t b[6] = {0x0f, (uint8_t)(0x80 | (r >> 24 & 15))};
         at = diff_put(g, b, 6) + 2;
         diff_block(g, k, depth + 1);
@@ -522,11 +610,11 @@ static inline void diff_control(struct diff_gen *g, unsigned depth)
             diff_patch32(g, diff_put(g, b, 5) + 1, fn);
         break;
     }
-    case 5: case 6: { /* indirect jump or call by register */
+    case 5:
+    case 6: { /* indirect jump or call by register */
         bool call = (r >> 32) % 2;
         at = diff_lea_rip(g, reg);
-        uint8_t b[3] = {reg >= 8 ? 0x41 : 0x40, 0xff,
-                        (uint8_t)((call ? 0xd0 : 0xe0) | (reg & 7))};
+        uint8_t b[3] = {reg >= 8 ? 0x41 : 0x40, 0xff, (uint8_t)((call ? 0xd0 : 0xe0) | (reg & 7))};
         diff_put(g, b, 3);
         diff_block(g, 1, depth + 1);
         diff_patch32(g, at, g->c->len);
@@ -545,29 +633,29 @@ static inline void diff_control(struct diff_gen *g, unsigned depth)
     }
     case 8: { /* indirect through memory */
         at = diff_lea_rip(g, reg);
-        uint8_t st[4] = {(uint8_t)(0x48 | (reg >= 8 ? 4 : 0)), 0x89, (uint8_t)(0x04 | (reg & 7) << 3),
-                         0x24};
+        uint8_t st[4] = {(uint8_t)(0x48 | (reg >= 8 ? 4 : 0)), 0x89,
+                         (uint8_t)(0x04 | (reg & 7) << 3), 0x24};
         bool call = (r >> 32) % 2;
-        diff_put(g, st, 4);                                                     /* mov [rsp], reg */
-        diff_put(g, (uint8_t[]){0xff, call ? 0x14 : 0x24, 0x24}, 3);            /* jmp/call [rsp] */
+        diff_put(g, st, 4);                                          /* mov [rsp], reg */
+        diff_put(g, (uint8_t[]){0xff, call ? 0x14 : 0x24, 0x24}, 3); /* jmp/call [rsp] */
         diff_block(g, 1, depth + 1);
         diff_patch32(g, at, g->c->len);
         break;
     }
     case 9: /* popf with harmless bits, sometimes AC, NT, ID, TF */
-        {
-            uint32_t f = (uint32_t)(r >> 20) & (FL_ARITH | FL_DF);
-            if ((r >> 50) % 4 == 0 && (g->c->cpl == 3))
-                f |= (uint32_t)(diff_rnd(s) & (FL_AC | FL_ID | FL_NT | FL_TF));
-            else if ((r >> 50) % 4 == 1)
-                f |= (uint32_t)(diff_rnd(s) & (FL_ID | FL_NT));
-            f |= FL_IF;
-            uint8_t b[5] = {0x68};
-            memcpy(b + 1, &f, 4);
-            diff_put(g, b, 5);
-            diff_put(g, (uint8_t[]){0x9d}, 1);
-            break;
-        }
+    {
+        uint32_t f = (uint32_t)(r >> 20) & (FL_ARITH | FL_DF);
+        if ((r >> 50) % 4 == 0 && (g->c->cpl == 3))
+            f |= (uint32_t)(diff_rnd(s) & (FL_AC | FL_ID | FL_NT | FL_TF));
+        else if ((r >> 50) % 4 == 1)
+            f |= (uint32_t)(diff_rnd(s) & (FL_ID | FL_NT));
+        f |= FL_IF;
+        uint8_t b[5] = {0x68};
+        memcpy(b + 1, &f, 4);
+        diff_put(g, b, 5);
+        diff_put(g, (uint8_t[]){0x9d}, 1);
+        break;
+    }
     }
 }
 
@@ -635,7 +723,8 @@ static inline void diff_make_sequence(struct diff_case *c, uint64_t seed, unsign
     diff_block(&g, g.limit, 0);
 }
 
-/* -- Every opcode --------------------------------------------------------------------------------- */
+/* -- Every opcode ---------------------------------------------------------------------------------
+ */
 
 /* The ways to name an operand: ModRM.mod, rm and the extension bits, SIB. */
 struct diff_form {
@@ -670,7 +759,8 @@ static const struct diff_form diff_forms[] = {
 #define DIFF_N_EVEX   (5u * 256 * 32 * 4 * DIFF_FORMS)
 #define DIFF_N_ALL    (DIFF_N_LEGACY + DIFF_N_VEX + DIFF_N_EVEX)
 
-static inline unsigned diff_operand(uint64_t *s, uint8_t *b, const struct diff_form *f, unsigned reg)
+static inline unsigned diff_operand(uint64_t *s, uint8_t *b, const struct diff_form *f,
+                                    unsigned reg)
 {
     unsigned n = 0;
     b[n++] = (uint8_t)(f->mod << 6 | (reg & 7) << 3 | f->rm);
@@ -693,9 +783,9 @@ static inline bool diff_make_single(struct diff_case *c, uint64_t i, uint64_t se
     uint64_t s = diff_seed(seed + i * 2);
     if (i < DIFF_N_LEGACY) {
         unsigned reg = k % 8, p = k / 8 % 14, op = k / 112 % 256, map = (unsigned)(k / 112 / 256);
-        static const uint8_t pfx[14][3] = {{0}, {0x66}, {0xf3}, {0xf2}, {0}, {0x66}, {0xf3}, {0xf2},
-                                           {0xf0}, {0x67}, {0x64}, {0x65, 0x67}, {0x66, 0xf2},
-                                           {0x36, 0xf0}};
+        static const uint8_t pfx[14][3] = {{0},    {0x66},       {0xf3},       {0xf2},      {0},
+                                           {0x66}, {0xf3},       {0xf2},       {0xf0},      {0x67},
+                                           {0x64}, {0x65, 0x67}, {0x66, 0xf2}, {0x36, 0xf0}};
         bool w = (p >= 4 && p < 8) || p == 13, r = p == 4 || p == 6 || (p >= 9 && s >> 20 & 1);
         for (unsigned j = 0; j < 3 && pfx[p][j]; j++)
             b[n++] = pfx[p][j];

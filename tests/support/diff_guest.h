@@ -14,13 +14,13 @@
 #include "tests/support/bt_fixture.h"
 #include "tests/support/diff_case.h"
 
-#define DIFF_SYS      0xffffb7a5d1230000ull /* GDT, IDT, handlers, TSS, two pages of stack */
-#define DIFF_SYS_GPA  0x3000000ull
-#define DIFF_PT_GPA   0x3100000ull
-#define DIFF_SYS_IDT  (DIFF_SYS + 0x1000)
-#define DIFF_SYS_HND  (DIFF_SYS + 0x2000)
-#define DIFF_SYS_TSS  (DIFF_SYS + 0x3000)
-#define DIFF_SYS_SP   (DIFF_SYS + 0x6000)
+#define DIFF_SYS     0xffffb7a5d1230000ull /* GDT, IDT, handlers, TSS, two pages of stack */
+#define DIFF_SYS_GPA 0x3000000ull
+#define DIFF_PT_GPA  0x3100000ull
+#define DIFF_SYS_IDT (DIFF_SYS + 0x1000)
+#define DIFF_SYS_HND (DIFF_SYS + 0x2000)
+#define DIFF_SYS_TSS (DIFF_SYS + 0x3000)
+#define DIFF_SYS_SP  (DIFF_SYS + 0x6000)
 
 struct diff_guest {
     struct bt_fixture f;
@@ -107,8 +107,13 @@ static inline void diff_guest_setup(struct diff_guest *g)
         g->pristine_ptr[i] = g->pristine[i];
         fx_write(f, g->gpa[i], g->pristine[i], 4096);
     }
-    static const uint64_t gdt[] = {0, 0, 0x00af9b000000ffffull, 0x00cf93000000ffffull,
-                                   0, 0x00cff3000000ffffull, 0x00affb000000ffffull};
+    static const uint64_t gdt[] = {0,
+                                   0,
+                                   0x00af9b000000ffffull,
+                                   0x00cf93000000ffffull,
+                                   0,
+                                   0x00cff3000000ffffull,
+                                   0x00affb000000ffffull};
     fx_write(f, DIFF_SYS_GPA, gdt, sizeof gdt);
     for (unsigned i = 0; i < 256; i++) {
         uint64_t h = DIFF_SYS_HND + 16 * i, dpl = i == 3 ? 0xee00 : 0x8e00;
@@ -222,7 +227,10 @@ static inline void diff_guest_run(struct diff_guest *g, const struct diff_case *
         r->gpr[RSP] = frame[4];
     }
     memset(r->xsave, 0, sizeof r->xsave);
-    memcpy(r->xsave, v->fp_area, v->fp_host_mask & 0x80 ? DIFF_XSAVE : v->fp_host_mask & 4 ? 832 : 512);
+    memcpy(r->xsave, v->fp_area,
+           v->fp_host_mask & 0x80 ? DIFF_XSAVE
+           : v->fp_host_mask & 4  ? 832
+                                  : 512);
     if (!v->fp_host_mask)
         r->xsave[512] = 3;
     diff_fp_normalize(r->xsave);

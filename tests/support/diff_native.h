@@ -42,11 +42,12 @@ struct diff_native {
     pid_t template_pid;
 };
 
-/* -- The worker ----------------------------------------------------------------------------------- */
+/* -- The worker -----------------------------------------------------------------------------------
+ */
 
 static struct {
     struct diff_shared *sh;
-    uint8_t *alias;             /* all pages, writable            */
+    uint8_t *alias; /* all pages, writable            */
     uint8_t pristine[DIFF_PAGES][4096];
     uint64_t own_fs;
     ucontext_t home;
@@ -220,7 +221,8 @@ static void diff_worker_fence(void)
 static _Noreturn void diff_worker_main(struct diff_shared *sh, int in, int out)
 {
     int fd = memfd_create("diff", MFD_CLOEXEC);
-    uint8_t *stack = mmap(NULL, 1u << 18, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *stack =
+        mmap(NULL, 1u << 18, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     diff_worker.sh = sh;
     diff_worker.own_fs = diff_rdfs();
     if (fd < 0 || ftruncate(fd, DIFF_PAGES * 4096))
@@ -234,7 +236,8 @@ static _Noreturn void diff_worker_main(struct diff_shared *sh, int in, int out)
         void *at = (void *)diff_pages[p].gva;
         diff_fill_page(p, diff_worker.pristine[p]);
         memcpy(diff_worker.alias + 4096 * p, diff_worker.pristine[p], 4096);
-        if (mmap(at, 4096, prot, MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_POPULATE, fd, 4096 * p) != at)
+        if (mmap(at, 4096, prot, MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_POPULATE, fd, 4096 * p) !=
+            at)
             _exit(5);
     }
     stack_t ss = {.ss_sp = stack, .ss_size = 1u << 18, .ss_flags = (int)(1u << 31)};
@@ -265,7 +268,8 @@ static _Noreturn void diff_worker_main(struct diff_shared *sh, int in, int out)
     }
 }
 
-/* -- The side that asks --------------------------------------------------------------------------- */
+/* -- The side that asks ---------------------------------------------------------------------------
+ */
 
 /* Call before anything is mapped below 4 GiB. 0 or -1. */
 static inline int diff_native_start(struct diff_native *d)

@@ -80,10 +80,16 @@ static void print_case(const struct diff_case *c)
            c->cpl, c->start, (unsigned long long)c->rflags, (unsigned long long)c->fp_seed,
            (unsigned long long)c->fs_base, (unsigned long long)c->gs_base, c->len);
     for (unsigned i = 0; i < 16; i++)
-        printf("0x%llx%s", (unsigned long long)c->gpr[i], i == 15 ? "}," : i % 4 == 3 ? ",\n             " : ", ");
+        printf("0x%llx%s", (unsigned long long)c->gpr[i],
+               i == 15      ? "},"
+               : i % 4 == 3 ? ",\n             "
+                            : ", ");
     printf("\n     .code = {");
     for (unsigned i = 0; i < c->len; i++)
-        printf("0x%02x%s", c->code[i], i + 1 == c->len ? "}},\n" : i % 16 == 15 ? ",\n              " : ", ");
+        printf("0x%02x%s", c->code[i],
+               i + 1 == c->len ? "}},\n"
+               : i % 16 == 15  ? ",\n              "
+                               : ", ");
 }
 
 /* Number of differences, 0 if the case cannot be judged. */
@@ -94,7 +100,8 @@ static int judge(struct run *t, const struct diff_case *c, const struct diff_res
         return 0;
     if (n->vector == DIFF_CRASH || n->vector == DIFF_OTHER) {
         if (out)
-            fprintf(out, "  the native side %s\n", n->vector == DIFF_CRASH ? "died" : "made a system call");
+            fprintf(out, "  the native side %s\n",
+                    n->vector == DIFF_CRASH ? "died" : "made a system call");
         return 1;
     }
     return diff_compare(n, g, c, t->guest->pristine_ptr, DIFF_FLAGS, out);
@@ -120,15 +127,15 @@ static bool fails(struct run *t, const struct diff_case *c)
     return false;
 }
 
-static void report(struct run *t, const struct diff_case *c, uint64_t id, const struct diff_result *n,
-                   const struct diff_result *g)
+static void report(struct run *t, const struct diff_case *c, uint64_t id,
+                   const struct diff_result *n, const struct diff_result *g)
 {
     struct diff_case m = *c;
     t->mismatches++;
     if (t->mismatches > t->limit)
         return;
-    printf("\nMISMATCH (%s, %s %llu, cpl %u)\n", t->config->name, t->exhaustive ? "encoding" : "seed",
-           (unsigned long long)id, c->cpl);
+    printf("\nMISMATCH (%s, %s %llu, cpl %u)\n", t->config->name,
+           t->exhaustive ? "encoding" : "seed", (unsigned long long)id, c->cpl);
     judge(t, c, n, g, stdout);
     if (fails(t, &m)) {
         for (unsigned i = m.n_at; i-- > 0;) { /* drop what is not needed */
@@ -213,7 +220,8 @@ static double now(void)
     return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
-static void go(struct run *t, bool exhaustive, double seconds, uint64_t seed, uint64_t stride, int cpl)
+static void go(struct run *t, bool exhaustive, double seconds, uint64_t seed, uint64_t stride,
+               int cpl)
 {
     double start = now(), until = start + seconds;
     t->exhaustive = exhaustive;
@@ -242,12 +250,13 @@ static void go(struct run *t, bool exhaustive, double seconds, uint64_t seed, ui
     }
     flush(t);
     double took = now() - start;
-    printf("%-7s %-10s %9llu cases %9llu instructions in %5.1f s (%.0f cases/s), to the end %llu%%, "
-           "mismatches %llu; ended by",
-           t->config->name, exhaustive ? "exhaustive" : "random", (unsigned long long)t->cases,
-           (unsigned long long)t->insns, took, (double)t->cases / took,
-           (unsigned long long)(t->cases ? t->ended[127] * 100 / t->cases : 0),
-           (unsigned long long)(t->mismatches - bad));
+    printf(
+        "%-7s %-10s %9llu cases %9llu instructions in %5.1f s (%.0f cases/s), to the end %llu%%, "
+        "mismatches %llu; ended by",
+        t->config->name, exhaustive ? "exhaustive" : "random", (unsigned long long)t->cases,
+        (unsigned long long)t->insns, took, (double)t->cases / took,
+        (unsigned long long)(t->cases ? t->ended[127] * 100 / t->cases : 0),
+        (unsigned long long)(t->mismatches - bad));
     t->ended[EXC_GP] -= t->ended[127];
     for (unsigned i = 0; i < 127; i++)
         if (t->ended[i])
@@ -258,11 +267,11 @@ static void go(struct run *t, bool exhaustive, double seconds, uint64_t seed, ui
 
 int main(int argc, char **argv)
 {
-    static const struct option opts[] = {
-        {"exhaustive", 0, 0, 'e'}, {"random", 0, 0, 'r'},  {"seconds", 1, 0, 't'},
-        {"seed", 1, 0, 's'},       {"stride", 1, 0, 'n'},  {"cpl", 1, 0, 'p'},
-        {"config", 1, 0, 'c'},     {"one", 1, 0, '1'},     {"keep-going", 1, 0, 'k'},
-        {0}};
+    static const struct option opts[] = {{"exhaustive", 0, 0, 'e'}, {"random", 0, 0, 'r'},
+                                         {"seconds", 1, 0, 't'},    {"seed", 1, 0, 's'},
+                                         {"stride", 1, 0, 'n'},     {"cpl", 1, 0, 'p'},
+                                         {"config", 1, 0, 'c'},     {"one", 1, 0, '1'},
+                                         {"keep-going", 1, 0, 'k'}, {0}};
     bool exhaustive = false, random = false;
     double seconds = 40;
     uint64_t seed = 1, stride = 0, one = 0, limit = 5;
@@ -270,16 +279,35 @@ int main(int argc, char **argv)
     const char *only = NULL;
     while ((o = getopt_long(argc, argv, "", opts, NULL)) != -1) {
         switch (o) {
-        case 'e': exhaustive = true; break;
-        case 'r': random = true; break;
-        case 't': seconds = atof(optarg); break;
-        case 's': seed = strtoull(optarg, NULL, 0); break;
-        case 'n': stride = strtoull(optarg, NULL, 0); break;
-        case 'p': cpl = atoi(optarg); break;
-        case 'c': only = optarg; break;
-        case '1': one = strtoull(optarg, NULL, 0); break;
-        case 'k': limit = strtoull(optarg, NULL, 0); break;
-        default: return 2;
+        case 'e':
+            exhaustive = true;
+            break;
+        case 'r':
+            random = true;
+            break;
+        case 't':
+            seconds = atof(optarg);
+            break;
+        case 's':
+            seed = strtoull(optarg, NULL, 0);
+            break;
+        case 'n':
+            stride = strtoull(optarg, NULL, 0);
+            break;
+        case 'p':
+            cpl = atoi(optarg);
+            break;
+        case 'c':
+            only = optarg;
+            break;
+        case '1':
+            one = strtoull(optarg, NULL, 0);
+            break;
+        case 'k':
+            limit = strtoull(optarg, NULL, 0);
+            break;
+        default:
+            return 2;
         }
     }
     if (!exhaustive && !random)
@@ -315,7 +343,8 @@ int main(int argc, char **argv)
             printf("%d differences\n", run_one(&t, c, stdout));
         } else {
             if (exhaustive) /* as much of the table as the time allows, evenly */
-                go(&t, true, share, seed + i, stride ? stride : 1 + (uint64_t)(400 / (share + 1)), cpl);
+                go(&t, true, share, seed + i, stride ? stride : 1 + (uint64_t)(400 / (share + 1)),
+                   cpl);
             if (random && t.mismatches <= limit)
                 go(&t, false, share, seed * 1000003 + i * 7919, 1, cpl);
         }
