@@ -70,18 +70,31 @@ static int take_over(int sig, const struct sigaction *sa)
     return 0;
 }
 
+/* Sent by kill() and the like, not caused by the instruction at the PC: then the trap number in the
+ * context is that of the thread's last fault, whatever that was (sigaction(2), si_code). */
+static bool sent(const siginfo_t *si)
+{
+    return si->si_code <= 0;
+}
+
 static _Noreturn void fatal_signal(int sig, const siginfo_t *si, const ucontext_t *uc)
 {
     if (thread_vcpu && thread_vcpu->engine && thread_vcpu->engine->bt->cfg.on_fatal)
         thread_vcpu->engine->bt->cfg.on_fatal();
-    write_str("\nringshift: internal error: signal ");
     char n[3] = {(char)('0' + sig / 10), (char)('0' + sig % 10), 0};
-    write_str(n);
-    write_str(" at host address ");
-    write_hex((uint64_t)uc->uc_mcontext.gregs[REG_RIP]);
-    write_str(", fault address ");
-    write_hex((uint64_t)(uintptr_t)si->si_addr);
-    write_str("; please report this with the guest image\n");
+    if (sent(si)) {
+        write_str("\nringshift: ended by signal ");
+        write_str(n);
+        write_str(", which another process sent\n");
+    } else {
+        write_str("\nringshift: internal error: signal ");
+        write_str(n);
+        write_str(" at host address ");
+        write_hex((uint64_t)uc->uc_mcontext.gregs[REG_RIP]);
+        write_str(", fault address ");
+        write_hex((uint64_t)(uintptr_t)si->si_addr);
+        write_str("; please report this with the guest image\n");
+    }
     sigaction(sig, &previous[sig], NULL);
     sigset_t set;
     sigemptyset(&set);
@@ -146,7 +159,7 @@ static void on_trap(int sig, siginfo_t *si, void *ctx)
     ucontext_t *uc = ctx;
     struct vcpu *v = bt_this_vcpu();
     uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
-    if (!v || !v->engine || uc->uc_mcontext.gregs[REG_TRAPNO] != EXC_DB)
+    if (!v || !v->engine || sent(si) || uc->uc_mcontext.gregs[REG_TRAPNO] != EXC_DB)
         fatal_signal(sig, si, uc);
     v->engine->bt->stats.signals_step++;
     if (!cache_contains(v->engine->bt, pc)) {
@@ -163,7 +176,7 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
     uint64_t pc = (uint64_t)g[REG_RIP];
     struct vcpu *v = bt_this_vcpu();
     struct bt_engine *bt = v && v->engine ? v->engine->bt : NULL;
-    struct tb *tb = bt && !in_stubs(bt, pc) ? cache_find_pc(bt, pc) : NULL;
+    struct tb *tb = bt && !in_stubs(bt, pc) && !sent(si) ? cache_find_pc(bt, pc) : NULL;
     const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;
     if (!se)
         fatal_signal(sig, si, uc);
