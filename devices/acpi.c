@@ -252,8 +252,6 @@ static void write_system_resources(struct aml *a)
 
 static void write_pci_root(struct aml *a, const struct acpi_config *cfg)
 {
-    /* INTA..INTD of each slot, swizzled over two ISA interrupts that serve the 8259s as well. */
-    static const uint8_t pci_irq[4] = {10, 11, 10, 11};
     uint32_t hole = cfg->low_size > 0xc0000000u ? (uint32_t)cfg->low_size : 0xc0000000u;
 
     begin_pnp_device(a, "PCI0", "PNP0A03");
@@ -271,14 +269,14 @@ static void write_pci_root(struct aml *a, const struct acpi_config *cfg)
     aml_end_resources(a);
 
     aml_name(a, "_PRT"); /* 6.2.13 */
-    aml_begin_package(a, 4 * (PCI_SLOTS - 2));
-    for (unsigned slot = 2; slot < PCI_SLOTS; slot++) {
+    aml_begin_package(a, 4 * (PCI_SLOTS - 1));
+    for (unsigned slot = 1; slot < PCI_SLOTS; slot++) {
         for (unsigned pin = 0; pin < 4; pin++) {
             aml_begin_package(a, 4);
             aml_integer(a, slot << 16 | 0xffff);
             aml_integer(a, pin);
             aml_integer(a, 0);
-            aml_integer(a, pci_irq[(slot + pin) % 4]);
+            aml_integer(a, cfg->pirq_irq[pci_swizzle(slot, pin)]);
             aml_end(a);
         }
     }

@@ -15,8 +15,9 @@ struct guest_ram;
 #define ACPI_RSDP      (ACPI_AREA + ACPI_FACS_SIZE)
 
 struct acpi_config {
-    unsigned cpus;     /* APIC IDs 0..cpus-1 */
-    uint64_t low_size; /* end of RAM below 4 GiB; the PCI hole begins there at the earliest */
+    unsigned cpus;       /* APIC IDs 0..cpus-1 */
+    uint64_t low_size;   /* end of RAM below 4 GiB; the PCI hole begins there at the earliest */
+    uint8_t pirq_irq[4]; /* the ISA interrupts (and GSIs) of PIRQA..PIRQD */
 };
 
 /* Writes all tables to RAM.  0, -EFAULT if the area is not RAM, -ENOSPC if the tables outgrow it.

@@ -3,31 +3,23 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
-int io_bus_add(struct io_bus *bus, uint64_t base, uint64_t len, const struct io_ops *ops,
-               void *opaque)
+static int grow(struct io_bus *bus)
 {
-    unsigned at = 0;
+    unsigned capacity = bus->capacity ? 2 * bus->capacity : 64;
+    struct io_region *regions = realloc(bus->regions, capacity * sizeof(*regions));
 
-    if (len == 0 || base + len - 1 < base)
-        return -EINVAL;
-    if (bus->count == IO_BUS_MAX_REGIONS)
-        return -ENOSPC;
-    while (at < bus->count && bus->regions[at].base < base)
-        at++;
-    if (at > 0 && base - bus->regions[at - 1].base < bus->regions[at - 1].len)
-        return -EEXIST;
-    if (at < bus->count && bus->regions[at].base - base < len)
-        return -EEXIST;
-    memmove(&bus->regions[at + 1], &bus->regions[at], (bus->count - at) * sizeof(bus->regions[0]));
-    bus->regions[at] = (struct io_region){base, len, ops, opaque};
-    bus->count++;
+    if (!regions)
+        return -ENOMEM;
+    bus->regions = regions;
+    bus->capacity = capacity;
     return 0;
 }
 
-/* The region that holds addr, or NULL. */
-static const struct io_region *find(const struct io_bus *bus, uint64_t addr)
+/* The index of the first region that begins above addr. */
+static unsigned upper_bound(const struct io_bus *bus, uint64_t addr)
 {
     unsigned lo = 0, hi = bus->count;
 
@@ -39,9 +31,53 @@ static const struct io_region *find(const struct io_bus *bus, uint64_t addr)
         else
             hi = mid;
     }
-    if (lo == 0 || addr - bus->regions[lo - 1].base >= bus->regions[lo - 1].len)
+    return lo;
+}
+
+int io_bus_add(struct io_bus *bus, uint64_t base, uint64_t len, const struct io_ops *ops,
+               void *opaque)
+{
+    unsigned at = upper_bound(bus, base);
+
+    if (len == 0 || base + len - 1 < base)
+        return -EINVAL;
+    if (at > 0 && base - bus->regions[at - 1].base < bus->regions[at - 1].len)
+        return -EEXIST;
+    if (at < bus->count && bus->regions[at].base - base < len)
+        return -EEXIST;
+    if (bus->count == bus->capacity && grow(bus))
+        return -ENOMEM;
+    memmove(&bus->regions[at + 1], &bus->regions[at], (bus->count - at) * sizeof(bus->regions[0]));
+    bus->regions[at] = (struct io_region){base, len, ops, opaque};
+    bus->count++;
+    return 0;
+}
+
+int io_bus_remove(struct io_bus *bus, uint64_t base)
+{
+    unsigned at = upper_bound(bus, base);
+
+    if (at == 0 || bus->regions[at - 1].base != base)
+        return -ENOENT;
+    memmove(&bus->regions[at - 1], &bus->regions[at], (bus->count - at) * sizeof(bus->regions[0]));
+    bus->count--;
+    return 0;
+}
+
+void io_bus_destroy(struct io_bus *bus)
+{
+    free(bus->regions);
+    *bus = (struct io_bus){0};
+}
+
+/* The region that holds addr, or NULL. */
+static const struct io_region *find(const struct io_bus *bus, uint64_t addr)
+{
+    unsigned at = upper_bound(bus, addr);
+
+    if (at == 0 || addr - bus->regions[at - 1].base >= bus->regions[at - 1].len)
         return NULL;
-    return &bus->regions[lo - 1];
+    return &bus->regions[at - 1];
 }
 
 static bool takes_whole(const struct io_region *r, uint64_t addr, unsigned size)

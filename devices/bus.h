@@ -1,6 +1,7 @@
 /*
  * Address spaces that devices claim ranges of: I/O ports and memory-mapped I/O.  Lookup is a
- * binary search over a few sorted, disjoint regions.  Called with the machine lock held.
+ * binary search over sorted, disjoint regions, which come and go as software moves PCI BARs.
+ * Called with the machine lock held.
  */
 #ifndef RINGSHIFT_DEVICES_BUS_H
 #define RINGSHIFT_DEVICES_BUS_H
@@ -8,10 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define IO_BUS_MAX_REGIONS 64
-
 /* A device's handlers; `offset` is relative to the region.  Values are little-endian in the low
- * `size` bytes. */
+ * `size` bytes.  A handler may add and remove regions, its own included. */
 struct io_ops {
     uint64_t (*read)(void *opaque, uint64_t offset, unsigned size);
     void (*write)(void *opaque, uint64_t offset, unsigned size, uint64_t value);
@@ -25,14 +24,19 @@ struct io_region {
     void *opaque;
 };
 
+/* Zero is an empty bus. */
 struct io_bus {
-    struct io_region regions[IO_BUS_MAX_REGIONS]; /* sorted by base */
-    unsigned count;
+    struct io_region *regions; /* sorted by base */
+    unsigned count, capacity;
 };
 
-/* 0, -EINVAL (empty or wrapping range), -EEXIST (overlap) or -ENOSPC. */
+/* 0, -EINVAL (empty or wrapping range), -EEXIST (overlap) or -ENOMEM. */
 int io_bus_add(struct io_bus *bus, uint64_t base, uint64_t len, const struct io_ops *ops,
                void *opaque);
+/* Removes the region that was added at exactly this base; -ENOENT if there is none. */
+int io_bus_remove(struct io_bus *bus, uint64_t base);
+/* Frees what the bus allocated; it is empty then. */
+void io_bus_destroy(struct io_bus *bus);
 
 /* size is 1, 2, 4 or 8.  What no device claims reads as all-ones and swallows writes; an access
  * that straddles regions, or is wider than the device, is split. */

@@ -451,6 +451,21 @@ bool apic_bus_send(struct apic_bus *bus, const struct apic_message *m)
     return taken;
 }
 
+bool apic_bus_send_msi(struct apic_bus *bus, uint64_t address, uint32_t data)
+{
+    struct apic_message m = {
+        .dest = address >> 12 & 0xff,
+        .logical = address >> 2 & 1,
+        .mode = (enum apic_delivery)(data >> 8 & 7),
+        .vector = (uint8_t)data,
+        .level_triggered = data >> 15 & 1,
+    };
+
+    if (address >> 20 != LAPIC_DEFAULT_BASE >> 20)
+        return false;
+    return apic_bus_send(bus, &m);
+}
+
 static void send_ipi(struct lapic *l)
 {
     uint32_t low = (uint32_t)l->icr;

@@ -104,6 +104,9 @@ struct apic_message {
 
 /* Returns whether somebody took it. */
 bool apic_bus_send(struct apic_bus *bus, const struct apic_message *msg);
+/* A message-signalled interrupt (SDM vol. 3, 10.11): false also if the address is not the local
+ * APICs'. */
+bool apic_bus_send_msi(struct apic_bus *bus, uint64_t address, uint32_t data);
 
 /* Adds itself to the bus (at most LAPIC_MAX; -ENOSPC) in the power-up state. */
 int lapic_init(struct lapic *l, const struct lapic_config *cfg, struct apic_bus *bus,

@@ -28,6 +28,7 @@
 #include "devices/acpi.h"
 #include "devices/acpi_pm.h"
 #include "devices/bus.h"
+#include "devices/chipset.h"
 #include "devices/i8042.h"
 #include "devices/ioapic.h"
 #include "devices/irq_router.h"
@@ -43,10 +44,11 @@
 #include "runtime/trace.h"
 #include "runtime/tsc.h"
 
-#define MIN_MEMORY  (2ull << 20)
-#define LOW_RAM_END 0x9fc00u /* the last KiB below 640K is the extended BIOS data area */
-#define EBDA_END    0xa0000u
-#define HIGH_RAM    0x100000u /* conventional memory ends, extended memory begins */
+#define MIN_MEMORY    (2ull << 20)
+#define LOW_RAM_END   0x9fc00u /* the last KiB below 640K is the extended BIOS data area */
+#define EBDA_END      0xa0000u
+#define PCI_HOLE_BASE 0xc0000000ull /* RAM_LOW_MAX at the earliest */
+#define HIGH_RAM      0x100000u     /* conventional memory ends, extended memory begins */
 
 enum stop { STOP_NONE, STOP_POWEROFF, STOP_RESET, STOP_TRIPLE, STOP_ERROR };
 
@@ -101,6 +103,7 @@ struct machine {
     struct reset_control reset_control;
     struct i8042 i8042;
     struct pci_host pci;
+    struct chipset chipset;
 
     uint64_t pio_accesses, mmio_accesses, lapic_accesses;
 };
@@ -275,6 +278,20 @@ static void broadcast_eoi(void *opaque, uint8_t vector)
     struct machine *m = opaque;
 
     ioapic_eoi(&m->ioapic, vector);
+}
+
+static void set_pirq(void *opaque, unsigned pirq, bool level)
+{
+    struct machine *m = opaque;
+
+    chipset_set_pirq(&m->chipset, pirq, level);
+}
+
+static void send_msi(void *opaque, uint64_t address, uint32_t data)
+{
+    struct machine *m = opaque;
+
+    apic_bus_send_msi(&m->apic_bus, address, data);
 }
 
 /* -- Platform callbacks
@@ -452,11 +469,18 @@ static int write_bios_data(struct machine *m)
 
 static int firmware(struct machine *m)
 {
+    static const uint8_t pirq_irq[PCI_INTX_PINS] = {10, 10, 11, 11};
     struct acpi_config acpi = {.cpus = m->cfg.cpus, .low_size = m->ram.low_size};
+    uint16_t level_triggered = 1u << ACPI_SCI_IRQ;
     int err = write_bios_data(m);
 
-    /* The SCI is the one level-triggered interrupt of the 8259s that the MADT names. */
-    pic_elcr_ops.write(&m->pic, ACPI_SCI_IRQ >> 3, 1, 1u << (ACPI_SCI_IRQ & 7));
+    memcpy(acpi.pirq_irq, pirq_irq, sizeof(pirq_irq));
+    for (unsigned i = 0; i < PCI_INTX_PINS; i++)
+        level_triggered |= (uint16_t)(1u << pirq_irq[i]);
+    pic_elcr_ops.write(&m->pic, 0, 1, level_triggered & 0xff);
+    pic_elcr_ops.write(&m->pic, 1, 1, level_triggered >> 8);
+    chipset_route(&m->chipset, pirq_irq);
+    pci_host_assign(&m->pci, PCI_HOLE_BASE, PCI_ECAM_BASE, pirq_irq);
     for (unsigned i = 0; i < m->cfg.cpus; i++)
         lapic_firmware_setup(&m->cpu[i].lapic);
     return err ? err : acpi_build(&acpi, &m->ram);
@@ -909,9 +933,10 @@ static int connect_devices(struct machine *m)
     return err ? err : io_bus_add(&m->mmio, PCI_ECAM_BASE, PCI_ECAM_SIZE, &pci_ecam_ops, &m->pci);
 }
 
-static void create_devices(struct machine *m)
+static int create_devices(struct machine *m)
 {
     struct timer_queue *timers = event_loop_timers(m->loop);
+    struct irq_line isa[ISA_IRQS];
 
     m->apic_bus.eoi = broadcast_eoi;
     m->apic_bus.eoi_opaque = m;
@@ -925,7 +950,16 @@ static void create_devices(struct machine *m)
     acpi_pm_init(&m->pm, irq_router_isa(&m->irqs, ACPI_SCI_IRQ), timers, on_power_off, m);
     reset_control_init(&m->reset_control, on_reset, m);
     i8042_init(&m->i8042, on_reset, m);
-    pci_host_init(&m->pci, &m->reset_control);
+    pci_host_init(&m->pci, &(struct pci_host_config){.reset_control = &m->reset_control,
+                                                     .ports = &m->ports,
+                                                     .mmio = &m->mmio,
+                                                     .ram = &m->ram,
+                                                     .set_pirq = set_pirq,
+                                                     .send_msi = send_msi,
+                                                     .opaque = m});
+    for (unsigned i = 0; i < ISA_IRQS; i++)
+        isa[i] = irq_router_isa(&m->irqs, i);
+    return chipset_init(&m->chipset, &m->pci, isa);
 }
 
 static int create(struct machine *m, char *err, unsigned errlen)
@@ -962,8 +996,8 @@ static int create(struct machine *m, char *err, unsigned errlen)
     for (unsigned i = 0; i < m->cfg.cpus && !code; i++)
         code = create_vcpu(m, i);
     if (!code) {
-        create_devices(m);
-        code = connect_devices(m);
+        code = create_devices(m);
+        code = code ? code : connect_devices(m);
     }
     if (code)
         snprintf(err, errlen, "cannot create the machine: %s", strerror(-code));
@@ -1018,6 +1052,10 @@ void machine_destroy(struct machine *m)
     free(m->cpu);
     if (m->engine)
         m->engine->ops->destroy(m->engine);
+    pci_function_destroy(&m->chipset.host_bridge);
+    pci_function_destroy(&m->chipset.isa_bridge);
+    io_bus_destroy(&m->ports);
+    io_bus_destroy(&m->mmio);
     if (m->ram_created)
         ram_destroy(&m->ram);
     /* Timers are embedded in devices, which go with the machine: the queue is not run any more. */

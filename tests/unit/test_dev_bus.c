@@ -138,13 +138,46 @@ Test(bus, overlap_and_bad_ranges_are_refused)
     cr_assert_eq(io_bus_add(&bus, UINT64_MAX, 1, &wide, mem[1]), 0);
 }
 
-Test(bus, full)
+Test(bus, grows_and_shrinks)
 {
     struct io_bus bus = {0};
 
-    for (unsigned i = 0; i < IO_BUS_MAX_REGIONS; i++)
-        cr_assert_eq(io_bus_add(&bus, (IO_BUS_MAX_REGIONS - i) * 16, 16, &wide, mem[0]), 0);
-    cr_assert_eq(io_bus_add(&bus, 0x10000, 1, &wide, mem[0]), -ENOSPC);
+    for (unsigned i = 0; i < 1000; i++)
+        cr_assert_eq(io_bus_add(&bus, (1000 - i) * 16, 16, &wide, mem[i & 1]), 0);
+    cr_assert_eq(bus.count, 1000);
+    mem[0][3] = 0x77;
+    cr_assert_eq(io_bus_read(&bus, 500 * 16 + 3, 1), 0x77);
+    cr_assert_eq(io_bus_remove(&bus, 500 * 16 + 3), -ENOENT);
+    cr_assert_eq(io_bus_remove(&bus, 500 * 16), 0);
+    cr_assert_eq(io_bus_remove(&bus, 500 * 16), -ENOENT);
+    cr_assert_eq(io_bus_read(&bus, 500 * 16 + 3, 1), 0xff);
+    cr_assert_eq(io_bus_read(&bus, 502 * 16 + 3, 1), 0x77);
+    cr_assert_eq(io_bus_add(&bus, 500 * 16 + 8, 8, &wide, mem[0]), 0);
+    cr_assert_eq(io_bus_remove(&bus, 0), -ENOENT);
+    io_bus_destroy(&bus);
+    cr_assert_eq(io_bus_read(&bus, 16, 1), 0xff);
+}
+
+/* A region that removes itself while it is written to, as a PCI command register does. */
+static struct io_bus *own_bus;
+
+static void write_remove(void *opaque, uint64_t offset, unsigned size, uint64_t value)
+{
+    (void)opaque, (void)offset, (void)size, (void)value;
+    io_bus_remove(own_bus, 0x100);
+}
+
+Test(bus, a_handler_may_remove_its_region)
+{
+    static const struct io_ops vanishing = {mem_read, write_remove, 1};
+    struct io_bus bus = {0};
+
+    own_bus = &bus;
+    io_bus_add(&bus, 0x100, 16, &vanishing, mem[0]);
+    io_bus_add(&bus, 0x110, 16, &wide, mem[1]);
+    io_bus_write(&bus, 0x100, 4, 0x01020304); /* split: three of four find nobody */
+    cr_assert_eq(bus.count, 1);
+    io_bus_destroy(&bus);
 }
 
 Test(bus, unclaimed_reads_ones)

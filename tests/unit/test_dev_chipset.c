@@ -3,12 +3,14 @@
 
 #include <linux/pci_regs.h>
 
+#include "devices/chipset.h"
 #include "devices/i8042.h"
 #include "devices/pci.h"
 #include "devices/reset.h"
 
 static struct reset_control rc;
 static struct pci_host pci;
+static struct chipset chipset;
 static struct i8042 k;
 static struct io_bus bus;
 static unsigned resets;
@@ -21,8 +23,12 @@ static void reset(void *opaque)
 
 static void setup(void)
 {
+    static const struct irq_line isa[ISA_IRQS];
+
     reset_control_init(&rc, reset, NULL);
-    pci_host_init(&pci, &rc);
+    pci_host_init(&pci,
+                  &(struct pci_host_config){.reset_control = &rc, .ports = &bus, .mmio = &bus});
+    chipset_init(&chipset, &pci, isa);
     i8042_init(&k, reset, NULL);
     io_bus_add(&bus, PCI_CONFIG_PORT, PCI_CONFIG_PORTS, &pci_host_ops, &pci);
     io_bus_add(&bus, RESET_FAST_PORT, 1, &reset_fast_ops, &rc);
