@@ -127,6 +127,10 @@ void mmu_mmio_read(struct vcpu *v, uint64_t gpa, void *buf, unsigned size)
 {
     uint8_t *to = buf;
 
+    if (!(ram_page(v->ram, gpa) & RAM_PAGE_HOLE)) {
+        copy(to, v->ram->base + gpa, size);
+        return;
+    }
     vcpu_fp_save(v);
     while (size) {
         unsigned piece = piece_size(gpa, size);

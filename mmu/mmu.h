@@ -19,22 +19,22 @@ enum mmu_access {
     MMU_READ = 0,
     MMU_WRITE = 1,
     MMU_EXEC = 2,
-    MMU_KIND = 3,      /* mask of the three above                                            */
-    MMU_SYSTEM = 4,    /* implicit supervisor access (descriptor tables, TSS, IDT): CPL 0
-                          rights whatever the CPL, and SMAP applies despite AC                */
-    MMU_RMW = 8,       /* with MMU_WRITE: also reads; a fault is reported as a write          */
+    MMU_KIND = 3,   /* mask of the three above                                            */
+    MMU_SYSTEM = 4, /* implicit supervisor access (descriptor tables, TSS, IDT): CPL 0
+                       rights whatever the CPL, and SMAP applies despite AC                */
+    MMU_RMW = 8,    /* with MMU_WRITE: also reads; a fault is reported as a write          */
 };
 
 struct mmu_xlat {
-    uint64_t gpa;        /* of the byte asked for                                             */
-    uint8_t page_shift;  /* 12, 21 or 30: size of the guest mapping                           */
-    bool writable;       /* a write by the current CPL would be allowed now (rights and D set) */
-    bool user;           /* U/S = user through all levels                                     */
+    uint64_t gpa;       /* of the byte asked for                                             */
+    uint8_t page_shift; /* 12, 21 or 30: size of the guest mapping                           */
+    bool writable;      /* a write by the current CPL would be allowed now (rights and D set) */
+    bool user;          /* U/S = user through all levels                                     */
     bool global;
-    bool nx;             /* may not be executed (EFER.NXE and XD at some level)               */
-    bool rw;             /* R/W = 1 at all levels                                             */
-    bool accessed;       /* A = 1 at all levels                                               */
-    bool dirty;          /* D = 1                                                             */
+    bool nx;       /* may not be executed (EFER.NXE and XD at some level)               */
+    bool rw;       /* R/W = 1 at all levels                                             */
+    bool accessed; /* A = 1 at all levels                                               */
+    bool dirty;    /* D = 1                                                             */
 };
 
 /*
@@ -47,8 +47,8 @@ struct mmu_xlat {
  */
 int mmu_walk(struct vcpu *v, uint64_t gva, unsigned access, struct mmu_xlat *out);
 
-/* The same walk without side effects (no A/D, no exception, no rights check): for tracing, `explain`
- * and debuggers. Returns 0, or -1 if not mapped. */
+/* The same walk without side effects (no A/D, no exception, no rights check): for tracing,
+ * `explain` and debuggers. Returns 0, or -1 if not mapped. */
 int mmu_peek(const struct vcpu *v, uint64_t gva, struct mmu_xlat *out);
 
 static inline bool mmu_canonical(uint64_t gva)
@@ -63,7 +63,7 @@ static inline bool mmu_canonical(uint64_t gva)
  * and then uses host + (gva - tag); so an invalid tag must be a page address whose index is a
  * different one: mmu_stlb_invalid_tag(index).
  * An entry's wtag is valid only if the page is writable under the current rights, its PTE's D bit
- * is set, it is RAM, and RAM_PAGE_CODE is clear. rtag only if it is RAM.
+ * is set, it is RAM, and RAM_PAGE_CODE is clear. rtag only if it is RAM or ROM.
  * Supervisor table and SMAP: user pages may be in stlb[1] only while RFLAGS.AC = 1 or CR4.SMAP = 0;
  * mmu_stlb_ac_cleared() evicts them and must be called whenever AC goes from 1 to 0, at any CPL.
  * Entries hold the rights of the current CR0.WP, CR4.SMAP/SMEP/PGE and EFER.NXE: a change of one of
@@ -79,7 +79,8 @@ static inline struct soft_tlb_entry *mmu_stlb_slot(struct vcpu *v, uint64_t gva,
     return &v->stlb[user ? 0 : 1][(gva >> GUEST_PAGE_SHIFT) & (STLB_SIZE - 1)];
 }
 
-/* What mmu_translate() found. */
+/* What mmu_translate() found. MMU_MMIO: the devices do it, or for a read of ROM (by an instruction
+ * that also writes) mmu_mmio_read() itself. */
 enum mmu_target { MMU_RAM, MMU_RAM_CODE, MMU_MMIO };
 
 /*
@@ -93,14 +94,17 @@ int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, voi
                   uint64_t *gpa);
 
 void mmu_stlb_init(struct vcpu *v);
-void mmu_flush_all(struct vcpu *v);        /* everything, global pages included               */
-void mmu_flush_nonglobal(struct vcpu *v);  /* CR3 write                                       */
-void mmu_switch(struct vcpu *v);           /* CR3 write with "no flush" to another PCID      */
+void mmu_flush_all(struct vcpu *v);       /* everything, global pages included               */
+void mmu_flush_nonglobal(struct vcpu *v); /* CR3 write                                       */
+void mmu_switch(struct vcpu *v);          /* CR3 write with "no flush" to another PCID      */
 void mmu_flush_pcid(struct vcpu *v, uint64_t pcid); /* not the current one                   */
-void mmu_flush_page(struct vcpu *v, uint64_t gva); /* INVLPG: also global; any page size      */
+void mmu_flush_page(struct vcpu *v, uint64_t gva);  /* INVLPG: also global; any page size      */
 void mmu_stlb_ac_cleared(struct vcpu *v);
 /* Makes all entries that map this GPA page read-only (it now holds code). */
 void mmu_stlb_protect_gpa(struct vcpu *v, uint64_t gpa);
+/* Drops all entries that map a page of this GPA range (of whole pages): the memory map has changed.
+ */
+void mmu_stlb_drop_gpa(struct vcpu *v, uint64_t gpa, uint64_t len);
 
 /*
  * The engine hooks flushes (exec caches, windows). Called after the soft TLB has been flushed.
@@ -110,8 +114,8 @@ enum mmu_flush_kind {
     MMU_FLUSHED_ALL,
     MMU_FLUSHED_NONGLOBAL, /* of the current PCID: CR3 has been loaded                      */
     MMU_FLUSHED_PAGE,
-    MMU_SWITCHED,          /* CR3 was loaded with "no flush": other PCID, nothing is stale  */
-    MMU_FLUSHED_PCID,      /* a PCID that is not current, or one page of it; gva = the PCID  */
+    MMU_SWITCHED,     /* CR3 was loaded with "no flush": other PCID, nothing is stale  */
+    MMU_FLUSHED_PCID, /* a PCID that is not current, or one page of it; gva = the PCID  */
 };
 extern void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva);
 
@@ -124,7 +128,8 @@ int mmu_load(struct vcpu *v, uint64_t gva, void *buf, unsigned size, unsigned ac
 int mmu_store(struct vcpu *v, uint64_t gva, const void *buf, unsigned size, unsigned access,
               bool stack);
 
-/* Raw MMIO transfer of 1..64 bytes split into naturally aligned pieces of at most 8 bytes. */
+/* Raw MMIO transfer of 1..64 bytes within a page, split into naturally aligned pieces of at most 8
+ * bytes. A read of ROM reads the ROM. */
 void mmu_mmio_read(struct vcpu *v, uint64_t gpa, void *buf, unsigned size);
 void mmu_mmio_write(struct vcpu *v, uint64_t gpa, const void *buf, unsigned size);
 

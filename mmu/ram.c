@@ -1,5 +1,6 @@
 /*
- * Guest RAM: one memfd, mapped once at HVA = base + GPA.
+ * Guest RAM: one memfd, mapped at HVA = base + GPA.  What is mapped over it later is
+ * memory_map.c's.
  *
  * Nothing is reserved ahead: the kernel accounts for a memfd page when it is first touched, so a
  * guest costs what it uses.  The price is that a host that runs out of memory later answers a touch
@@ -45,9 +46,11 @@ static int map_part(struct guest_ram *ram, uint64_t gpa, uint64_t len)
         return 0;
     void *p =
         mmap(ram->base + gpa, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
-             ram->memfd, (off_t)ram_file_offset(ram, gpa));
+             ram->memfd, (off_t)ram_own_offset(ram, gpa));
     if (p == MAP_FAILED)
         return -errno;
+    ram->extent[ram->extents++] =
+        (struct ram_extent){.gpa = gpa, .len = len, .offset = ram_own_offset(ram, gpa)};
     /* Fewer host TLB misses where the host's shmem_enabled says "advise"; no effect elsewhere. */
     madvise(p, len, MADV_HUGEPAGE);
     /* A core dump of the VMM is about the VMM: guest memory is large and private. */
@@ -69,16 +72,17 @@ int ram_create(struct guest_ram *ram, uint64_t size)
         return -ENOMEM;
     /* Going past the limit would not fail but raise SIGXFSZ. */
     if (!getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur != RLIM_INFINITY &&
-        limit.rlim_cur < size)
+        limit.rlim_cur < size + RAM_EXTRA_SIZE)
         return -EFBIG;
 
     ram->size = size;
     ram->low_size = size < RAM_LOW_MAX ? size : RAM_LOW_MAX;
     ram->high_size = size - ram->low_size;
-    ram->span = ram->high_size ? RAM_HIGH_BASE + ram->high_size : ram->low_size;
+    ram->span = RAM_HIGH_BASE + ram->high_size;
+    ram->file_used = size;
 
     ram->memfd = memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (ram->memfd < 0 || ftruncate(ram->memfd, (off_t)size))
+    if (ram->memfd < 0 || ftruncate(ram->memfd, (off_t)(size + RAM_EXTRA_SIZE)))
         goto fail;
     /* Whoever gets hold of the descriptor cannot shrink the file under our mappings. */
     if (fcntl(ram->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
@@ -89,6 +93,8 @@ int ram_create(struct guest_ram *ram, uint64_t size)
     if (flags == MAP_FAILED)
         goto fail;
     ram->page_flags = flags;
+    memset((uint8_t *)flags + (ram->low_size >> GUEST_PAGE_SHIFT), RAM_PAGE_HOLE,
+           (RAM_HIGH_BASE - ram->low_size) >> GUEST_PAGE_SHIFT);
 
     reserved = mmap(NULL, reservation_size(ram), PROT_NONE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -123,6 +129,8 @@ fail:
 
 void ram_destroy(struct guest_ram *ram)
 {
+    for (unsigned i = 0; i < ram->regions; i++)
+        munmap(ram->region[i].host, ram->region[i].len);
     if (ram->base)
         munmap(ram->base - RAM_GUARD, ram->span + 2 * RAM_GUARD);
     if (ram->page_flags)
@@ -134,7 +142,7 @@ void ram_destroy(struct guest_ram *ram)
 
 int ram_read(const struct guest_ram *ram, uint64_t gpa, void *buf, uint64_t len)
 {
-    const void *p = ram_ptr(ram, gpa, len);
+    const void *p = ram_read_ptr(ram, gpa, len);
 
     if (!p)
         return -EFAULT;

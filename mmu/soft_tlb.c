@@ -58,7 +58,7 @@ static void fill(struct vcpu *v, unsigned table, uint64_t gva, const struct mmu_
     struct soft_tlb_entry *e = &v->stlb[table][index];
     struct soft_tlb_map *map = &v->stlb_map[table];
     uint64_t bit = 1ull << (index & 63);
-    bool code = v->ram->page_flags[gpa >> GUEST_PAGE_SHIFT] & RAM_PAGE_CODE;
+    bool readonly = v->ram->page_flags[gpa >> GUEST_PAGE_SHIFT] & RAM_PAGE_READONLY;
 
     invalidate(v, table, index);
     e->host = (uint64_t)(uintptr_t)(v->ram->base + gpa);
@@ -78,7 +78,7 @@ static void fill(struct vcpu *v, unsigned table, uint64_t gva, const struct mmu_
         map->big_filter[half(gva)] |= big_hash(gva, x->page_shift);
     }
     e->rtag = page;
-    if (x->writable && !code)
+    if (x->writable && !readonly)
         e->wtag = page;
 }
 
@@ -107,9 +107,10 @@ int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, voi
     if (mmu_walk(v, gva, access, &x))
         return -1;
     *gpa = x.gpa;
-    *host = ram_ptr(v->ram, x.gpa, 1); /* RAM begins and ends at page boundaries */
-    if (!*host)
+    unsigned flags = ram_page(v->ram, x.gpa);
+    if ((flags & RAM_PAGE_HOLE) || (kind == MMU_WRITE && (flags & RAM_PAGE_ROM)))
         return MMU_MMIO;
+    *host = v->ram->base + x.gpa;
     if (kind != MMU_EXEC)
         fill(v, user ? 0 : 1, gva, &x);
     if (kind == MMU_WRITE && (v->ram->page_flags[x.gpa >> GUEST_PAGE_SHIFT] & RAM_PAGE_CODE))
@@ -223,5 +224,17 @@ void mmu_stlb_protect_gpa(struct vcpu *v, uint64_t gpa)
                 struct soft_tlb_entry *e = &v->stlb[table][index];
                 if ((e->info & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) == gpa)
                     e->wtag = mmu_stlb_invalid_tag(index);
+            }
+}
+
+void mmu_stlb_drop_gpa(struct vcpu *v, uint64_t gpa, uint64_t len)
+{
+    for (unsigned table = 0; table < 2; table++)
+        for (unsigned word = 0; word < MAP_WORDS; word++)
+            for (uint64_t bits = v->stlb_map[table].filled[word]; bits; bits &= bits - 1) {
+                unsigned index = word * 64 + (unsigned)__builtin_ctzll(bits);
+                uint64_t page = v->stlb[table][index].info & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+                if (page - gpa < len)
+                    invalidate(v, table, index);
             }
 }

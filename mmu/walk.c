@@ -66,7 +66,7 @@ static enum walk_status read_tables(const struct vcpu *v, uint64_t gva, struct w
     w->any = 0;
     for (unsigned level = 4;; level--) {
         unsigned index = gva >> (GUEST_PAGE_SHIFT + 9 * (level - 1)) & 511;
-        uint64_t *entry = ram_ptr(v->ram, table + index * 8, 8);
+        uint64_t *entry = (uint64_t *)(uintptr_t)ram_read_ptr(v->ram, table + index * 8, 8);
         uint64_t value = entry ? __atomic_load_n(entry, __ATOMIC_ACQUIRE) : ~0ull;
 
         if (!(value & PTE_P))
@@ -144,9 +144,12 @@ static bool set_accessed_dirty(struct vcpu *v, struct walk *w, bool write)
 
         if ((old & set) == set)
             continue;
-        /* Page tables may share a page with code (they do during early boot). */
-        ram_before_write(v->ram, (uint64_t)((uint8_t *)entry - v->ram->base), 8);
-        if (!__atomic_compare_exchange_n(entry, &old, old | set, false, __ATOMIC_SEQ_CST,
+        uint64_t gpa = (uint64_t)((uint8_t *)entry - v->ram->base);
+        /* Page tables may share a page with code (they do during early boot), and may lie in ROM.
+         */
+        ram_before_write(v->ram, gpa, 8);
+        if (!(ram_page(v->ram, gpa) & RAM_PAGE_KIND) &&
+            !__atomic_compare_exchange_n(entry, &old, old | set, false, __ATOMIC_SEQ_CST,
                                          __ATOMIC_RELAXED))
             return false;
         w->value[level - 1] = old | set;

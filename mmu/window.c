@@ -272,9 +272,20 @@ static void unlink_run(struct window_space *ws, uint32_t n)
     ws->pool_free = n;
 }
 
-static bool continues(const struct window_run *a, uint64_t hva, uint64_t gpa, uint32_t flags)
+/* Is the page of this GPA behind the one before in the memfd too? Else the host cannot merge. */
+static bool contiguous(const struct window_space *ws, uint64_t gpa)
 {
-    return a->end == hva && gpa_end(a) == gpa && a->flags == flags;
+    struct ram_extent e = {0};
+
+    return gpa && ram_find_extent(ws->ram, gpa, &e) &&
+           (e.gpa < gpa ||
+            ram_file_offset(ws->ram, gpa - GUEST_PAGE_SIZE) + GUEST_PAGE_SIZE == e.offset);
+}
+
+static bool continues(const struct window_space *ws, const struct window_run *a, uint64_t hva,
+                      uint64_t gpa, uint32_t flags)
+{
+    return a->end == hva && gpa_end(a) == gpa && a->flags == flags && contiguous(ws, gpa);
 }
 
 /* Records that [hva, end) is mapped to nothing any more. */
@@ -297,14 +308,14 @@ static void record(struct window_space *ws, uint64_t hva, uint64_t end, uint64_t
 {
     forget(ws, hva, end);
     uint32_t n = run_at_or_below(ws, hva);
-    if (n && continues(run_at(ws, n), hva, gpa, flags)) {
+    if (n && continues(ws, run_at(ws, n), hva, gpa, flags)) {
         hva = run_at(ws, n)->hva;
         gpa = run_at(ws, n)->gpa;
         unlink_run(ws, n);
     }
     n = run_from(ws, end);
     if (n && run_at(ws, n)->hva == end && run_at(ws, n)->flags == flags &&
-        run_at(ws, n)->gpa == gpa + (end - hva)) {
+        run_at(ws, n)->gpa == gpa + (end - hva) && contiguous(ws, gpa + (end - hva))) {
         end = run_at(ws, n)->end;
         unlink_run(ws, n);
     }
@@ -428,7 +439,7 @@ static bool run_covers(const struct window_space *ws, uint32_t n, uint64_t hva, 
     return n && r->hva <= hva && r->end >= end && r->gpa + (hva - r->hva) == gpa;
 }
 
-/* Maps [hva, end), which lies in w, to RAM from gpa on; all of the GPAs are RAM. */
+/* Maps [hva, end), which lies in w, to memory from gpa on; all of the GPAs are in one extent. */
 static int map(struct window_space *ws, struct window *w, uint64_t hva, uint64_t end, uint64_t gpa,
                uint32_t flags)
 {
@@ -643,37 +654,38 @@ static uint32_t run_flags(const struct window_pte *pte)
            (uint32_t)pte->shift << RUN_SHIFT;
 }
 
-static bool holds_code(const struct window_space *ws, uint64_t gpa)
+/* Holds translated code, or is ROM. */
+static bool readonly(const struct window_space *ws, uint64_t gpa)
 {
-    return ws->ram->page_flags[gpa >> GUEST_PAGE_SHIFT] & RAM_PAGE_CODE;
+    return ws->ram->page_flags[gpa >> GUEST_PAGE_SHIFT] & RAM_PAGE_READONLY;
 }
 
 /* Eight pages' flags at a time; page is a multiple of 8. */
-static bool any_of_8_holds_code(const struct window_space *ws, uint64_t page)
+static bool any_of_8_readonly(const struct window_space *ws, uint64_t page)
 {
     const uint64_t *flags = (const void *)(ws->ram->page_flags + page);
 
-    return __atomic_load_n(flags, __ATOMIC_RELAXED) & 0x0101010101010101ull * RAM_PAGE_CODE;
+    return __atomic_load_n(flags, __ATOMIC_RELAXED) & 0x0101010101010101ull * RAM_PAGE_READONLY;
 }
 
-/* The stretch of pages in [lo, hi) around `page` that hold code, or do not, like it. */
+/* The stretch of pages in [lo, hi) around `page` that may be written, or may not, like it. */
 static void same_kind(const struct window_space *ws, uint64_t page, uint64_t *lo, uint64_t *hi)
 {
-    bool code = holds_code(ws, page << GUEST_PAGE_SHIFT);
+    bool fixed = readonly(ws, page << GUEST_PAGE_SHIFT);
     uint64_t a = page, b = page + 1;
 
     while (a > *lo) {
-        if (!code && !(a & 7) && a - *lo >= 8 && !any_of_8_holds_code(ws, a - 8))
+        if (!fixed && !(a & 7) && a - *lo >= 8 && !any_of_8_readonly(ws, a - 8))
             a -= 8;
-        else if (holds_code(ws, (a - 1) << GUEST_PAGE_SHIFT) == code)
+        else if (readonly(ws, (a - 1) << GUEST_PAGE_SHIFT) == fixed)
             a--;
         else
             break;
     }
     while (b < *hi) {
-        if (!code && !(b & 7) && *hi - b >= 8 && !any_of_8_holds_code(ws, b))
+        if (!fixed && !(b & 7) && *hi - b >= 8 && !any_of_8_readonly(ws, b))
             b += 8;
-        else if (holds_code(ws, b << GUEST_PAGE_SHIFT) == code)
+        else if (readonly(ws, b << GUEST_PAGE_SHIFT) == fixed)
             b++;
         else
             break;
@@ -713,27 +725,16 @@ static void look_around(const struct window_space *ws, uint64_t gva, const struc
     }
 }
 
-/* The RAM part that a GPA page belongs to, in pages. */
-static void ram_part(const struct guest_ram *ram, uint64_t page, uint64_t *lo, uint64_t *hi)
-{
-    if (page < ram->low_size >> GUEST_PAGE_SHIFT) {
-        *lo = 0;
-        *hi = ram->low_size >> GUEST_PAGE_SHIFT;
-    } else {
-        *lo = RAM_HIGH_BASE >> GUEST_PAGE_SHIFT;
-        *hi = (RAM_HIGH_BASE + ram->high_size) >> GUEST_PAGE_SHIFT;
-    }
-}
-
 int window_install(struct window_space *ws, struct window *w, uint64_t gva,
                    const struct window_pte *pte, window_probe probe, void *opaque)
 {
     uint64_t page = pte->gpa >> GUEST_PAGE_SHIFT, lo, hi, part_lo, part_hi;
     uint32_t flags = run_flags(pte);
+    struct ram_extent e = {0};
 
     gva &= PAGE_MASK;
     if (!in_window(w, gva + w->delta) || !pte->valid ||
-        !ram_contains(ws->ram, page << GUEST_PAGE_SHIFT, GUEST_PAGE_SIZE))
+        !ram_find_extent(ws->ram, page << GUEST_PAGE_SHIFT, &e))
         return -EFAULT;
     w->last_use = ++ws->clock;
 
@@ -752,12 +753,13 @@ int window_install(struct window_space *ws, struct window *w, uint64_t gva,
         lo = page;
         hi = page + 1;
     }
-    ram_part(ws->ram, page, &part_lo, &part_hi);
+    part_lo = e.gpa >> GUEST_PAGE_SHIFT;
+    part_hi = (e.gpa + e.len) >> GUEST_PAGE_SHIFT;
     lo = lo > part_lo ? lo : part_lo;
     hi = hi < part_hi ? hi : part_hi;
     if (flags & RUN_WRITE) {
         same_kind(ws, page, &lo, &hi);
-        if (holds_code(ws, page << GUEST_PAGE_SHIFT))
+        if (readonly(ws, page << GUEST_PAGE_SHIFT))
             flags &= ~RUN_WRITE;
     }
 
@@ -799,6 +801,13 @@ struct change {
     uint32_t flags;
 };
 
+static bool in_one_extent(const struct window_space *ws, uint64_t gpa, uint64_t len)
+{
+    struct ram_extent e = {0};
+
+    return ram_find_extent(ws->ram, gpa, &e) && len <= e.len - (gpa - e.gpa);
+}
+
 static void apply(struct window_space *ws, struct window *w, struct change *c)
 {
     if (c->kind == CHANGE_UNMAP) {
@@ -821,7 +830,8 @@ static void change(struct window_space *ws, struct window *w, struct change *c,
         return;
     }
     if (c->kind == CHANGE_MAP && kind == CHANGE_MAP && c->end == hva && c->flags == flags &&
-        c->gpa + (c->end - c->hva) == gpa) {
+        c->gpa + (c->end - c->hva) == gpa &&
+        in_one_extent(ws, c->gpa, gpa + (end - hva) - c->gpa)) {
         c->end = end;
         return;
     }
@@ -844,14 +854,14 @@ static void revalidate(struct window_space *ws, struct window *w, const struct w
         uint64_t size = 1ull << (pte.valid ? pte.shift : GUEST_PAGE_SHIFT);
         uint64_t stop = hva + size - (gva & (size - 1));
         stop = stop < end ? stop : end;
-        if (!pte.valid || !ram_contains(ws->ram, pte.gpa, stop - hva)) {
+        if (!pte.valid || !in_one_extent(ws, pte.gpa, stop - hva)) {
             change(ws, w, c, CHANGE_UNMAP, hva, stop, 0, 0);
         } else if (pte.gpa != gpa || run_flags(&pte) != r->flags) {
             uint32_t flags = run_flags(&pte);
             /* Writable only when it is written, if that is unlikely (so far it was not), or if
              * there may be code in it. */
             if (!(r->flags & RUN_WRITE) ||
-                (pte.gpa != gpa && (stop - hva > GUEST_PAGE_SIZE || holds_code(ws, pte.gpa))))
+                (pte.gpa != gpa && (stop - hva > GUEST_PAGE_SIZE || readonly(ws, pte.gpa))))
                 flags &= ~RUN_WRITE;
             ws->stats.remaps += pte.gpa != gpa;
             if (flags != r->flags || pte.gpa != gpa) {
@@ -966,6 +976,27 @@ void window_protect_gpa(struct window_space *ws, uint64_t gpa)
         }
         ws->stats.protects++;
         record(ws, hva, hva + GUEST_PAGE_SIZE, gpa, flags);
+    }
+}
+
+void window_drop_gpa(struct window_space *ws, uint64_t gpa, uint64_t len)
+{
+    /* By address, because unmapping changes the runs. */
+    for (uint32_t n = run_from(ws, 0); n && !ws->failed;) {
+        struct window_run r = *run_at(ws, n);
+        uint64_t lo = gpa > r.gpa ? gpa - r.gpa : 0;
+        uint64_t hi = gpa + len > r.gpa ? gpa + len - r.gpa : 0;
+
+        if (hi > r.end - r.hva)
+            hi = r.end - r.hva;
+        if (lo < hi) {
+            /* It may leave a rest of the run on each side. */
+            if (window_vmas(ws) + VMA_SLACK > ws->cfg.vma_budget)
+                unmap(ws, r.hva, r.end);
+            else
+                unmap(ws, r.hva + lo, r.hva + hi);
+        }
+        n = run_from(ws, r.end);
     }
 }
 

@@ -139,12 +139,13 @@ struct window *window_of_hva(struct window_space *ws, uint64_t hva, uint64_t *gv
 
 /*
  * Maps the guest page around gva as `pte` says, replacing what was there, in one system call: all
- * of a big page that is RAM and, if it is writable, shares with gva's page whether it holds code;
+ * of a big page that is in one extent of memory (ram.h) and, if it is writable, shares with gva's
+ * page whether it may be written (ROM and pages with code may not);
  * or, given a probe, a 4K page and those neighbours in its fault-around block that continue it.
  *
- * The page may come to be read-only although pte->writable (RAM_PAGE_CODE): clear the flag and
- * install again. 0; -EFAULT if the page is not RAM or gva is not in w; -ENOMEM if the host refuses
- * (serve the access through the soft form).
+ * The page may come to be read-only although pte->writable (RAM_PAGE_CODE, RAM_PAGE_ROM). 0;
+ * -EFAULT if the page is a hole or gva is not in w; -ENOMEM if the host refuses (serve the access
+ * through the soft form).
  */
 int window_install(struct window_space *ws, struct window *w, uint64_t gva,
                    const struct window_pte *pte, window_probe probe, void *opaque);
@@ -162,6 +163,9 @@ void window_flush_page(struct window_space *ws, struct window *w, uint64_t gva, 
 
 /* Makes every mapping of this GPA page read-only. The caller has set RAM_PAGE_CODE. */
 void window_protect_gpa(struct window_space *ws, uint64_t gpa);
+
+/* Drops every mapping of this range of GPAs (whole pages): the memory map has changed there. */
+void window_drop_gpa(struct window_space *ws, uint64_t gpa, uint64_t len);
 
 /* Is the page of gva mapped (for writing)? Tells a race or a spurious fault from a miss. */
 bool window_mapped(struct window_space *ws, struct window *w, uint64_t gva, bool write);

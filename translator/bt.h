@@ -272,6 +272,7 @@ struct engine_vcpu {
     } bounce;
     uint8_t *guard; /* none, RW, none, none: pages for masked operands that fault in part */
     /* Windows of this vCPU; windows_on is false where the host cannot have them. */
+    _Atomic bool map_changed; /* another thread has changed the memory map: forget it */
     bool windows_on;
     struct window_space ws;
     uint64_t null_base;       /* 512 GiB that nothing is ever mapped into, guards around        */
@@ -360,6 +361,7 @@ void windows_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva);
 /* A fault at v->rip (bt.wfault_*): true if the instruction can be run again in window form. */
 bool windows_resolve_fault(struct vcpu *v);
 void windows_protect_gpa(struct vcpu *v, uint64_t gpa);
+void windows_drop_gpa(struct vcpu *v, uint64_t gpa, uint64_t len);
 static inline struct site_info *site_lookup(struct engine_vcpu *ev, uint64_t rip)
 {
     return &ev->site[(rip ^ rip >> 13) & (SITE_INFO_SIZE - 1)];

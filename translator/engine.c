@@ -192,7 +192,7 @@ static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
     for (;;) {
         if (exec_translate(v, gva, &gpa) < 0)
             return NULL;
-        if (!ram_contains(v->ram, gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1), GUEST_PAGE_SIZE)) {
+        if (ram_page(v->ram, gpa) & RAM_PAGE_HOLE) {
             cpu_raise_code(v, EXC_GP, 0); /* code in a device's memory */
             return NULL;
         }
@@ -344,6 +344,38 @@ uint64_t bt_lookup(struct vcpu *v)
     return 0;
 }
 
+/* -- The memory map ------------------------------------------------------------------------------- */
+
+/*
+ * What these GPAs are has changed (mmu/memory_map.h), and their translated code is gone already.
+ * The thread that did it is either this vCPU's, in a callout, or it is none of ours.  Other vCPUs
+ * forget everything when they next come by; none of them reads the map by what it remembers alone.
+ */
+static void map_changed(void *opaque, uint64_t gpa, uint64_t len)
+{
+    struct bt_engine *bt = opaque;
+    struct vcpu *self = bt_this_vcpu();
+    bt_lock(bt);
+    for (unsigned i = 0; i < bt->n_vcpus; i++) {
+        struct vcpu *v = bt->vcpus[i];
+        if (v == self) {
+            mmu_stlb_drop_gpa(v, gpa, len);
+            windows_drop_gpa(v, gpa, len);
+        } else {
+            atomic_store(&v->engine->map_changed, true);
+            bt_engine_ops.kick(&bt->base, v);
+        }
+    }
+    bt_unlock(bt);
+}
+
+/* On the vCPU's thread. */
+static void forget_map(struct vcpu *v)
+{
+    mmu_flush_all(v);
+    windows_drop_gpa(v, 0, v->ram->span);
+}
+
 /* -- The loop ------------------------------------------------------------------------------------- */
 
 static void enter(struct vcpu *v, uint64_t host)
@@ -458,6 +490,8 @@ static void bt_run(struct engine *e, struct vcpu *v)
         atomic_store(&v->exit_request, 0);
         if ((ev->step_pending || ev->db_bits) && !take_traps(v))
             break;
+        if (atomic_load(&ev->map_changed) && atomic_exchange(&ev->map_changed, false))
+            forget_map(v);
         if (atomic_load(&v->events) & EV_FLUSH) /* being here is all it asks for */
             atomic_fetch_and(&v->events, ~(uint32_t)EV_FLUSH);
         bool shadow = v->interrupt_shadow && v->rip == v->bt.shadow_rip;
@@ -630,6 +664,7 @@ static int bt_create(const struct engine_config *cfg, struct guest_ram *ram, str
     xstate_init();
     stubs_emit(bt, &bt->region[0]);
     ram->code_write = cache_code_write;
+    ram->map_changed = map_changed;
     ram->code_write_opaque = bt;
     *out = &bt->base;
     return 0;
@@ -639,6 +674,7 @@ static void bt_destroy(struct engine *e)
 {
     struct bt_engine *bt = (struct bt_engine *)e;
     bt->ram->code_write = NULL;
+    bt->ram->map_changed = NULL;
     cache_destroy(bt);
     free(bt);
 }

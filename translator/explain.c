@@ -643,7 +643,7 @@ static int explain_attached(struct bt_engine *bt, struct vcpu *v, uint64_t gva, 
 {
     uint64_t gpa;
     if (exec_translate(v, gva, &gpa) < 0 ||
-        !ram_contains(bt->ram, gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1), GUEST_PAGE_SIZE))
+        !ram_readable(bt->ram, gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1), GUEST_PAGE_SIZE))
         return -EFAULT;
     struct tb *tb = translate_block(bt, v, gva, gpa, bt_current_key(v), NULL);
     if (!tb)

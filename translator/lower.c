@@ -485,7 +485,7 @@ static bool guess_load(const struct xlate *x, uint64_t ea, uint64_t *value)
     if (!mmu_canonical(ea) || (ea & (GUEST_PAGE_SIZE - 1)) > GUEST_PAGE_SIZE - 8 ||
         mmu_peek(x->v, ea, &t) < 0)
         return false;
-    const uint8_t *p = ram_ptr(x->v->ram, t.gpa, 8);
+    const uint8_t *p = ram_read_ptr(x->v->ram, t.gpa, 8);
     if (!p)
         return false;
     __builtin_memcpy(value, p, 8);

@@ -272,6 +272,8 @@ uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s)
             } else {
                 ev->bt->stats.mmio++;
                 mmu_mmio_write(v, ev->bounce.gpa[i], src, len);
+                if (s->tb->dead) /* the device has changed the memory map */
+                    v->exit_request = 1;
             }
         }
         ev->bounce.active = false;

@@ -1035,7 +1035,7 @@ static bool decode_block(struct xlate *x)
             uint64_t tail = (rip | (GUEST_PAGE_SIZE - 1)) + 1, gpa2;
             if (exec_translate(x->v, tail, &gpa2) < 0)
                 return false;
-            if (!ram_contains(x->bt->ram, gpa2, GUEST_PAGE_SIZE)) {
+            if (!ram_readable(x->bt->ram, gpa2, GUEST_PAGE_SIZE)) {
                 cpu_raise_code(x->v, EXC_GP, 0);
                 return false;
             }

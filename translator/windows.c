@@ -97,7 +97,7 @@ void windows_destroy(struct vcpu *v)
 static bool key_of(const struct vcpu *v, unsigned id, struct window_key *key)
 {
     uint64_t gpa = (v->cr3 & 0x000ffffffffff000ull) + (id & 511) * 8;
-    if (!(v->cr0 & CR0_PG) || !ram_contains(v->ram, gpa, 8))
+    if (!(v->cr0 & CR0_PG) || !ram_readable(v->ram, gpa, 8))
         return false;
     uint64_t e = __atomic_load_n((uint64_t *)(v->ram->base + gpa), __ATOMIC_RELAXED);
     if (!(e & 1))
@@ -216,8 +216,7 @@ static bool install(struct vcpu *v, struct window *w, uint64_t gva, bool write)
     window_probe_vcpu(v, gva, &pte);
     if (!pte.valid || (write && !pte.writable))
         return false;
-    if (write && ram_contains(v->ram, pte.gpa & ~4095ull, 4096) &&
-        (v->ram->page_flags[pte.gpa >> GUEST_PAGE_SHIFT] & RAM_PAGE_CODE))
+    if (write && (ram_page(v->ram, pte.gpa) & RAM_PAGE_READONLY))
         return false;
     if (window_mapped(&ev->ws, w, gva, write))
         return true; /* spurious: mapped meanwhile */
@@ -238,7 +237,7 @@ static bool open_operands(struct vcpu *v)
         return false;
     unsigned n = 0;
     for (; n < 15 && (n == 0 || ((v->rip + n) & 4095)); n++) {
-        const uint8_t *p = ram_ptr(v->ram, gpa + n, 1);
+        const uint8_t *p = ram_read_ptr(v->ram, gpa + n, 1);
         if (!p)
             return false;
         buf[n] = *(const volatile uint8_t *)p;
@@ -285,6 +284,12 @@ bool windows_resolve_fault(struct vcpu *v)
         return true;
     }
     return !w && open_operands(v);
+}
+
+void windows_drop_gpa(struct vcpu *v, uint64_t gpa, uint64_t len)
+{
+    if (v->engine->windows_on)
+        window_drop_gpa(&v->engine->ws, gpa, len);
 }
 
 void windows_protect_gpa(struct vcpu *v, uint64_t gpa)

@@ -26,10 +26,14 @@ Test(ram, small)
     cr_expect_eq(r.size, 4 * 4096);
     cr_expect_eq(r.low_size, r.size);
     cr_expect_eq(r.high_size, 0);
-    cr_expect_eq(r.span, r.size);
+    cr_expect_eq(r.span, RAM_HIGH_BASE);
     cr_expect(touchable(r.base));
-    cr_expect(touchable(r.base + r.span - 1));
+    cr_expect(touchable(r.base + r.size - 1));
+    cr_expect(!touchable(r.base + r.size));
     cr_expect(!touchable(r.base + r.span));
+    cr_expect_eq(ram_page(&r, r.size - 1), 0);
+    cr_expect_eq(ram_page(&r, r.size), RAM_PAGE_HOLE);
+    cr_expect_eq(ram_page(&r, UINT64_MAX), RAM_PAGE_HOLE);
     cr_expect(!touchable(r.base - 1));
     for (uint64_t i = 0; i < r.size; i++)
         cr_assert_eq(r.base[i], 0);
@@ -87,7 +91,7 @@ Test(ram, refusals)
     cr_expect_eq(r.memfd, -1);
     cr_expect_null(r.base);
 
-    struct rlimit lim = {16 * MB, 16 * MB};
+    struct rlimit lim = {16 * MB + RAM_EXTRA_SIZE, 16 * MB + RAM_EXTRA_SIZE};
     cr_assert_eq(setrlimit(RLIMIT_FSIZE, &lim), 0);
     cr_expect_eq(ram_create(&r, 17 * MB), -EFBIG);
     cr_expect_eq(ram_create(&r, 16 * MB), 0);
@@ -97,12 +101,12 @@ Test(ram, refusals)
 Test(ram, address_space_limit)
 {
     struct guest_ram r;
-    struct rlimit lim = {1 * GB, 1 * GB};
+    struct rlimit lim = {5 * GB, 5 * GB};
 
     if (UNDER_ASAN)
         cr_skip("address space limit");
     cr_assert_eq(setrlimit(RLIMIT_AS, &lim), 0);
-    cr_expect_eq(ram_create(&r, 2 * GB), -ENOMEM);
+    cr_expect_eq(ram_create(&r, 5 * GB), -ENOMEM);
     cr_expect_eq(r.memfd, -1);
     cr_expect_eq(ram_create(&r, 64 * MB), 0);
     ram_destroy(&r);
@@ -112,7 +116,7 @@ Test(ram, address_space_limit)
 Test(ram, no_leak_on_failure)
 {
     struct guest_ram r;
-    struct rlimit lim = {1 * GB, 1 * GB};
+    struct rlimit lim = {5 * GB, 5 * GB};
     int before = dup(0);
 
     if (UNDER_ASAN)
@@ -120,7 +124,7 @@ Test(ram, no_leak_on_failure)
     close(before);
     cr_assert_eq(setrlimit(RLIMIT_AS, &lim), 0);
     for (int i = 0; i < 3000; i++)
-        cr_assert_eq(ram_create(&r, 2 * GB), -ENOMEM);
+        cr_assert_eq(ram_create(&r, 5 * GB), -ENOMEM);
     int after = dup(0);
     cr_expect_eq(before, after);
     cr_expect_eq(ram_create(&r, 512 * MB), 0, "address space was given back");
