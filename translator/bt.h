@@ -55,7 +55,29 @@ enum {
     KEY_TSC_TRAP = 1u << 12, /* RDTSC is not the host's plain TSC for this CPL                 */
     KEY_MMX_UD = 1u << 13,   /* CR0.EM: MMX raises #UD                                         */
     KEY_FSGSBASE = 1u << 14, /* CR4.FSGSBASE                                                   */
+    /* Outside 64-bit mode (these are all 0 in it): */
+    KEY_CODE16 = 1u << 15,  /* CS.D = 0                                                        */
+    KEY_CODE32 = 1u << 16,  /* CS.D = 1                                                        */
+    KEY_STACK16 = 1u << 17, /* SS.B = 0                                                        */
+    KEY_SEG_SHIFT = 18,     /* enum seg_class of ES, CS, SS, DS, FS, GS: 2 bits each           */
+    KEY_LEGACY = KEY_CODE16 | KEY_CODE32,
 };
+
+/* How an access through a segment is checked and relocated. */
+enum seg_class {
+    SEG_FLAT,    /* base 0, limit 4 GiB                                                        */
+    SEG_BASED,   /* some base, limit 4 GiB                                                     */
+    SEG_LIMITED, /* some base, expand-up, a limit to check                                     */
+    SEG_ODD,     /* everything else: every access through C                                    */
+};
+static inline enum seg_class key_seg_class(uint32_t key, unsigned seg)
+{
+    return (enum seg_class)(key >> (KEY_SEG_SHIFT + 2 * seg) & 3);
+}
+static inline enum insn_mode key_mode(uint32_t key)
+{
+    return key & KEY_CODE16 ? MODE_16 : key & KEY_CODE32 ? MODE_32 : MODE_64;
+}
 
 enum side_kind {
     SIDE_BOUNDARY, /* first byte of an instruction's code: state is exact here                */
@@ -87,7 +109,8 @@ struct link {
 };
 
 struct tb {
-    uint64_t gva;
+    uint64_t gva;        /* linear address */
+    uint64_t cs;         /* outside 64-bit mode CS's limit and base (bt_current_cs), else 0 */
     uint64_t gpa;        /* of the first byte */
     uint64_t gpa2;       /* page of the tail of an instruction that straddles pages, or ~0 */
     uint32_t key;
@@ -124,6 +147,7 @@ struct mem_site {
     uint16_t size;
     uint8_t access;         /* MMU_READ/MMU_WRITE/MMU_RMW */
     uint8_t flags;          /* SITE_* */
+    uint8_t seg;            /* SITE_SEG: enum seg                 */
 };
 enum {
     SITE_STACK = 1,   /* faults are #SS instead of #GP               */
@@ -132,6 +156,7 @@ enum {
     SITE_XSAVE = 8,   /* XSAVE family: mask EDX:EAX with XCR0         */
     SITE_FIP = 16,    /* the image written holds x87 FIP/FDP          */
     SITE_ALIGNED = 32, /* #GP(0) if not aligned, before any #PF       */
+    SITE_SEG = 64,    /* R10 is an offset in a segment that C checks */
 };
 
 /* An instruction done in C. */
@@ -197,7 +222,7 @@ struct exec_tlb_entry {
 #define AS_RECORDS 16u
 #define AS_ENTRIES 768u
 struct as_record {
-    uint64_t cr3, epoch, stamp; /* stamp 0: free */
+    uint64_t cr3, epoch, stamp, cs; /* stamp 0: free */
     uint32_t key, n;
     uint16_t idx[AS_ENTRIES];
     uint32_t host[AS_ENTRIES];
@@ -257,7 +282,9 @@ struct engine_vcpu {
     struct as_record as[AS_RECORDS];
     uint64_t as_clock;
     uint64_t jc_cr3; /* address space of the user half */
-    uint32_t key_seen; /* key (without per-block bits) that the jump cache was filled under */
+    /* Key (without per-block bits) and CS that the halves of the jump cache were filled under. */
+    uint32_t key_seen[2];
+    uint64_t cs_seen[2];
     struct tb *current; /* block entered last by the dispatcher */
     bool step_pending;
     uint32_t watch;   /* WATCH_*: what every access must be checked for (KEY_SLOW_MEM)     */
@@ -309,7 +336,7 @@ static inline bool cache_contains(const struct bt_engine *bt, uint64_t x)
 {
     return x >= bt->code_x && x < bt->code_x + bt->code_size;
 }
-struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32_t key);
+struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32_t key, uint64_t cs);
 void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb);
 void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb);
 /* guest_ram.code_write: drops blocks that overlap [gpa, gpa+len). */
@@ -328,6 +355,7 @@ static inline unsigned jump_cache_index(const struct bt_engine *bt, uint64_t gva
 void jump_cache_init(struct vcpu *v);
 void jump_cache_insert(struct vcpu *v, struct tb *tb);
 void jump_cache_flush(struct vcpu *v, bool user_only);
+void jump_cache_flush_half(struct vcpu *v, unsigned sup);
 /* CR3 has changed: keeps the user half for the old address space and brings back the new one's.
  * flushed: translations of the new PCID are void. */
 void jump_cache_switch(struct vcpu *v, bool flushed);
@@ -383,6 +411,26 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c);
 /* Translates an instruction address to a GPA through the exec TLB. 0 or -1 with v->exc. */
 int exec_translate(struct vcpu *v, uint64_t gva, uint64_t *gpa);
 uint32_t bt_current_key(const struct vcpu *v);
+static inline uint64_t bt_current_cs(const struct vcpu *v)
+{
+    const struct segment *cs = &v->seg[SEG_CS];
+    return vcpu_long64(v) ? 0 : (uint64_t)cs->limit << 32 | (uint32_t)cs->base;
+}
+/* Blocks, links and the jump cache go by linear addresses; vcpu.rip is the offset in CS. */
+static inline uint64_t bt_linear(const struct vcpu *v, uint64_t rip)
+{
+    return vcpu_long64(v) ? rip : (uint32_t)(rip + v->seg[SEG_CS].base);
+}
+/* The page behind the one of this linear address: outside 64-bit mode addresses wrap at 4 GiB. */
+static inline uint64_t bt_next_page(const struct vcpu *v, uint64_t linear)
+{
+    uint64_t next = (linear | (GUEST_PAGE_SIZE - 1)) + 1;
+    return vcpu_long64(v) ? next : (uint32_t)next;
+}
+static inline uint64_t bt_offset(const struct vcpu *v, uint64_t linear)
+{
+    return vcpu_long64(v) ? linear : (uint32_t)(linear - v->seg[SEG_CS].base);
+}
 
 /* signals.c */
 int signals_init_process(char *err, unsigned errlen);

@@ -180,10 +180,10 @@ const struct side_entry *tb_side_lookup(const struct tb *tb, uint64_t x)
     return lo ? &tb->side[lo - 1] : NULL;
 }
 
-struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32_t key)
+struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32_t key, uint64_t cs)
 {
-    for (struct tb *t = bt->hash[hash_of(gva, gpa, key)]; t; t = t->hash_next)
-        if (t->gva == gva && t->gpa == gpa && t->key == key)
+    for (struct tb *t = bt->hash[hash_of(gva, gpa, key ^ (uint32_t)cs)]; t; t = t->hash_next)
+        if (t->gva == gva && t->gpa == gpa && t->key == key && t->cs == cs)
             return t;
     return NULL;
 }
@@ -228,7 +228,7 @@ static void page_list_remove(struct bt_engine *bt, struct tb *tb, uint64_t page)
 void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb)
 {
     r->tbs[r->n_tbs++] = tb;
-    struct tb **h = &bt->hash[hash_of(tb->gva, tb->gpa, tb->key)];
+    struct tb **h = &bt->hash[hash_of(tb->gva, tb->gpa, tb->key ^ (uint32_t)tb->cs)];
     tb->hash_next = *h;
     *h = tb;
     page_list_add(bt, tb, tb->gpa >> GUEST_PAGE_SHIFT);
@@ -264,7 +264,7 @@ void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
     if (tb->key & KEY_USER)
         atomic_fetch_add(&bt->user_epoch, 1);
     bt->stats.invalidations++;
-    struct tb **h = &bt->hash[hash_of(tb->gva, tb->gpa, tb->key)];
+    struct tb **h = &bt->hash[hash_of(tb->gva, tb->gpa, tb->key ^ (uint32_t)tb->cs)];
     while (*h && *h != tb)
         h = &(*h)->hash_next;
     if (*h)

@@ -79,14 +79,38 @@ static int store_at(struct vcpu *v, uint64_t gva, const void *buf, unsigned size
     return 0;
 }
 
+/* The operand's linear address, its segment checked. 0, or -1 with a fault. */
+static int operand_address(struct vcpu *v, const struct insn *in, unsigned size, unsigned access,
+                           uint64_t *gva)
+{
+    const struct insn_mem *m = &in->mem;
+    uint64_t a = (uint64_t)m->disp;
+
+    if (vcpu_long64(v)) {
+        *gva = callout_ea(v, in);
+        return 0;
+    }
+    if (m->base != REG_NONE)
+        a += v->gpr[m->base & 15];
+    if (m->index != REG_NONE)
+        a += v->gpr[m->index & 15] * m->scale;
+    return cpu_linear(v, m->seg, callout_truncate(a, in->addr_size), size, access, gva);
+}
+
 static int load(struct vcpu *v, const struct insn *in, void *buf, unsigned size)
 {
-    return load_at(v, callout_ea(v, in), buf, size, in->mem.seg == SEG_SS);
+    uint64_t gva;
+    if (operand_address(v, in, size, MMU_READ, &gva))
+        return -1;
+    return load_at(v, gva, buf, size, in->mem.seg == SEG_SS);
 }
 
 static int store(struct vcpu *v, const struct insn *in, const void *buf, unsigned size)
 {
-    return store_at(v, callout_ea(v, in), buf, size, in->mem.seg == SEG_SS);
+    uint64_t gva;
+    if (operand_address(v, in, size, MMU_WRITE, &gva))
+        return -1;
+    return store_at(v, gva, buf, size, in->mem.seg == SEG_SS);
 }
 
 /* A selector or machine status word: 16 bits of register or memory. */
@@ -125,20 +149,69 @@ static unsigned stack_size(const struct vcpu *v, const struct insn *in)
     return vcpu_long64(v) ? (in->op_size == 2 ? 2 : 8) : in->op_size;
 }
 
+/* Bytes of the stack pointer that count: SS.B outside 64-bit mode. */
+static unsigned stack_width(const struct vcpu *v)
+{
+    return vcpu_long64(v) ? 8 : v->seg[SEG_SS].attr & SEGA_DB ? 4 : 2;
+}
+
+static void set_rsp(struct vcpu *v, uint64_t rsp)
+{
+    write_gpr(v, RSP, stack_width(v), rsp);
+}
+
+/* Loads and stores at an offset in the stack segment, which wraps at the stack's width. */
+static int stack_load(struct vcpu *v, uint64_t offset, uint64_t *value, unsigned size)
+{
+    *value = 0;
+    offset = callout_truncate(offset, stack_width(v));
+    if (!vcpu_long64(v) && cpu_linear(v, SEG_SS, offset, size, MMU_READ, &offset))
+        return -1;
+    return load_at(v, offset, value, size, true);
+}
+
+static int stack_store(struct vcpu *v, uint64_t offset, uint64_t value, unsigned size)
+{
+    offset = callout_truncate(offset, stack_width(v));
+    if (!vcpu_long64(v) && cpu_linear(v, SEG_SS, offset, size, MMU_WRITE, &offset))
+        return -1;
+    return store_at(v, offset, &value, size, true);
+}
+
 static int push(struct vcpu *v, uint64_t value, unsigned size)
 {
     uint64_t rsp = v->gpr[RSP] - size;
 
-    if (store_at(v, rsp, &value, size, true))
+    if (stack_store(v, rsp, value, size))
         return -1;
-    v->gpr[RSP] = rsp;
+    set_rsp(v, rsp);
     return 0;
 }
 
 static int peek_stack(struct vcpu *v, uint64_t *value, unsigned size)
 {
-    *value = 0;
-    return load_at(v, v->gpr[RSP], value, size, true);
+    return stack_load(v, v->gpr[RSP], value, size);
+}
+
+static void release_stack(struct vcpu *v, unsigned size)
+{
+    set_rsp(v, v->gpr[RSP] + size);
+}
+
+/* Is the operand size 16 bits, for instructions whose decoded one does not say? */
+static bool operand16(const struct vcpu *v, const struct insn *in)
+{
+    bool p66 = false;
+
+    for (unsigned i = 0; i < in->prefix_len; i++)
+        p66 |= in->raw[i] == 0x66;
+    return !vcpu_long64(v) && p66 != !(v->seg[SEG_CS].attr & SEGA_DB);
+}
+
+/* Protected-mode instructions: #UD in real-address and virtual-8086 mode. */
+static bool no_selectors(const struct vcpu *v)
+{
+    return !(v->cr0 & CR0_PE) || (v->rflags & FL_VM);
 }
 
 static void set_zf(struct vcpu *v, bool zf)
@@ -235,14 +308,14 @@ static enum cpu_result do_load_sreg(struct vcpu *v, const struct insn *in, unsig
 
 static enum cpu_result do_pop_seg(struct vcpu *v, const struct insn *in)
 {
-    unsigned size = stack_size(v, in), seg = in->opcode >> 3 & 7;
+    unsigned size = stack_size(v, in), seg = in->opcode >> 3 & 7, width = stack_width(v);
     uint64_t sel;
 
     if (peek_stack(v, &sel, size))
         return CPU_EXCEPTION;
     enum cpu_result r = do_load_sreg(v, in, seg, sel);
-    if (r == CPU_NEXT)
-        v->gpr[RSP] += size;
+    if (r == CPU_NEXT) /* POP SS pops by the old width, and then it is the new one */
+        write_gpr(v, RSP, width, v->gpr[RSP] + size);
     return serialise(v, in, r);
 }
 
@@ -253,37 +326,41 @@ static enum cpu_result do_popf(struct vcpu *v, const struct insn *in)
 
     if (peek_stack(v, &value, size))
         return CPU_EXCEPTION;
-    v->gpr[RSP] += size;
-    return serialise(v, in, cpu_popf(v, value, size));
+    enum cpu_result r = cpu_popf(v, value, size);
+    if (r == CPU_NEXT)
+        release_stack(v, size);
+    return serialise(v, in, r);
 }
 
 /* SDM vol. 2, ENTER.  RBP and RSP change only when every access has succeeded. */
 static enum cpu_result do_enter(struct vcpu *v, const struct insn *in)
 {
     unsigned size = stack_size(v, in), level = in->imm2 & 31;
-    uint64_t rsp = v->gpr[RSP] - size, rbp = v->gpr[RBP], frame = rsp, gpa;
+    uint64_t rsp = v->gpr[RSP] - size, rbp = v->gpr[RBP], frame = rsp, gpa, gva;
     void *host;
 
-    if (store_at(v, rsp, &rbp, size, true))
+    if (stack_store(v, rsp, rbp, size))
         return CPU_EXCEPTION;
     for (unsigned i = 1; i < level; i++) {
         uint64_t outer = 0;
         rbp -= size;
         rsp -= size;
-        if (load_at(v, rbp, &outer, size, true) || store_at(v, rsp, &outer, size, true))
+        if (stack_load(v, rbp, &outer, size) || stack_store(v, rsp, outer, size))
             return CPU_EXCEPTION;
     }
     if (level) {
         rsp -= size;
-        if (store_at(v, rsp, &frame, size, true))
+        if (stack_store(v, rsp, frame, size))
             return CPU_EXCEPTION;
     }
     rsp -= (uint16_t)in->imm;
     /* A write at the final stack pointer must be possible. */
-    if (mmu_translate(v, rsp, MMU_WRITE, true, &host, &gpa) < 0)
+    gva = callout_truncate(rsp, stack_width(v));
+    if ((!vcpu_long64(v) && cpu_linear(v, SEG_SS, gva, size, MMU_WRITE, &gva)) ||
+        mmu_translate(v, gva, MMU_WRITE, true, &host, &gpa) < 0)
         return CPU_EXCEPTION;
     write_gpr(v, RBP, size, frame);
-    v->gpr[RSP] = rsp;
+    set_rsp(v, rsp);
     return CPU_NEXT;
 }
 
@@ -315,6 +392,8 @@ static enum cpu_result do_load_table(struct vcpu *v, const struct insn *in)
         return CPU_EXCEPTION;
     for (unsigned i = 0; i < bytes; i++)
         base |= (uint64_t)image[2 + i] << (8 * i);
+    if (operand16(v, in))
+        base &= 0xffffff;
     uint16_t limit = image[0] | image[1] << 8;
     return in->op == OP_LGDT ? cpu_lgdt(v, base, limit) : cpu_lidt(v, base, limit);
 }
@@ -325,6 +404,8 @@ static enum cpu_result do_selector(struct vcpu *v, const struct insn *in)
     uint32_t value = 0;
     int ok;
 
+    if (no_selectors(v))
+        return cpu_raise(v, EXC_UD);
     if (read_rm16(v, in, &sel))
         return CPU_EXCEPTION;
     switch (in->op) {
@@ -350,6 +431,8 @@ static enum cpu_result do_load_system_seg(struct vcpu *v, const struct insn *in)
 {
     uint16_t sel;
 
+    if (no_selectors(v))
+        return cpu_raise(v, EXC_UD);
     enum cpu_result r = cpu_require_cpl0(v);
     if (r != CPU_NEXT)
         return r;
@@ -507,6 +590,8 @@ static enum cpu_result do_arpl(struct vcpu *v, const struct insn *in)
 {
     uint16_t dst, src = v->gpr[in->reg];
 
+    if (no_selectors(v))
+        return cpu_raise(v, EXC_UD);
     if (read_rm16(v, in, &dst))
         return CPU_EXCEPTION;
     bool adjust = (dst & 3) < (src & 3);
@@ -518,6 +603,105 @@ static enum cpu_result do_arpl(struct vcpu *v, const struct insn *in)
             return CPU_EXCEPTION;
     }
     set_zf(v, adjust);
+    return CPU_NEXT;
+}
+
+/* -- Instructions that 64-bit mode does not have. ------------------------------------------------ */
+
+/* PUSHA, POPA: nothing changes until every access has succeeded (SDM vol. 2). */
+static enum cpu_result do_pusha(struct vcpu *v, const struct insn *in)
+{
+    unsigned size = in->op_size;
+
+    for (unsigned i = 0; i < 8; i++)
+        if (stack_store(v, v->gpr[RSP] - (i + 1) * size, v->gpr[i], size))
+            return CPU_EXCEPTION;
+    set_rsp(v, v->gpr[RSP] - 8 * size);
+    return CPU_NEXT;
+}
+
+static enum cpu_result do_popa(struct vcpu *v, const struct insn *in)
+{
+    unsigned size = in->op_size;
+    uint64_t value[8];
+
+    for (unsigned i = 0; i < 8; i++)
+        if (stack_load(v, v->gpr[RSP] + i * size, &value[i], size))
+            return CPU_EXCEPTION;
+    for (unsigned i = 0; i < 8; i++)
+        if (7 - i != RSP)
+            write_gpr(v, 7 - i, size, value[i]);
+    release_stack(v, 8 * size);
+    return CPU_NEXT;
+}
+
+static void set_sf_zf_pf(struct vcpu *v, uint8_t al)
+{
+    v->rflags &= ~(uint64_t)(FL_SF | FL_ZF | FL_PF);
+    v->rflags |= (al & 0x80 ? FL_SF : 0) | (al ? 0 : FL_ZF) |
+                 (__builtin_parity(al) ? 0 : FL_PF);
+}
+
+/* The decimal instructions, as SDM vol. 2 spells them out.  Flags it calls undefined come out as
+ * Intel's processors leave them. */
+static enum cpu_result do_bcd(struct vcpu *v, const struct insn *in)
+{
+    uint8_t al = v->gpr[RAX], ah = v->gpr[RAX] >> 8, old = al, base = (uint8_t)in->imm;
+    bool cf = v->rflags & FL_CF, af = v->rflags & FL_AF, sub = in->opcode & 8;
+
+    switch (in->opcode) {
+    case 0x27: /* DAA */
+    case 0x2f: /* DAS */
+        if ((al & 15) > 9 || af) {
+            if (sub)
+                cf |= al < 6;
+            al = sub ? al - 6 : al + 6;
+            af = true;
+        }
+        if (old > 0x99 || (v->rflags & FL_CF)) {
+            al = sub ? al - 0x60 : al + 0x60;
+            cf = true;
+        } else if (!sub) {
+            cf = false;
+        }
+        set_sf_zf_pf(v, al);
+        v->rflags &= ~(uint64_t)(FL_CF | FL_AF | FL_OF);
+        v->rflags |= (cf ? FL_CF : 0) | (af ? FL_AF : 0);
+        break;
+    case 0x37: /* AAA */
+    case 0x3f: /* AAS */
+        if ((al & 15) > 9 || af) {
+            uint16_t ax = (uint16_t)v->gpr[RAX];
+            ax = sub ? (uint16_t)(ax - 0x106) : (uint16_t)(ax + 0x106);
+            al = (uint8_t)ax;
+            ah = ax >> 8;
+            af = true;
+        } else {
+            af = false;
+        }
+        set_sf_zf_pf(v, al);
+        al &= 15;
+        v->rflags &= ~(uint64_t)(FL_CF | FL_AF | FL_OF);
+        v->rflags |= af ? FL_CF | FL_AF : 0;
+        break;
+    case 0xd4: /* AAM */
+        if (!base)
+            return cpu_raise(v, EXC_DE);
+        ah = al / base;
+        al = al % base;
+        set_sf_zf_pf(v, al);
+        v->rflags &= ~(uint64_t)(FL_CF | FL_AF | FL_OF);
+        break;
+    case 0xd5: /* AAD */
+        al = (uint8_t)(al + ah * base);
+        ah = 0;
+        set_sf_zf_pf(v, al);
+        v->rflags &= ~(uint64_t)(FL_CF | FL_AF | FL_OF);
+        break;
+    default: /* SALC */
+        al = cf ? 0xff : 0;
+    }
+    write_gpr(v, RAX, 2, (uint16_t)(ah << 8 | al));
     return CPU_NEXT;
 }
 
@@ -618,9 +802,13 @@ static enum cpu_result execute(struct vcpu *v, const struct insn *in)
     case OP_LIDT:
         return do_load_table(v, in);
     case OP_SLDT:
+        if (no_selectors(v))
+            return cpu_raise(v, EXC_UD);
         r = cpu_umip_check(v);
         return r == CPU_NEXT ? write_rm16(v, in, v->ldtr.sel) : r;
     case OP_STR:
+        if (no_selectors(v))
+            return cpu_raise(v, EXC_UD);
         r = cpu_umip_check(v);
         return r == CPU_NEXT ? write_rm16(v, in, v->tr.sel) : r;
     case OP_SMSW:
@@ -640,6 +828,12 @@ static enum cpu_result execute(struct vcpu *v, const struct insn *in)
         return do_arpl(v, in);
     case OP_BOUND:
         return do_bound(v, in);
+    case OP_PUSHA:
+        return do_pusha(v, in);
+    case OP_POPA:
+        return do_popa(v, in);
+    case OP_BCD:
+        return do_bcd(v, in);
 
     /* Control registers, TLB, caches. */
     case OP_MOV_FROM_CR:

@@ -657,6 +657,19 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
         }
     }
 
+    /* Where 66h selects the operand size rather than another instruction (SDM vol. 2, 2.1.1). */
+    if (mode == MODE_16 && enc == ENC_LEGACY) {
+        bool integer = map == MAP_ONE ? out->fpu == FPU_NONE || out->fpu == FPU_X87
+                       : map == MAP_0F
+                           ? (opcode >= 0x40 && opcode <= 0x4f) || opcode == 0xc0 || opcode == 0xc1 ||
+                                 (opcode >= 0xa0 && opcode <= 0xcf && opcode != 0xae &&
+                                  (opcode < 0xc2 || opcode > 0xc7))
+                           : map == MAP_0F38 && (opcode == 0xf0 || opcode == 0xf1) && px.pp != 1;
+        enum opsize kind = attr >> A_OPSIZE_SHIFT & 15;
+        if (integer && (kind == OS_V || kind == OS_Z || kind == OS_D64))
+            flags |= INSN_TOGGLE66;
+    }
+
     if (px.lock) {
         if (!is_mem || !(attr & A_LOCK))
             return invalid(out, code, p, 0);
@@ -708,7 +721,7 @@ const char *insn_op_name(enum insn_op op)
         NAME(WRGSBASE),    NAME(XGETBV),       NAME(XSETBV),      NAME(STAC),
         NAME(CLAC),        NAME(MOV_FROM_SEG), NAME(MOV_TO_SEG),  NAME(LOAD_FAR_PTR),
         NAME(MONITOR),     NAME(MWAIT),        NAME(VMCALL),      NAME(BOUND),
-        NAME(FAULT_NM),
+        NAME(FAULT_NM),    NAME(BCD),
 #undef NAME
     };
 

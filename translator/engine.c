@@ -25,6 +25,31 @@
 
 /* -- Keys ----------------------------------------------------------------------------------------- */
 
+static enum seg_class class_of(const struct segment *s)
+{
+    bool code = s->attr & 8, usable = (s->attr & (SEGA_P | SEGA_S)) == (SEGA_P | SEGA_S);
+    bool plain = code ? (s->attr & 2) : (s->attr & 6) == 2; /* readable; writable, expand-up */
+    if (!usable || !plain || s->base > 0xffffffffu)
+        return SEG_ODD;
+    return s->limit != 0xffffffffu ? SEG_LIMITED : s->base ? SEG_BASED : SEG_FLAT;
+}
+
+/* The key's part that says what kind of code this is, and what its segments are like. */
+static uint32_t legacy_key(const struct vcpu *v)
+{
+    uint32_t k = v->seg[SEG_CS].attr & SEGA_DB ? KEY_CODE32 : KEY_CODE16;
+    if (!(v->seg[SEG_SS].attr & SEGA_DB))
+        k |= KEY_STACK16;
+    for (unsigned s = 0; s < SEG_COUNT; s++) {
+        enum seg_class c = class_of(&v->seg[s]);
+        /* A code segment in a data segment register can be read only. */
+        if (s != SEG_CS && (v->seg[s].attr & 8))
+            c = SEG_ODD;
+        k |= (uint32_t)c << (KEY_SEG_SHIFT + 2 * s);
+    }
+    return k;
+}
+
 uint32_t bt_current_key(const struct vcpu *v)
 {
     uint32_t k = (uint32_t)v->cpl << 1;
@@ -55,10 +80,12 @@ uint32_t bt_current_key(const struct vcpu *v)
         k |= KEY_FSGSBASE;
     if (v->engine->watch)
         k |= KEY_SLOW_MEM;
+    if (!vcpu_long64(v))
+        k |= legacy_key(v);
     return k;
 }
 
-/* The part of the key that both jump-cache tables share: they are split by user and supervisor. */
+/* The part of the key that all blocks in one half of the jump cache share. */
 static uint32_t shared_key(uint32_t key)
 {
     uint32_t cpl = key & KEY_CPL_MASK;
@@ -92,11 +119,23 @@ static bool exec_breakpoints(const struct vcpu *v)
 
 static void use_key(struct vcpu *v, uint32_t key)
 {
+    struct engine_vcpu *ev = v->engine;
     uint32_t k = shared_key(key);
-    if (k != v->engine->key_seen) {
-        jump_cache_flush(v, false);
-        v->engine->key_seen = k;
+    uint64_t cs = bt_current_cs(v);
+    unsigned sup = v->cpl != 3;
+    if (k != ev->key_seen[sup] || cs != ev->cs_seen[sup]) {
+        jump_cache_flush_half(v, sup);
+        ev->key_seen[sup] = k;
+        ev->cs_seen[sup] = cs;
     }
+}
+
+/* May what the jump cache says of this privilege be used now? */
+static bool key_is_seen(const struct vcpu *v, uint32_t key)
+{
+    unsigned sup = v->cpl != 3;
+    return shared_key(key) == v->engine->key_seen[sup] &&
+           bt_current_cs(v) == v->engine->cs_seen[sup];
 }
 
 /* -- Finding code --------------------------------------------------------------------------------- */
@@ -197,11 +236,11 @@ static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
             return NULL;
         }
         bt_lock(bt);
-        struct tb *tb = cache_lookup(bt, gva, gpa, key);
+        struct tb *tb = cache_lookup(bt, gva, gpa, key, bt_current_cs(v));
         bt_unlock(bt);
         if (tb && tb->gpa2 != ~0ull) { /* is the tail still on the same page? */
             uint64_t tail;
-            if (exec_translate(v, (gva | (GUEST_PAGE_SIZE - 1)) + 1, &tail) < 0)
+            if (exec_translate(v, bt_next_page(v, gva), &tail) < 0)
                 return NULL;
             if (tail != tb->gpa2) {
                 bt_lock(bt);
@@ -288,11 +327,11 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
                 return 0;
             }
             uint32_t key = bt_current_key(v);
-            if (shared_key(key) == ev->key_seen && !(v->cpl == 3 && (v->rflags & FL_AC))) {
+            if (key_is_seen(v, key) && !(v->cpl == 3 && (v->rflags & FL_AC))) {
                 /* The jump cache knows, or its miss stub brings us back. */
-                v->bt.r10 = v->rip;
+                v->bt.r10 = bt_linear(v, v->rip);
                 v->bt.resume_target =
-                    v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(ev->bt, v->rip)];
+                    v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(ev->bt, v->bt.r10)];
                 split_flags(v);
                 if (v->fp_saved)
                     vcpu_fp_restore(v);
@@ -324,17 +363,18 @@ uint64_t bt_lookup(struct vcpu *v)
 {
     struct engine_vcpu *ev = v->engine;
     struct bt_engine *bt = ev->bt;
-    uint64_t page = v->rip & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
-    struct exec_tlb_entry *x = &ev->exec_tlb[(v->rip >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
+    uint64_t gva = v->bt.r10, page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    struct exec_tlb_entry *x = &ev->exec_tlb[(gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
+    v->rip = bt_offset(v, gva);
     if (v->exit_request || v->events || (bt->cfg.trace_mask & TRACE_ENTER) || bt->cfg.chaos || ev->watch ||
         (v->dr[7] & DR7_ENABLES) || x->gva_page != (page | (v->cpl == 3)))
         return 1;
-    uint64_t gpa = (x->gpa_page & ~1ull) | (v->rip & (GUEST_PAGE_SIZE - 1));
+    uint64_t gpa = (x->gpa_page & ~1ull) | (gva & (GUEST_PAGE_SIZE - 1));
     uint32_t key = bt_current_key(v);
-    if (shared_key(key) != ev->key_seen)
+    if (!key_is_seen(v, key))
         return 1;
     bt_lock(bt);
-    struct tb *tb = cache_lookup(bt, v->rip, gpa, key);
+    struct tb *tb = cache_lookup(bt, gva, gpa, key, bt_current_cs(v));
     bt_unlock(bt);
     if (!tb || tb->gpa2 != ~0ull)
         return 1;
@@ -502,22 +542,13 @@ static void bt_run(struct engine *e, struct vcpu *v)
             if (!take_events(v))
                 break;
         }
-        if (!vcpu_long64(v)) {
-            vcpu_fp_save(v);
-            __builtin_snprintf(v->exit_reason, sizeof v->exit_reason,
-                               "the guest left 64-bit mode (CS.L = 0) at %#llx, which this version "
-                               "cannot run yet",
-                               (unsigned long long)v->rip);
-            v->exit = VCPU_EXIT_UNSUPPORTED;
-            break;
-        }
         update_watch(v);
         uint32_t key = bt_current_key(v);
         use_key(v, key);
         bool one = soft_once || (v->rflags & FL_TF) || (shadow && atomic_load(&v->events));
         if (exec_breakpoints(v)) {
             one = true;
-            uint64_t hit = cpu_debug_match(v, DEBUG_EXEC, v->rip, 1);
+            uint64_t hit = cpu_debug_match(v, DEBUG_EXEC, bt_linear(v, v->rip), 1);
             if (hit && !(v->rflags & FL_RF) && resume_flag_rip != v->rip) {
                 if (cpu_debug_trap(v, hit) == CPU_EXIT)
                     break;
@@ -529,7 +560,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
         if (one)
             key |= KEY_ONE_INSN;
         bt->stats.lookups++;
-        struct tb *tb = find_block(v, v->rip, key);
+        struct tb *tb = find_block(v, bt_linear(v, v->rip), key);
         if (!tb) {
             if (!deliver(v))
                 break;
@@ -549,11 +580,12 @@ static void bt_run(struct engine *e, struct vcpu *v)
         bt->stats.exits[v->bt.exit_reason % 10]++;
         switch (v->bt.exit_reason) {
         case EXIT_LOOKUP:
+            v->rip = bt_offset(v, v->bt.r10);
             break;
         case EXIT_LINK: {
             struct link *l = (struct link *)(uintptr_t)v->bt.exit_arg;
             struct tb *from = l->from;
-            v->rip = l->target;
+            v->rip = bt_offset(v, l->target);
             if (atomic_load(&v->events) || from->dead || ev->db_bits)
                 break; /* a trap of this instruction comes before a fault of the next */
             bt->stats.lookups++;
@@ -586,6 +618,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
             }
             break;
         case EXIT_STEPPED:
+            v->rip = bt_offset(v, v->rip);
             if (tf)
                 ev->step_pending = true;
             break;
@@ -595,12 +628,12 @@ static void bt_run(struct engine *e, struct vcpu *v)
                 goto out;
             break;
         case EXIT_ASYNC: /* a kick may come just when the stepped instruction is done */
-            if (tf && v->rip != tb->gva)
+            if (tf && v->rip != bt_offset(v, tb->gva))
                 ev->step_pending = true;
             break;
         case EXIT_HOT:
             tb = (struct tb *)(uintptr_t)v->bt.exit_arg;
-            v->rip = tb->gva;
+            v->rip = bt_offset(v, tb->gva);
             if (atomic_load(&v->events) || !(tb = heat_up(v, tb)))
                 break;
             jump_cache_insert(v, tb);
@@ -696,7 +729,7 @@ static int bt_vcpu_init(struct engine *e, struct vcpu *v)
     v->bt.self = (uint64_t)(uintptr_t)v;
     for (unsigned i = 0; i < EXEC_TLB_SIZE; i++)
         ev->exec_tlb[i].gva_page = ~0ull;
-    ev->key_seen = ~0u;
+    ev->key_seen[0] = ev->key_seen[1] = ~0u;
     jump_cache_init(v);
     int r = signals_init_thread(v);
     if (!r && bt->cfg.mem_mode != MEM_SOFT && bt->bmi2)

@@ -113,7 +113,7 @@ struct view {
     struct bt_engine *bt;
     const struct tb *tb;
     FILE *out;
-    csh cs;
+    csh cs, guest_cs;
     cs_insn *host;
     size_t n;
     uint32_t main, slow, exits; /* where the parts start */
@@ -471,9 +471,10 @@ static void guest_text(const struct view *w, unsigned off, struct insn *in, char
 
     guest_bytes(w, off, buf, left < sizeof(buf) ? left : sizeof(buf));
     uint64_t rip = w->tb->gva + off;
-    if (insn_decode(in, buf, left < sizeof(buf) ? left : sizeof(buf), MODE_64) <= 0)
+    if (insn_decode(in, buf, left < sizeof(buf) ? left : sizeof(buf),
+                    key_mode(w->tb->key)) <= 0)
         *in = (struct insn){.op = OP_INVALID, .len = 1};
-    size_t n = cs_disasm(w->cs, buf, in->len, rip, 1, &i);
+    size_t n = cs_disasm(w->guest_cs, buf, in->len, rip, 1, &i);
     if (n)
         snprintf(text, size, "%016llx  %s%s%s", (unsigned long long)rip, i->mnemonic,
                  *i->op_str ? " " : "", i->op_str);
@@ -587,7 +588,8 @@ static void print_key(const struct tb *tb, FILE *out)
                 {KEY_SSE_NM, "SSE raises #NM"},     {KEY_AVX_UD, "AVX raises #UD"},
                 {KEY_AVX512_UD, "AVX-512 raises #UD"}, {KEY_XSAVE_UD, "XSAVE raises #UD"},
                 {KEY_ONE_INSN, "one instruction"},  {KEY_SLOW_MEM, "accesses in C"},
-                {KEY_TSC_TRAP, "virtual TSC"}};
+                {KEY_TSC_TRAP, "virtual TSC"},      {KEY_CODE16, "16-bit code"},
+                {KEY_CODE32, "32-bit code"},       {KEY_STACK16, "16-bit stack"}};
     fprintf(out, "for CPL %u", (tb->key & KEY_CPL_MASK) >> 1);
     for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
         if (tb->key & keys[i].bit)
@@ -599,8 +601,14 @@ void explain_print(struct bt_engine *bt, const struct tb *tb, FILE *out)
     struct view w = {.bt = bt, .tb = tb, .out = out};
     size_t first, last;
 
+    static const cs_mode guest_mode[] = {
+        [MODE_16] = CS_MODE_16, [MODE_32] = CS_MODE_32, [MODE_64] = CS_MODE_64};
     if (cs_open(CS_ARCH_X86, CS_MODE_64, &w.cs) != CS_ERR_OK)
         return;
+    if (cs_open(CS_ARCH_X86, guest_mode[key_mode(tb->key)], &w.guest_cs) != CS_ERR_OK) {
+        cs_close(&w.cs);
+        return;
+    }
     cs_option(w.cs, CS_OPT_SKIPDATA, CS_OPT_ON);
     w.n = cs_disasm(w.cs, (const uint8_t *)(uintptr_t)tb->entry_ind, tb->host_end - tb->entry_ind,
                     tb->entry_ind, 0, &w.host);
@@ -626,6 +634,7 @@ void explain_print(struct bt_engine *bt, const struct tb *tb, FILE *out)
                    "taken until a direct jump is linked, or when the block has become hot");
     if (w.host)
         cs_free(w.host, w.n);
+    cs_close(&w.guest_cs);
     cs_close(&w.cs);
 }
 

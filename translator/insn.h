@@ -52,7 +52,7 @@ enum insn_op {
     OP_SWAPGS, OP_RDFSBASE, OP_RDGSBASE, OP_WRFSBASE, OP_WRGSBASE, OP_XGETBV, OP_XSETBV,
     OP_STAC, OP_CLAC, OP_MOV_FROM_SEG, OP_MOV_TO_SEG, OP_LOAD_FAR_PTR, /* LES/LDS/LSS/LFS/LGS */
     OP_MONITOR, OP_MWAIT, OP_VMCALL, /* VMCALL, VMMCALL and the other VMX/SVM opcodes: #UD */
-    OP_BOUND,
+    OP_BOUND, OP_BCD, /* DAA, DAS, AAA, AAS, AAM, AAD, SALC */
     OP_FAULT_NM, /* never decoded: the translator puts it where CR0 makes an instruction raise #NM */
     OP_COUNT
 };
@@ -78,6 +78,8 @@ enum {
     INSN_SIB = 1u << 15,
     INSN_VSIB = 1u << 16,      /* .mem.index is a vector register                               */
     INSN_FLAGS_COND = 1u << 17, /* flags_written is "may write" (shift by CL): not a kill       */
+    INSN_TOGGLE66 = 1u << 18,  /* 16-bit code, where 66h means the opposite of what it means to
+                                  64-bit code: a copy needs the prefix if .raw has none         */
 };
 
 /* Which enable bits gate the instruction (#UD / #NM rules; SDM vol. 3, 2.5 and 13.1). */

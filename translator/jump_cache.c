@@ -63,7 +63,8 @@ static void save_user_half(struct vcpu *v)
     r->cr3 = ev->jc_cr3;
     r->epoch = atomic_load(&ev->bt->user_epoch);
     r->stamp = ++ev->as_clock;
-    r->key = ev->key_seen;
+    r->key = ev->key_seen[0];
+    r->cs = ev->cs_seen[0];
     r->n = 0;
     for (unsigned i = 0; i < ev->jc_n[0]; i++) {
         uint64_t host = v->jump_cache[0][ev->jc_used[0][i]];
@@ -87,7 +88,8 @@ void jump_cache_switch(struct vcpu *v, bool flushed)
         struct as_record *r = &ev->as[i];
         if (!r->stamp || r->cr3 != v->cr3)
             continue;
-        if (r->epoch == atomic_load(&ev->bt->user_epoch) && r->key == ev->key_seen) {
+        if (r->epoch == atomic_load(&ev->bt->user_epoch) && r->key == ev->key_seen[0] &&
+            r->cs == ev->cs_seen[0]) {
             for (unsigned k = 0; k < r->n; k++) {
                 ev->jc_used[0][k] = r->idx[k];
                 v->jump_cache[0][r->idx[k]] = r->host[k];
@@ -101,22 +103,27 @@ void jump_cache_switch(struct vcpu *v, bool flushed)
 
 void jump_cache_flush(struct vcpu *v, bool user_only)
 {
+    if (!user_only)
+        for (unsigned i = 0; i < AS_RECORDS; i++)
+            v->engine->as[i].stamp = 0;
+    jump_cache_flush_half(v, 0);
+    if (!user_only)
+        jump_cache_flush_half(v, 1);
+}
+
+void jump_cache_flush_half(struct vcpu *v, unsigned sup)
+{
     struct engine_vcpu *ev = v->engine;
     uint64_t miss = ev->bt->stub_lookup;
     const uint32_t max = sizeof ev->jc_used[0] / sizeof ev->jc_used[0][0];
-    if (!user_only)
-        for (unsigned i = 0; i < AS_RECORDS; i++)
-            ev->as[i].stamp = 0;
-    for (int sup = 0; sup < (user_only ? 1 : 2); sup++) {
-        if (ev->jc_n[sup] > max) {
-            for (unsigned i = 0; i < JUMP_CACHE_SIZE; i++)
-                v->jump_cache[sup][i] = miss;
-        } else {
-            for (unsigned i = 0; i < ev->jc_n[sup]; i++)
-                v->jump_cache[sup][ev->jc_used[sup][i]] = miss;
-        }
-        ev->jc_n[sup] = 0;
+    if (ev->jc_n[sup] > max) {
+        for (unsigned i = 0; i < JUMP_CACHE_SIZE; i++)
+            v->jump_cache[sup][i] = miss;
+    } else {
+        for (unsigned i = 0; i < ev->jc_n[sup]; i++)
+            v->jump_cache[sup][ev->jc_used[sup][i]] = miss;
     }
+    ev->jc_n[sup] = 0;
 }
 
 void jump_cache_flush_page(struct vcpu *v, uint64_t gva)

@@ -55,10 +55,31 @@ static uint32_t seg_base_off(unsigned seg)
                       offsetof(struct segment, base));
 }
 
+/* The offset of a 16- or 32-bit address. It wraps at its size. */
+static void legacy_ea(struct xlate *x, const struct insn_mem *m, unsigned addr_size, int32_t extra)
+{
+    struct emitter *e = &x->e;
+    int32_t disp = (int32_t)((uint32_t)m->disp + (uint32_t)extra);
+    if (m->base == REG_NONE && m->index == REG_NONE) {
+        e_mov_imm(e, R10, addr_size == 2 ? (uint16_t)disp : (uint32_t)disp);
+        return;
+    }
+    if (m->index == REG_NONE && !disp)
+        e_mov32_rr(e, R10, m->base);
+    else
+        e_lea32(e, R10, m->base, m->index, m->scale, disp);
+    if (addr_size == 2)
+        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xd2}, 4); /* movzx r10d, r10w */
+}
+
 void lower_ea(struct xlate *x, const struct insn *in, const struct insn_mem *m, unsigned addr_size,
               int32_t extra, bool with_segment)
 {
     struct emitter *e = &x->e;
+    if (is_legacy(x)) {
+        legacy_ea(x, m, addr_size, extra);
+        return;
+    }
     bool seg = with_segment && (m->seg == SEG_FS || m->seg == SEG_GS);
     unsigned base = m->base, index = m->index;
     uint64_t disp = (uint64_t)m->disp + (int64_t)extra;
@@ -115,6 +136,28 @@ static uint32_t stlb_off(const struct xlate *x, size_t field)
                       table * STLB_SIZE * sizeof(struct soft_tlb_entry) + field);
 }
 
+/*
+ * R10 = offset becomes the linear address. A limit is compared as a signed 64-bit number, so that
+ * neither the operand's size nor a limit of 4 GiB wraps.  Arithmetic flags are dead or saved here.
+ */
+static void lower_segment(struct xlate *x, struct slow_path *s, unsigned seg, unsigned size)
+{
+    struct emitter *e = &x->e;
+    enum seg_class class = key_seg_class(x->key, seg);
+    if (class == SEG_FLAT)
+        return;
+    if (class == SEG_LIMITED) {
+        e_load32_gs(e, R11, (uint32_t)(offsetof(struct vcpu, seg) + seg * sizeof(struct segment) +
+                                       offsetof(struct segment, limit)));
+        if (size > 1)
+            e_lea(e, R11, R11, 0xff, 1, -(int32_t)(size - 1));
+        e_bytes(e, (const uint8_t[]){0x4d, 0x39, 0xda}, 3); /* cmp r10, r11 */
+        s->seg_jcc = e_jcc_fwd(e, 0xf);                     /* jg */
+    }
+    e_load_gs(e, R11, seg_base_off(seg));
+    e_lea32(e, R10, R10, R11, 1, 0);
+}
+
 static void to_stub(struct xlate *x, const void *arg, unsigned reg, uint32_t stub)
 {
     e_mov_imm(&x->e, reg, (uintptr_t)arg);
@@ -124,15 +167,27 @@ static void to_stub(struct xlate *x, const void *arg, unsigned reg, uint32_t stu
 void lower_access(struct xlate *x, const struct insn *in, struct access a, body_fn body)
 {
     struct emitter *e = &x->e;
-    struct mem_site *site = cache_meta_alloc(x->r, sizeof *site);
+    struct mem_site *site = cache_meta_alloc(x->r, sizeof *site), *seg_site = NULL;
+    bool legacy = is_legacy(x), odd = false;
     a.ref = (struct memref){R10, KEEP, 0};
     a.scratch = R11;
-    if (!site || x->n_slow >= TB_MAX_SLOW) {
+    if (legacy) { /* code segments cannot be written, but for real mode, where C sees to it */
+        enum seg_class class = key_seg_class(x->key, a.seg);
+        odd = class == SEG_ODD || (a.seg == SEG_CS && (a.kind & MMU_WRITE)) ||
+              (class != SEG_FLAT && ((a.flags & SITE_BOUNCE) || (x->key & KEY_SLOW_MEM)));
+        if (odd)
+            a.flags |= SITE_SEG;
+        else if (class == SEG_LIMITED)
+            seg_site = cache_meta_alloc(x->r, sizeof *seg_site);
+        if (class == SEG_LIMITED && !odd && !seg_site)
+            x->failed = true;
+    }
+    if (!site || x->n_slow >= TB_MAX_SLOW || x->failed) {
         x->failed = true;
         return;
     }
     *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb, .size = a.size, .access = a.kind,
-                              .flags = a.flags};
+                              .flags = a.flags, .seg = a.seg};
     if (a.flags & (SITE_MASKED | SITE_BOUNCE)) {
         struct insn *copy = cache_meta_alloc(x->r, sizeof *copy);
         if (!copy) {
@@ -157,12 +212,19 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
     struct slow_path *s = &x->slow[x->n_slow++];
     *s = (struct slow_path){.a = a, .in = in, .body = body, .site = site,
                             .guest_off = x->guest_off};
-    if (x->key & KEY_SLOW_MEM) {
+    if ((x->key & KEY_SLOW_MEM) || odd) {
         to_stub(x, site, R11, x->bt->stub_prepare);
     } else {
         bool write = a.kind & MMU_WRITE;
         if (a.flags_live)
             lower_save_flags(e);
+        if (seg_site) {
+            *seg_site = *site;
+            seg_site->flags |= SITE_SEG;
+            s->seg_site = seg_site;
+        }
+        if (legacy)
+            lower_segment(x, s, a.seg, a.size);
         e_mov32_rr(e, R11, R10);
         e_bytes(e, (const uint8_t[]){0x41, 0xc1, 0xeb, GUEST_PAGE_SHIFT - 5}, 4); /* shr r11d */
         e_bytes(e, (const uint8_t[]){0x41, 0x81, 0xe3}, 3);                       /* and r11d */
@@ -206,6 +268,12 @@ void lower_slow_paths(struct xlate *x)
                 lower_restore_flags(e);
             to_stub(x, s->site, R11, x->bt->stub_prepare);
         }
+        if (s->seg_jcc) {
+            e_fix_here(e, s->seg_jcc);
+            if (s->a.flags_live)
+                lower_restore_flags(e);
+            to_stub(x, s->seg_site, R11, x->bt->stub_prepare);
+        }
         s->site->resume_bounce = s->site->resume;
         if (write) {
             s->site->resume_bounce = (uint32_t)emit_here(e);
@@ -213,6 +281,11 @@ void lower_slow_paths(struct xlate *x)
             side_mark(x, SIDE_INSIDE, 0);
             to_stub(x, s->site, R11, x->bt->stub_commit);
             s->site->resume_done = s->done;
+        }
+        if (s->seg_site) {
+            s->seg_site->resume = s->site->resume;
+            s->seg_site->resume_bounce = s->site->resume_bounce;
+            s->seg_site->resume_done = s->site->resume_done;
         }
     }
 }
@@ -472,6 +545,7 @@ void lower_mem(struct xlate *x, const struct insn *in, const struct insn_mem *m,
     if (lower_window(x, in, m, addr_size, extra, a, body))
         return;
     lower_ea(x, in, m, addr_size, extra, true);
+    a.seg = m->seg;
     lower_access(x, in, a, body);
     lower_forget_checks(x); /* its slow path comes back from C */
 }

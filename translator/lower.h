@@ -27,6 +27,7 @@ struct access {
     uint8_t kind;     /* MMU_READ, MMU_WRITE, MMU_RMW|MMU_WRITE */
     uint8_t flags;    /* SITE_* */
     bool flags_live;  /* arithmetic flags must survive the check */
+    uint8_t seg;      /* outside 64-bit mode: enum seg that R10 is an offset in; set by lower_mem() */
     uint64_t imm;     /* for the body */
     unsigned reg;     /* for the body */
     struct memref ref; /* set by lower_mem() */
@@ -39,6 +40,8 @@ struct slow_path {
     body_fn body;
     struct mem_site *site;
     uint8_t *jcc;         /* rel32 to fix, NULL if the main path jumps to prepare itself */
+    uint8_t *seg_jcc;     /* the same for a segment's limit, R10 = offset; NULL if not checked */
+    struct mem_site *seg_site;
     uint16_t guest_off;
     uint32_t done;
 };
@@ -82,7 +85,13 @@ struct xlate {
 
 void side_mark(struct xlate *x, enum side_kind kind, unsigned reg);
 
-/* R10 = linear address of the operand. Flag-free; uses R11. */
+static inline bool is_legacy(const struct xlate *x)
+{
+    return x->key & KEY_LEGACY;
+}
+
+/* R10 = linear address of the operand; outside 64-bit mode, where segments are checked by
+ * lower_access(), its offset. Flag-free; uses R11. */
 void lower_ea(struct xlate *x, const struct insn *in, const struct insn_mem *m, unsigned addr_size,
               int32_t extra, bool with_segment);
 
@@ -91,7 +100,7 @@ void lower_ea(struct xlate *x, const struct insn *in, const struct insn_mem *m, 
 void lower_mem(struct xlate *x, const struct insn *in, const struct insn_mem *m, unsigned addr_size,
                int32_t extra, struct access a, body_fn body);
 
-/* The same in soft form for a linear address that is in R10 already. */
+/* The same in soft form for an address that lower_ea() has put in R10; outside 64-bit mode a.seg is set. */
 void lower_access(struct xlate *x, const struct insn *in, struct access a, body_fn body);
 
 /* `mov reg, ref` zero-extended from size 2, 4, 8; `mov ref, reg`; `lea reg, ref`. */

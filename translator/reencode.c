@@ -3,7 +3,7 @@
 
 static bool kept_prefix(uint8_t b)
 {
-    return b == 0x66 || b == 0xf2 || b == 0xf3 || b == 0xf0;
+    return b == 0xf2 || b == 0xf3 || b == 0xf0;
 }
 
 /* Legacy prefixes that still mean something once the operand is ours. REX is not among them. */
@@ -12,6 +12,12 @@ static void emit_prefixes(struct emitter *e, const struct insn *in)
     unsigned n = in->prefix_len;
     if (in->enc == ENC_LEGACY && in->rex && n)
         n--; /* REX is the last prefix */
+    /* 66h first: next to the opcode, disassemblers take it for a mandatory prefix. */
+    bool p66 = false;
+    for (unsigned i = 0; i < n; i++)
+        p66 |= in->raw[i] == 0x66;
+    if (p66 != !!(in->flags & INSN_TOGGLE66))
+        e8(e, 0x66);
     for (unsigned i = 0; i < n; i++)
         if (kept_prefix(in->raw[i]))
             e8(e, in->raw[i]);

@@ -12,6 +12,8 @@
 
 #include "cpu/exception.h"
 #include "cpu/fpu.h"
+#include "cpu/segment.h"
+#include "translator/callouts.h"
 #include "cpu/system.h"
 #include "mmu/mmu.h"
 #include "runtime/trace.h"
@@ -66,8 +68,9 @@ static uint64_t bounce(struct vcpu *v, struct mem_site *s, uint64_t gva, unsigne
         if (!len[i])
             continue;
         int t = -1;
-        if (mmu_canonical(gva + off))
-            t = mmu_translate(v, gva + off, s->access, s->flags & SITE_STACK, &host[i],
+        uint64_t piece = vcpu_long64(v) ? gva + off : (uint32_t)(gva + off);
+        if (mmu_canonical(piece))
+            t = mmu_translate(v, piece, s->access, s->flags & SITE_STACK, &host[i],
                               &ev->bounce.gpa[i]);
         if (t < 0) {
             if (!canonical)
@@ -134,6 +137,8 @@ uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
         uint64_t rfbm = ((v->gpr[RDX] << 32) | (uint32_t)v->gpr[RAX]) & v->xcr0;
         size = xstate_size(rfbm, s->insn->op == OP_XSAVEC);
     }
+    if ((s->flags & SITE_SEG) && cpu_linear(v, s->seg, gva, size, s->access, &gva))
+        return 0;
     /* The instruction would find out by itself, but only once its pages are there. */
     unsigned align = s->flags & SITE_XSAVE ? 64 : !(s->flags & SITE_ALIGNED) ? 1
                      : size > 64           ? 16

@@ -16,6 +16,7 @@
 #include "cpu/exception.h"
 #include "cpu/fpu.h"
 #include "cpu/platform.h"
+#include "cpu/segment.h"
 #include "cpu/system.h"
 #include "mmu/mmu.h"
 
@@ -35,6 +36,7 @@ struct string {
     bool repeat, until_zf; /* any repeat prefix; REPNE of CMPS and SCAS                */
     bool has_src, has_dst; /* [rsi], [rdi]                                             */
     bool writes;           /* to [rdi]                                                 */
+    unsigned src_seg;
     uint64_t src_base, dst_base;
     uint64_t *rflags;
 };
@@ -45,6 +47,30 @@ static uint64_t linear(const struct string *s, unsigned reg)
     uint64_t a = callout_truncate(s->v->gpr[reg], s->addr_size) + base;
 
     return vcpu_long64(s->v) ? a : (uint32_t)a;
+}
+
+/*
+ * Outside 64-bit mode: checks the first element against its segment and cuts *n to what the limit
+ * lets through.  0, or -1 with a fault.
+ */
+static int check_segment(const struct string *s, unsigned reg, uint64_t *n)
+{
+    struct vcpu *v = s->v;
+    unsigned seg = reg == RSI ? s->src_seg : SEG_ES;
+    unsigned access = reg == RDI && s->writes ? MMU_WRITE : MMU_READ;
+    uint64_t offset = callout_truncate(v->gpr[reg], s->addr_size), gva;
+
+    if (vcpu_long64(v))
+        return 0;
+    if (cpu_linear(v, seg, offset, s->size, access, &gva))
+        return -1;
+    if ((v->seg[seg].attr & 0xc) == 4) { /* expand-down data: offsets above the limit */
+        *n = 1;
+    } else if (!s->down) {
+        uint64_t room = ((uint64_t)v->seg[seg].limit - offset + 1) / s->size;
+        *n = room < *n ? room : *n;
+    }
+    return 0;
 }
 
 /* Writes an address register or the counter back with the address size's width. */
@@ -353,6 +379,8 @@ static uint64_t do_run(const struct string *s, uint64_t count, bool *code_hit)
     void *hsrc = NULL, *hdst = NULL;
     int target = MMU_RAM;
 
+    if ((s->has_src && check_segment(s, RSI, &n)) || (s->has_dst && check_segment(s, RDI, &n)))
+        return 0;
     if (s->has_src) {
         uint64_t room = in_page(s, RSI, src);
         n = room < n ? room : n;
@@ -415,7 +443,10 @@ static int one_io(const struct string *s)
     const struct platform_ops *ops = v->platform->ops;
     uint16_t port = v->gpr[RDX];
     uint32_t value = 0;
+    uint64_t one = 1;
 
+    if (check_segment(s, s->op == OP_OUTS ? RSI : RDI, &one))
+        return -1;
     if (s->op == OP_OUTS) {
         if (mmu_load(v, linear(s, RSI), &value, s->size, MMU_READ, false))
             return -1;
@@ -475,6 +506,7 @@ enum cpu_result callout_string(struct vcpu *v, const struct insn *in)
         .has_src = in->op == OP_MOVS || in->op == OP_CMPS || in->op == OP_LODS || in->op == OP_OUTS,
         .has_dst = in->op != OP_LODS && in->op != OP_OUTS,
         .writes = in->op == OP_MOVS || in->op == OP_STOS || in->op == OP_INS,
+        .src_seg = in->mem.seg,
         .src_base = callout_seg_base(v, in->mem.seg),
         .dst_base = callout_seg_base(v, SEG_ES),
         .rflags = &v->rflags,

@@ -61,7 +61,8 @@ static enum insn_rule rule_of(const struct insn *in, uint32_t key)
     case OP_LGDT: case OP_LIDT: case OP_SLDT: case OP_STR: case OP_LAR: case OP_LSL: case OP_VERR:
     case OP_VERW: case OP_WRFSBASE:
     case OP_WRGSBASE: case OP_XGETBV: case OP_STAC: case OP_CLAC:
-    case OP_PUSH_SEG: case OP_INVD: case OP_WBINVD:
+    case OP_PUSH_SEG: case OP_INVD: case OP_WBINVD: case OP_PUSHA: case OP_POPA: case OP_BOUND:
+    case OP_BCD: case OP_ARPL:
         return RULE_CALLOUT;
     default:
         return RULE_CALLOUT_END;
@@ -142,13 +143,13 @@ static uint32_t peek_live(struct xlate *x, uint64_t gva)
             x->tb->peek_hi = hi;
         if (gpa >> GUEST_PAGE_SHIFT != x->tb->gpa >> GUEST_PAGE_SHIFT)
             break;
-        int len = insn_decode(&in, buf, fetch(x->bt, gpa, ~0ull, buf), MODE_64);
+        int len = insn_decode(&in, buf, fetch(x->bt, gpa, ~0ull, buf), key_mode(x->key));
         if (len <= 0 || in.op == OP_INVALID)
             break;
         live |= open & in.flags_read;
         if (!(in.flags & INSN_FLAGS_COND))
             open &= ~(uint32_t)in.flags_written;
-        if (in.op == OP_JMP) {
+        if (in.op == OP_JMP && (in.op_size > 2)) {
             uint64_t next = gpa + (unsigned)len + (uint64_t)in.imm;
             if (next >> GUEST_PAGE_SHIFT != gpa >> GUEST_PAGE_SHIFT)
                 break;
@@ -162,18 +163,36 @@ static uint32_t peek_live(struct xlate *x, uint64_t gva)
     return live | open;
 }
 
+/* The linear address of an offset in CS. */
+static uint64_t linear_of(const struct xlate *x, uint64_t rip)
+{
+    return is_legacy(x) ? (uint32_t)(rip + (uint32_t)x->tb->cs) : rip;
+}
+
+/* An instruction pointer as an operand size of 2, 4 or 8 leaves it. */
+static uint64_t truncate_rip(const struct insn *in, uint64_t rip)
+{
+    return in->op_size == 2 ? (uint16_t)rip : in->op_size == 4 ? (uint32_t)rip : rip;
+}
+
+/* Where a relative branch at the instruction before `next` goes: a linear address. */
+static uint64_t branch_target(const struct xlate *x, const struct insn *in, uint64_t next)
+{
+    return linear_of(x, truncate_rip(in, next + (uint64_t)in->imm));
+}
+
 static uint32_t live_out(struct xlate *x)
 {
     const struct insn *in = &x->insn[x->n - 1];
-    uint64_t next = x->rip[x->n - 1] + in->len;
+    uint64_t rip = x->rip[x->n - 1] + in->len, next = linear_of(x, rip);
     if (fpu_fault(in, x->key) >= 0 || (x->key & KEY_ONE_INSN)) /* a trap may show them */
         return FL_ARITH;
     switch (in->op) {
     case OP_JMP: case OP_CALL:
-        return peek_live(x, next + (uint64_t)in->imm);
+        return peek_live(x, branch_target(x, in, rip));
     case OP_JCC: case OP_LOOP: case OP_LOOPE: case OP_LOOPNE: case OP_JRCXZ: {
         uint32_t l = peek_live(x, next);
-        return l == FL_ARITH ? l : l | peek_live(x, next + (uint64_t)in->imm);
+        return l == FL_ARITH ? l : l | peek_live(x, branch_target(x, in, rip));
     }
     default:
         return rule_of(in, x->key) == RULE_NATIVE ? peek_live(x, next) : FL_ARITH;
@@ -366,6 +385,18 @@ static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
         lower_mem(x, in, &in->mem, in->addr_size, 0, copy_access(x, in, i), body_copy);
         return;
     }
+    if (is_legacy(x) && in->enc == ENC_LEGACY) {
+        if (in->map == MAP_ONE && in->opcode >= 0x40 && in->opcode <= 0x4f) {
+            /* The short forms of INC and DEC are REX prefixes to the host. */
+            if (in->op_size == 2)
+                e8(e, 0x66);
+            e8(e, 0xff);
+            e8(e, (uint8_t)(0xc0 | (in->opcode & 0xf)));
+        } else {
+            reencode_plain(e, in);
+        }
+        return;
+    }
     /* Registers only: verbatim, around the two registers that live in memory. */
     uint16_t scratch = (1u << R10) | (1u << R11);
     for (unsigned r = R10; r <= R11; r++)
@@ -405,6 +436,11 @@ static void write_gpr(struct xlate *x, unsigned reg, unsigned src, unsigned size
 
 static void rule_lea(struct xlate *x, const struct insn *in)
 {
+    if (is_legacy(x)) {
+        lower_ea(x, in, &in->mem, in->addr_size, 0, false);
+        write_gpr(x, in->reg, R10, in->op_size);
+        return;
+    }
     if (in->mem.base == BASE_RIP || in->mem.base == R10 || in->mem.base == R11 ||
         in->mem.index == R10 || in->mem.index == R11 || in->reg == R10 || in->reg == R11) {
         lower_ea(x, in, &in->mem, in->addr_size, 0, false);
@@ -483,6 +519,11 @@ static void body_store_value(struct xlate *x, const struct insn *in, const struc
 
 static const struct insn_mem stack_top = {.base = RSP, .index = REG_NONE, .scale = 1, .seg = SEG_SS};
 
+static unsigned stack_addr_size(const struct xlate *x)
+{
+    return !is_legacy(x) ? 8 : x->key & KEY_STACK16 ? 2 : 4;
+}
+
 static void stack_access(struct xlate *x, const struct insn *in, unsigned i, uint8_t kind,
                          unsigned size, int32_t disp, struct access a, body_fn body)
 {
@@ -490,12 +531,21 @@ static void stack_access(struct xlate *x, const struct insn *in, unsigned i, uin
     a.size = (uint16_t)size;
     a.flags = SITE_STACK;
     a.flags_live = live_at(x, i);
-    lower_mem(x, in, &stack_top, 8, disp, a, body);
+    lower_mem(x, in, &stack_top, stack_addr_size(x), disp, a, body);
+}
+
+/* Stack pointer = base + n, in the width that the stack segment gives it. */
+static void set_rsp(struct xlate *x, unsigned base, int32_t n)
+{
+    unsigned width = stack_addr_size(x);
+    if (width == 2)
+        e8(&x->e, 0x66);
+    e_op_mem(&x->e, width == 8, 0x8d, RSP, base, 0xff, 1, n);
 }
 
 static void add_rsp(struct xlate *x, int32_t n)
 {
-    e_lea(&x->e, RSP, RSP, 0xff, 1, n);
+    set_rsp(x, RSP, n);
 }
 
 static void rule_push(struct xlate *x, const struct insn *in, unsigned i)
@@ -525,9 +575,9 @@ static void rule_pop(struct xlate *x, const struct insn *in, unsigned i)
 {
     unsigned size = in->op_size;
     bool mem = in->stack_operand == STK_MEM;
-    if (!mem && size == 8 && in->rm != R10 && in->rm != R11 && in->rm != RSP) {
+    if (!mem && size >= 4 && in->rm != R10 && in->rm != R11 && in->rm != RSP) {
         stack_access(x, in, i, MMU_READ, size, 0, (struct access){.reg = in->rm}, body_load_reg);
-        add_rsp(x, 8);
+        add_rsp(x, (int32_t)size);
         return;
     }
     stack_access(x, in, i, MMU_READ, size, 0, (struct access){0},
@@ -555,8 +605,8 @@ static void rule_leave(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct insn_mem m = {.base = RBP, .index = REG_NONE, .scale = 1, .seg = SEG_SS};
     struct access a = {.size = in->op_size, .flags = SITE_STACK, .flags_live = live_at(x, i)};
-    lower_mem(x, in, &m, 8, 0, a, body_load_r11);
-    e_lea(&x->e, RSP, RBP, 0xff, 1, in->op_size);
+    lower_mem(x, in, &m, stack_addr_size(x), 0, a, body_load_r11);
+    set_rsp(x, RBP, in->op_size);
     write_gpr(x, RBP, R11, in->op_size);
 }
 
@@ -601,16 +651,19 @@ static void rule_bt(struct xlate *x, const struct insn *in, unsigned i)
     e_lea(e, R10, R10, R11, 1, 0);
     if (in->addr_size == 4)
         e_mov32_rr(e, R10, R10);
+    else if (in->addr_size == 2)
+        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xd2}, 4); /* movzx r10d, r10w */
     e_load_gs(e, R11, VCPU_OFF(scratch[SCR_VALUE]));
     e_bytes(e, (const uint8_t[]){0x41, 0x83, 0xe3, (uint8_t)(bytes * 8 - 1)}, 4); /* and r11d */
     e_store_gs(e, VCPU_OFF(scratch[SCR_VALUE]), R11);
     lower_restore_flags(e);
-    if (in->mem.seg == SEG_FS || in->mem.seg == SEG_GS) {
+    if (!is_legacy(x) && (in->mem.seg == SEG_FS || in->mem.seg == SEG_GS)) {
         e_load_gs(e, R11, (uint32_t)(offsetof(struct vcpu, seg[in->mem.seg]) +
                                      offsetof(struct segment, base)));
         e_lea(e, R10, R10, R11, 1, 0);
     }
     struct access a = copy_access(x, in, i);
+    a.seg = in->mem.seg;
     a.size = (uint16_t)bytes;
     a.flags_live = true; /* ZF survives */
     lower_access(x, in, a, body_bt);
@@ -626,13 +679,15 @@ static void rule_xlat(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct emitter *e = &x->e;
     struct insn_mem m = {.base = R10, .index = REG_NONE, .scale = 1, .seg = in->mem.seg};
-    struct access a = {.size = 1, .flags_live = live_at(x, i)};
+    struct access a = {.size = 1, .seg = m.seg, .flags_live = live_at(x, i)};
     e_bytes(e, (const uint8_t[]){0x44, 0x0f, 0xb6, 0xd8}, 4); /* movzx r11d, al */
-    if (in->addr_size == 4)
+    if (in->addr_size <= 4)
         e_lea32(e, R10, RBX, R11, 1, 0);
     else
         e_lea(e, R10, RBX, R11, 1, 0);
-    if (m.seg == SEG_FS || m.seg == SEG_GS) {
+    if (in->addr_size == 2)
+        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xd2}, 4); /* movzx r10d, r10w */
+    if (!is_legacy(x) && (m.seg == SEG_FS || m.seg == SEG_GS)) {
         e_load_gs(e, R11, (uint32_t)(offsetof(struct vcpu, seg[m.seg]) +
                                      offsetof(struct segment, base)));
         e_lea(e, R10, R10, R11, 1, 0);
@@ -792,11 +847,54 @@ static void rule_mov_from_seg(struct xlate *x, const struct insn *in)
 
 /* -- Branch rules --------------------------------------------------------------------------------- */
 
+/* R10 = new instruction pointer of this width; outside 64-bit mode it becomes a linear address. */
+static void target_to_linear(struct xlate *x, unsigned width)
+{
+    struct emitter *e = &x->e;
+    uint32_t base = (uint32_t)x->tb->cs;
+    if (!is_legacy(x))
+        return;
+    if (width == 2)
+        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xd2}, 4); /* movzx r10d, r10w */
+    if (base)
+        e_lea32(e, R10, R10, 0xff, 1, (int32_t)base);
+    else if (width != 2)
+        e_mov32_rr(e, R10, R10);
+}
+
+/* LOOPcc and JCXZ on CX, which the host cannot test: on a zero-extended copy, RCX put aside in R11. */
+static void branch_on_cx(struct xlate *x, const struct insn *in, uint64_t target, uint64_t next)
+{
+    struct emitter *e = &x->e;
+    bool loop = in->op != OP_JRCXZ;
+    uint8_t *cond = NULL;
+    if (loop)
+        e_bytes(e, (const uint8_t[]){0x66, 0x8d, 0x49, 0xff}, 4); /* lea cx, [rcx - 1] */
+    side_mark(x, SIDE_INSIDE, 0);
+    if (in->op == OP_LOOPE || in->op == OP_LOOPNE)
+        cond = e_jcc_fwd(e, in->op == OP_LOOPE ? CC_NE : CC_E);
+    e_mov_rr(e, R11, RCX);
+    e_bytes(e, (const uint8_t[]){0x0f, 0xb7, 0xc9}, 3); /* movzx ecx, cx */
+    e8(e, 0xe3);                                        /* jrcxz */
+    uint8_t *rel8 = e->p;
+    e8(e, 0);
+    e_mov_rr(e, RCX, R11);
+    jump_to(x, loop ? target : next);
+    if (!e->overflow)
+        *rel8 = (uint8_t)(e->p - rel8 - 1);
+    e_mov_rr(e, RCX, R11);
+    if (cond)
+        e_fix_here(e, cond);
+    jump_to(x, loop ? next : target);
+}
+
 static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct emitter *e = &x->e;
-    uint64_t next = x->cur_rip + in->len;
-    uint64_t target = next + (uint64_t)in->imm;
+    uint64_t next_rip = truncate_rip(in, x->cur_rip + in->len);
+    uint64_t next = linear_of(x, x->cur_rip + in->len);
+    uint64_t target = branch_target(x, in, x->cur_rip + in->len);
+    unsigned width = in->op_size; /* of a return address */
     switch (in->op) {
     case OP_JMP:
         jump_to(x, target);
@@ -805,6 +903,10 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         jump_cond(x, in->cond, target, next);
         break;
     case OP_LOOP: case OP_LOOPE: case OP_LOOPNE: case OP_JRCXZ: {
+        if (in->addr_size == 2) {
+            branch_on_cx(x, in, target, next);
+            break;
+        }
         if (in->addr_size == 4)
             e8(e, 0x67);
         e8(e, in->opcode);
@@ -817,23 +919,25 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         break;
     }
     case OP_CALL:
-        stack_access(x, in, i, MMU_WRITE, 8, -8, (struct access){.imm = next}, body_push_imm);
-        add_rsp(x, -8);
+        stack_access(x, in, i, MMU_WRITE, width, -(int32_t)width,
+                     (struct access){.imm = next_rip}, body_push_imm);
+        add_rsp(x, -(int32_t)width);
         jump_to(x, target);
         break;
     case OP_JMP_IND: case OP_CALL_IND: {
         unsigned reg = in->rm;
         bool mem = in->flags & INSN_MEM, call = in->op == OP_CALL_IND;
         if (mem) {
-            struct access a = {.size = 8, .flags = stack_flag(&in->mem),
+            struct access a = {.size = (uint16_t)width, .flags = stack_flag(&in->mem),
                                .flags_live = live_at(x, i)};
             lower_mem(x, in, &in->mem, in->addr_size, 0, a, body_load_target);
         } else if (reg == RSP) {
             e_store_gs(e, VCPU_OFF(scratch[SCR_TARGET]), RSP);
         }
         if (call) {
-            stack_access(x, in, i, MMU_WRITE, 8, -8, (struct access){.imm = next}, body_push_imm);
-            add_rsp(x, -8);
+            stack_access(x, in, i, MMU_WRITE, width, -(int32_t)width,
+                         (struct access){.imm = next_rip}, body_push_imm);
+            add_rsp(x, -(int32_t)width);
         }
         if (mem || reg == RSP)
             e_load_gs(e, R10, VCPU_OFF(scratch[SCR_TARGET]));
@@ -841,12 +945,14 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
             e_load_gs(e, R10, GPR_OFF(reg));
         else
             e_mov_rr(e, R10, reg);
+        target_to_linear(x, width);
         jump_indirect(x);
         break;
     }
     case OP_RET:
-        stack_access(x, in, i, MMU_READ, 8, 0, (struct access){0}, body_load_r10);
-        add_rsp(x, (int32_t)(8 + (uint16_t)in->imm));
+        stack_access(x, in, i, MMU_READ, width, 0, (struct access){0}, body_load_r10);
+        add_rsp(x, (int32_t)(width + (uint16_t)in->imm));
+        target_to_linear(x, width);
         jump_indirect(x);
         break;
     }
@@ -1018,22 +1124,55 @@ static void claim_page(struct bt_engine *bt, uint64_t gpa)
     }
 }
 
+/*
+ * Encodings that mean something else to 64-bit code: 82h, an alias of 80h, and bits of VEX and EVEX
+ * that other modes ignore (SDM vol. 2, 2.3.5.6, 2.7.11): the fourth bits of vvvv and of B, and W
+ * where it chooses between general registers of 4 and 8 bytes.
+ */
+static void make_host_encoding(struct insn *in)
+{
+    uint8_t *v = in->raw + in->prefix_len;
+    if (in->enc == ENC_LEGACY) {
+        if (in->map == MAP_ONE && in->opcode == 0x82)
+            in->raw[in->opcode_off] = in->opcode = 0x80;
+        return;
+    }
+    if (v[0] == 0xc5)
+        return;
+    v[1] |= 0x20;
+    v[2] |= 0x40;
+    bool dword = in->map == MAP_0F ? in->opcode == 0x6e || in->opcode == 0x7e || in->opcode == 0x2a ||
+                                         in->opcode == 0x2c || in->opcode == 0x2d
+                                   : in->map == MAP_0F3A &&
+                                         (in->opcode == 0x16 || in->opcode == 0x22);
+    if (dword || (in->flags & (INSN_REG_GPR | INSN_RM_GPR | INSN_VVVV_GPR)))
+        v[2] &= 0x7f;
+}
+
 /* Decodes up to the block's end; false with v->exc if the straddling tail cannot be fetched. */
 static bool decode_block(struct xlate *x)
 {
     struct tb *tb = x->tb;
-    uint64_t rip = tb->gva, gpa = tb->gpa;
+    uint64_t gpa = tb->gpa, rip = is_legacy(x) ? (uint32_t)(tb->gva - (uint32_t)tb->cs) : tb->gva;
+    uint64_t start = rip, limit = is_legacy(x) ? tb->cs >> 32 : ~0ull;
+    enum insn_mode mode = key_mode(x->key);
     unsigned max = x->key & KEY_ONE_INSN ? 1 : TB_MAX_INSNS;
     while (x->n < max) {
         struct insn *in = &x->insn[x->n];
         uint8_t buf[15];
         unsigned avail = fetch(x->bt, gpa, ~0ull, buf);
-        int len = insn_decode(in, buf, avail, MODE_64);
+        int len = insn_decode(in, buf, avail, mode);
+        if (rip > limit || (len && rip + (unsigned)len - 1 > limit)) {
+            if (x->n)
+                break;
+            cpu_raise_code(x->v, EXC_GP, 0);
+            return false;
+        }
         if (len == 0) { /* straddles the page's end */
             if (x->n)
                 break;
-            uint64_t tail = (rip | (GUEST_PAGE_SIZE - 1)) + 1, gpa2;
-            if (exec_translate(x->v, tail, &gpa2) < 0)
+            uint64_t gpa2;
+            if (exec_translate(x->v, bt_next_page(x->v, tb->gva), &gpa2) < 0)
                 return false;
             if (!ram_readable(x->bt->ram, gpa2, GUEST_PAGE_SIZE)) {
                 cpu_raise_code(x->v, EXC_GP, 0);
@@ -1042,17 +1181,23 @@ static bool decode_block(struct xlate *x)
             tb->gpa2 = gpa2;
             claim_page(x->bt, gpa2);
             fetch(x->bt, gpa, gpa2, buf);
-            len = insn_decode(in, buf, 15, MODE_64);
+            len = insn_decode(in, buf, 15, mode);
+            if (rip + (unsigned)len - 1 > limit) {
+                cpu_raise_code(x->v, EXC_GP, 0);
+                return false;
+            }
         }
+        if (mode != MODE_64)
+            make_host_encoding(in);
         x->rip[x->n++] = rip;
         rip += (unsigned)len;
         gpa += (unsigned)len;
         if (ends_block(in, x->key) || tb->gpa2 != ~0ull ||
-            (rip & (GUEST_PAGE_SIZE - 1)) == 0)
+            (gpa & (GUEST_PAGE_SIZE - 1)) == 0)
             break;
     }
     tb->n_insns = (uint16_t)x->n;
-    tb->guest_len = (uint16_t)(rip - tb->gva);
+    tb->guest_len = (uint16_t)(rip - start);
     return true;
 }
 
@@ -1092,7 +1237,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
      * holds code); if code was written meanwhile, decode again. */
     do {
         gen = atomic_load(&bt->code_write_gen);
-        block = (struct tb){.gva = gva, .gpa = gpa, .gpa2 = ~0ull, .key = key};
+        block = (struct tb){.gva = gva, .gpa = gpa, .gpa2 = ~0ull, .key = key,
+                            .cs = bt_current_cs(v)};
         x->bt = bt;
         x->v = v;
         x->tb = &block;
@@ -1136,12 +1282,12 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         emit_entry_check(x);
         tb->entry = (uint32_t)emit_here(&x->e);
         x->guest_off = 0;
-        if (!x->window && v->engine->windows_on && !(key & (KEY_ONE_INSN | KEY_SLOW_MEM)) &&
+        if (!x->window && v->engine->windows_on && !is_legacy(x) && !(key & (KEY_ONE_INSN | KEY_SLOW_MEM)) &&
             !(bt->cfg.trace_mask & TRACE_ENTER) && has_accesses(x))
             emit_heat(x);
         for (unsigned i = 0; i < x->n; i++) {
             x->cur_rip = x->rip[i];
-            x->guest_off = (uint16_t)(x->cur_rip - gva);
+            x->guest_off = (uint16_t)(x->cur_rip - x->rip[0]);
             side_mark(x, SIDE_BOUNDARY, 0);
             emit_insn(x, i);
             if (x->window)
@@ -1155,7 +1301,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             side_mark(x, SIDE_BOUNDARY, 0);
             side_mark(x, SIDE_INSIDE, 0);
             x->side[x->n_side - 1].host++;
-            jump_to(x, gva + tb->guest_len);
+            jump_to(x, linear_of(x, x->rip[0] + tb->guest_len));
         }
         lower_slow_paths(x);
         x->guest_off = 0;
@@ -1172,7 +1318,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             __builtin_trap(); /* one instruction always fits: MAX_TB_CODE, MAX_TB_META */
         x->n /= 2; /* too long for its tables: a shorter block always fits */
         tb->n_insns = (uint16_t)x->n;
-        tb->guest_len = (uint16_t)(x->rip[x->n - 1] + x->insn[x->n - 1].len - gva);
+        tb->guest_len = (uint16_t)(x->rip[x->n - 1] + x->insn[x->n - 1].len - x->rip[0]);
     }
     tb->host_end = (uint32_t)emit_here(&x->e);
     tb->n_side = x->n_side;

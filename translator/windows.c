@@ -97,7 +97,7 @@ void windows_destroy(struct vcpu *v)
 static bool key_of(const struct vcpu *v, unsigned id, struct window_key *key)
 {
     uint64_t gpa = (v->cr3 & 0x000ffffffffff000ull) + (id & 511) * 8;
-    if (!(v->cr0 & CR0_PG) || !ram_readable(v->ram, gpa, 8))
+    if (!(v->cr0 & CR0_PG) || !(v->efer & EFER_LMA) || !ram_readable(v->ram, gpa, 8))
         return false;
     uint64_t e = __atomic_load_n((uint64_t *)(v->ram->base + gpa), __ATOMIC_RELAXED);
     if (!(e & 1))
