@@ -261,6 +261,7 @@ struct bt_engine {
     uint64_t n_pages;
     struct vcpu *vcpus[64];
     unsigned n_vcpus;
+    struct verify_kit *_Atomic verify_kit; /* of the verifier; NULL: in use, or never used */
     struct bt_stats stats;
 
     /* Fixed pieces of emitted code (executable addresses). */

@@ -223,6 +223,20 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     }
 }
 
+/* Checks a block, if that is asked for. A refused one ends the run: it is a bug of ours. */
+static bool verified(struct vcpu *v, const struct tb *tb)
+{
+    struct bt_engine *bt = v->engine->bt;
+    if (!bt->cfg.verify || bt_verify_block(bt, tb))
+        return true;
+    __builtin_snprintf(v->exit_reason, sizeof v->exit_reason,
+                       "the verifier rejected the translation of the block at %#llx",
+                       (unsigned long long)tb->gva);
+    v->exit = VCPU_EXIT_ERROR;
+    v->exc.vector = 255;
+    return false;
+}
+
 /* The block at gva for this key, translated if need be; NULL with v->exc. */
 static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
 {
@@ -257,14 +271,8 @@ static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
         tb = translate_block(bt, v, gva, gpa, key, NULL);
         if (!tb)
             return NULL;
-        if (bt->cfg.verify && !bt_verify_block(bt, tb)) {
-            __builtin_snprintf(v->exit_reason, sizeof v->exit_reason,
-                               "the verifier rejected the translation of the block at %#llx",
-                               (unsigned long long)gva);
-            v->exit = VCPU_EXIT_ERROR;
-            v->exc.vector = 255;
+        if (!verified(v, tb))
             return NULL;
-        }
         if (bt->cfg.trace_mask & TRACE_BLOCKS)
             trace_block(bt, tb);
         return tb;
@@ -471,7 +479,8 @@ static bool take_traps(struct vcpu *v)
     return cpu_debug_trap(v, bits) != CPU_EXIT;
 }
 
-/* Translates a hot block again, for windows. The caller has its entry state in v. */
+/* Translates a hot block again, for windows. The caller has its entry state in v. NULL if it stays
+ * as it is, or with v->exit. */
 static struct tb *heat_up(struct vcpu *v, struct tb *tb)
 {
     struct bt_engine *bt = v->engine->bt;
@@ -480,7 +489,7 @@ static struct tb *heat_up(struct vcpu *v, struct tb *tb)
     vcpu_fp_save(v);
     struct tb *hot = translate_block(bt, v, tb->gva, tb->gpa, tb->key, tb);
     bt->stats.hot_blocks++;
-    if (hot && bt->cfg.verify && !bt_verify_block(bt, hot))
+    if (hot && !verified(v, hot))
         return NULL;
     if (hot && (bt->cfg.trace_mask & TRACE_BLOCKS))
         trace_block(bt, hot);
@@ -634,7 +643,12 @@ static void bt_run(struct engine *e, struct vcpu *v)
         case EXIT_HOT:
             tb = (struct tb *)(uintptr_t)v->bt.exit_arg;
             v->rip = bt_offset(v, tb->gva);
-            if (atomic_load(&v->events) || !(tb = heat_up(v, tb)))
+            if (atomic_load(&v->events))
+                break;
+            tb = heat_up(v, tb);
+            if (v->exit != VCPU_EXIT_NONE)
+                goto out;
+            if (!tb)
                 break;
             jump_cache_insert(v, tb);
             enter(v, tb->entry);
@@ -708,6 +722,7 @@ static void bt_destroy(struct engine *e)
     struct bt_engine *bt = (struct bt_engine *)e;
     bt->ram->code_write = NULL;
     bt->ram->map_changed = NULL;
+    bt_verify_end(bt);
     cache_destroy(bt);
     free(bt);
 }

@@ -24,5 +24,7 @@ void trace_code_write(struct bt_engine *bt, uint64_t gpa, uint64_t len);
 bool bt_verify_block(struct bt_engine *bt, const struct tb *tb);
 /* The same for other bytes in the block's place (tb->host_end - tb->entry_ind of them). */
 bool bt_verify_bytes(struct bt_engine *bt, const struct tb *tb, const uint8_t *code, bool quiet);
+/* Frees what verification keeps from block to block. */
+void bt_verify_end(struct bt_engine *bt);
 
 #endif

@@ -55,16 +55,18 @@ enum meaning {
 
 struct value {
     uint32_t vn;   /* value number: equal means equal, up to the distance                       */
-    int64_t drift; /* value = that value + drift                                               */
-    uint8_t meaning;
     uint32_t of;
+    int64_t drift; /* value = that value + drift                                               */
     int64_t of_drift;
-    uint64_t a, b;
+    uint64_t a;
+    uint32_t b;
+    uint8_t meaning;
 };
 
 #define MAX_FACTS 16u
 #define N_SCRATCH 8u
 struct state {
+    struct state *next; /* while it is not in use */
     struct value reg[16], scratch[N_SCRATCH];
     struct { /* value vn + drift lies in window id */
         uint32_t vn;
@@ -91,6 +93,7 @@ struct verifier {
     bool *dirty;       /* by place                                                             */
     uint32_t n_order, next;
     uint32_t off; /* being checked */
+    struct state *free_states;
 };
 
 #define VOFF(field) ((uint64_t)offsetof(struct vcpu, field))
@@ -225,13 +228,31 @@ static void make_dirty(struct verifier *v, uint32_t off)
         v->next = place;
 }
 
+static struct state *new_state(struct verifier *v)
+{
+    struct state *s = v->free_states;
+    if (!s)
+        return malloc(sizeof *s);
+    v->free_states = s->next;
+    return s;
+}
+
+static void drop_state(struct verifier *v, uint32_t off)
+{
+    if (v->in[off]) {
+        v->in[off]->next = v->free_states;
+        v->free_states = v->in[off];
+        v->in[off] = NULL;
+    }
+}
+
 /* Control may pass to offset `to` with state s. */
 static void flow(struct verifier *v, uint32_t to, const struct state *s)
 {
     struct state *in = v->in[to];
     bool changed = false;
     if (!in) {
-        in = v->in[to] = malloc(sizeof *in);
+        in = v->in[to] = new_state(v);
         if (!in) {
             v->failed = true;
             return;
@@ -876,17 +897,16 @@ static bool check_insn(struct verifier *v)
                 (in->id == X86_INS_CMPXCHG ? i == 0
                  : in->id == X86_INS_XCHG || in->id == X86_INS_XADD
                      ? true
+                 : in->id == X86_INS_MULX ? i < 2
                      : !x->operands[i].access || (x->operands[i].access & CS_AC_WRITE)))
                 forget(v, &s, n);
-        for (unsigned i = 0; i < in->detail->regs_write_count; i++)
+        int implicit = verify_implicit_writes(in);
+        for (unsigned r = 0; implicit > 0 && r < 16; r++)
+            if (implicit >> r & 1)
+                forget(v, &s, r);
+        for (unsigned i = 0; implicit < 0 && i < in->detail->regs_write_count; i++)
             if (gpr_of(in->detail->regs_write[i], &n, &width))
                 forget(v, &s, n);
-        if (verify_implicit_writes(in->id)) {
-            forget(v, &s, RAX);
-            forget(v, &s, RCX);
-            forget(v, &s, RDX);
-            forget(v, &s, RBX);
-        }
     }
     if (v->failed)
         return false;
@@ -977,13 +997,16 @@ static bool find_order(struct verifier *v)
     return ok;
 }
 
-bool bt_verify_bytes(struct bt_engine *bt, const struct tb *tb, const uint8_t *code, bool quiet)
+static bool verify(struct bt_engine *bt, struct verify_kit *kit, const struct tb *tb,
+                   const uint8_t *code, bool quiet)
 {
-    struct verifier v = {
-        .bt = bt,
-        .tb = tb,
-        .quiet = quiet,
-        .d = {.code = code, .size = tb->host_end - tb->entry_ind, .address = tb->entry_ind}};
+    struct verifier v = {.bt = bt,
+                         .tb = tb,
+                         .quiet = quiet,
+                         .d = {.code = code,
+                               .size = tb->host_end - tb->entry_ind,
+                               .address = tb->entry_ind,
+                               .kit = kit}};
     const uint32_t n = v.d.size;
     v.in = calloc(n, sizeof *v.in);
     v.order = calloc(n, sizeof *v.order);
@@ -1018,8 +1041,7 @@ bool bt_verify_bytes(struct bt_engine *bt, const struct tb *tb, const uint8_t *c
             v.off = v.order[place];
             check_insn(&v);
             v.done[v.off] = true;
-            free(v.in[v.off]);
-            v.in[v.off] = NULL;
+            drop_state(&v, v.off);
         }
         for (uint32_t off = 0; off < n && !v.failed; off++)
             if (v.d.insn[off] && !v.done[off]) {
@@ -1029,6 +1051,10 @@ bool bt_verify_bytes(struct bt_engine *bt, const struct tb *tb, const uint8_t *c
     }
     for (uint32_t off = 0; v.in && off < n; off++)
         free(v.in[off]);
+    for (struct state *s = v.free_states, *next; s; s = next) {
+        next = s->next;
+        free(s);
+    }
     free(v.in);
     free(v.order);
     free(v.rank);
@@ -1037,6 +1063,22 @@ bool bt_verify_bytes(struct bt_engine *bt, const struct tb *tb, const uint8_t *c
     free(v.loop);
     verify_decode_free(&v.d);
     return !v.failed;
+}
+
+bool bt_verify_bytes(struct bt_engine *bt, const struct tb *tb, const uint8_t *code, bool quiet)
+{
+    struct verify_kit *kit = atomic_exchange(&bt->verify_kit, NULL), *none = NULL;
+    if (!kit)
+        kit = verify_kit_new();
+    bool ok = kit && verify(bt, kit, tb, code, quiet);
+    if (!atomic_compare_exchange_strong(&bt->verify_kit, &none, kit))
+        verify_kit_free(kit); /* another thread has put its own there meanwhile */
+    return ok;
+}
+
+void bt_verify_end(struct bt_engine *bt)
+{
+    verify_kit_free(atomic_exchange(&bt->verify_kit, NULL));
 }
 
 bool bt_verify_block(struct bt_engine *bt, const struct tb *tb)

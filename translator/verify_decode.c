@@ -11,49 +11,55 @@
  * host's stack, has memory operands that the encoding does not show, or reveals the host. */
 static bool forbidden(unsigned id)
 {
-    static const uint16_t list[] = {
-        X86_INS_SYSCALL,   X86_INS_SYSENTER,  X86_INS_SYSEXIT,   X86_INS_SYSRET,
-        X86_INS_INT,       X86_INS_INT1,      X86_INS_INT3,      X86_INS_INTO,
-        X86_INS_IRET,      X86_INS_IRETD,     X86_INS_IRETQ,     X86_INS_CALL,
-        X86_INS_LCALL,     X86_INS_LJMP,      X86_INS_RET,       X86_INS_RETF,
-        X86_INS_RETFQ,     X86_INS_PUSH,      X86_INS_PUSHAW,    X86_INS_PUSHAL,
-        X86_INS_PUSHF,     X86_INS_PUSHFD,    X86_INS_POPAW,     X86_INS_POPAL,
-        X86_INS_POPF,      X86_INS_POPFD,     X86_INS_POPFQ,     X86_INS_ENTER,
-        X86_INS_LEAVE,     X86_INS_LDS,       X86_INS_LES,       X86_INS_LFS,
-        X86_INS_LGS,       X86_INS_LSS,       X86_INS_RDFSBASE,  X86_INS_RDGSBASE,
-        X86_INS_WRFSBASE,  X86_INS_WRGSBASE,  X86_INS_SWAPGS,    X86_INS_SGDT,
-        X86_INS_SIDT,      X86_INS_SLDT,      X86_INS_SMSW,      X86_INS_STR,
-        X86_INS_LAR,       X86_INS_LSL,       X86_INS_VERR,      X86_INS_VERW,
-        X86_INS_LGDT,      X86_INS_LIDT,      X86_INS_LLDT,      X86_INS_LMSW,
-        X86_INS_LTR,       X86_INS_CLI,       X86_INS_STI,       X86_INS_HLT,
-        X86_INS_IN,        X86_INS_OUT,       X86_INS_INSB,      X86_INS_INSW,
-        X86_INS_INSD,      X86_INS_OUTSB,     X86_INS_OUTSW,     X86_INS_OUTSD,
-        X86_INS_INVD,      X86_INS_WBINVD,    X86_INS_INVLPG,    X86_INS_INVPCID,
-        X86_INS_CLTS,      X86_INS_RDMSR,     X86_INS_WRMSR,     X86_INS_RDPMC,
-        X86_INS_CPUID,     X86_INS_XGETBV,    X86_INS_XSETBV,    X86_INS_MONITOR,
-        X86_INS_MWAIT,     X86_INS_VMCALL,    X86_INS_VMLAUNCH,  X86_INS_VMRESUME,
-        X86_INS_VMXOFF,    X86_INS_VMXON,     X86_INS_VMCLEAR,   X86_INS_VMPTRLD,
-        X86_INS_VMPTRST,   X86_INS_VMREAD,    X86_INS_VMWRITE,   X86_INS_VMFUNC,
-        X86_INS_INVEPT,    X86_INS_INVVPID,   X86_INS_VMRUN,     X86_INS_VMMCALL,
-        X86_INS_VMLOAD,    X86_INS_VMSAVE,    X86_INS_STGI,      X86_INS_CLGI,
-        X86_INS_SKINIT,    X86_INS_INVLPGA,   X86_INS_GETSEC,    X86_INS_ENCLS,
-        X86_INS_ENCLU,     X86_INS_XBEGIN,    X86_INS_XEND,      X86_INS_XABORT,
-        X86_INS_XTEST,     X86_INS_XSAVES,    X86_INS_XSAVES64,  X86_INS_XRSTORS,
-        X86_INS_XRSTORS64, X86_INS_XLATB,     X86_INS_MOVSB,     X86_INS_MOVSW,
-        X86_INS_MOVSQ,     X86_INS_LODSB,     X86_INS_LODSW,     X86_INS_LODSD,
-        X86_INS_LODSQ,     X86_INS_STOSB,     X86_INS_STOSW,     X86_INS_STOSD,
-        X86_INS_STOSQ,     X86_INS_SCASB,     X86_INS_SCASW,     X86_INS_SCASD,
-        X86_INS_SCASQ,     X86_INS_CMPSB,     X86_INS_CMPSW,     X86_INS_CMPSQ,
-        X86_INS_BOUND,     X86_INS_RSM,       X86_INS_XCRYPTCBC, X86_INS_XCRYPTCFB,
-        X86_INS_XCRYPTCTR, X86_INS_XCRYPTECB, X86_INS_XCRYPTOFB, X86_INS_XSHA1,
-        X86_INS_XSHA256,   X86_INS_XSTORE,    X86_INS_MONTMUL,   X86_INS_CLAC,
-        X86_INS_STAC,      X86_INS_UD2,       X86_INS_UD2B,      X86_INS_SYSEXIT,
-        X86_INS_SALC,
+    static const bool list[X86_INS_ENDING] = {
+        [X86_INS_SYSCALL] = true, [X86_INS_SYSENTER] = true, [X86_INS_SYSEXIT] = true,
+        [X86_INS_SYSRET] = true, [X86_INS_INT] = true, [X86_INS_INT1] = true,
+        [X86_INS_INT3] = true, [X86_INS_INTO] = true, [X86_INS_IRET] = true,
+        [X86_INS_IRETD] = true, [X86_INS_IRETQ] = true, [X86_INS_CALL] = true,
+        [X86_INS_LCALL] = true, [X86_INS_LJMP] = true, [X86_INS_RET] = true, [X86_INS_RETF] = true,
+        [X86_INS_RETFQ] = true, [X86_INS_PUSH] = true, [X86_INS_PUSHAW] = true,
+        [X86_INS_PUSHAL] = true, [X86_INS_PUSHF] = true, [X86_INS_PUSHFD] = true,
+        [X86_INS_POPAW] = true, [X86_INS_POPAL] = true, [X86_INS_POPF] = true,
+        [X86_INS_POPFD] = true, [X86_INS_POPFQ] = true, [X86_INS_ENTER] = true,
+        [X86_INS_LEAVE] = true, [X86_INS_LDS] = true, [X86_INS_LES] = true, [X86_INS_LFS] = true,
+        [X86_INS_LGS] = true, [X86_INS_LSS] = true, [X86_INS_RDFSBASE] = true,
+        [X86_INS_RDGSBASE] = true, [X86_INS_WRFSBASE] = true, [X86_INS_WRGSBASE] = true,
+        [X86_INS_SWAPGS] = true, [X86_INS_SGDT] = true, [X86_INS_SIDT] = true,
+        [X86_INS_SLDT] = true, [X86_INS_SMSW] = true, [X86_INS_STR] = true, [X86_INS_LAR] = true,
+        [X86_INS_LSL] = true, [X86_INS_VERR] = true, [X86_INS_VERW] = true, [X86_INS_LGDT] = true,
+        [X86_INS_LIDT] = true, [X86_INS_LLDT] = true, [X86_INS_LMSW] = true, [X86_INS_LTR] = true,
+        [X86_INS_CLI] = true, [X86_INS_STI] = true, [X86_INS_HLT] = true, [X86_INS_IN] = true,
+        [X86_INS_OUT] = true, [X86_INS_INSB] = true, [X86_INS_INSW] = true, [X86_INS_INSD] = true,
+        [X86_INS_OUTSB] = true, [X86_INS_OUTSW] = true, [X86_INS_OUTSD] = true,
+        [X86_INS_INVD] = true, [X86_INS_WBINVD] = true, [X86_INS_INVLPG] = true,
+        [X86_INS_INVPCID] = true, [X86_INS_CLTS] = true, [X86_INS_RDMSR] = true,
+        [X86_INS_WRMSR] = true, [X86_INS_RDPMC] = true, [X86_INS_CPUID] = true,
+        [X86_INS_XGETBV] = true, [X86_INS_XSETBV] = true, [X86_INS_MONITOR] = true,
+        [X86_INS_MWAIT] = true, [X86_INS_VMCALL] = true, [X86_INS_VMLAUNCH] = true,
+        [X86_INS_VMRESUME] = true, [X86_INS_VMXOFF] = true, [X86_INS_VMXON] = true,
+        [X86_INS_VMCLEAR] = true, [X86_INS_VMPTRLD] = true, [X86_INS_VMPTRST] = true,
+        [X86_INS_VMREAD] = true, [X86_INS_VMWRITE] = true, [X86_INS_VMFUNC] = true,
+        [X86_INS_INVEPT] = true, [X86_INS_INVVPID] = true, [X86_INS_VMRUN] = true,
+        [X86_INS_VMMCALL] = true, [X86_INS_VMLOAD] = true, [X86_INS_VMSAVE] = true,
+        [X86_INS_STGI] = true, [X86_INS_CLGI] = true, [X86_INS_SKINIT] = true,
+        [X86_INS_INVLPGA] = true, [X86_INS_GETSEC] = true, [X86_INS_ENCLS] = true,
+        [X86_INS_ENCLU] = true, [X86_INS_XBEGIN] = true, [X86_INS_XEND] = true,
+        [X86_INS_XABORT] = true, [X86_INS_XTEST] = true, [X86_INS_XSAVES] = true,
+        [X86_INS_XSAVES64] = true, [X86_INS_XRSTORS] = true, [X86_INS_XRSTORS64] = true,
+        [X86_INS_XLATB] = true, [X86_INS_MOVSB] = true, [X86_INS_MOVSW] = true,
+        [X86_INS_MOVSQ] = true, [X86_INS_LODSB] = true, [X86_INS_LODSW] = true,
+        [X86_INS_LODSD] = true, [X86_INS_LODSQ] = true, [X86_INS_STOSB] = true,
+        [X86_INS_STOSW] = true, [X86_INS_STOSD] = true, [X86_INS_STOSQ] = true,
+        [X86_INS_SCASB] = true, [X86_INS_SCASW] = true, [X86_INS_SCASD] = true,
+        [X86_INS_SCASQ] = true, [X86_INS_CMPSB] = true, [X86_INS_CMPSW] = true,
+        [X86_INS_CMPSQ] = true, [X86_INS_BOUND] = true, [X86_INS_RSM] = true,
+        [X86_INS_XCRYPTCBC] = true, [X86_INS_XCRYPTCFB] = true, [X86_INS_XCRYPTCTR] = true,
+        [X86_INS_XCRYPTECB] = true, [X86_INS_XCRYPTOFB] = true, [X86_INS_XSHA1] = true,
+        [X86_INS_XSHA256] = true, [X86_INS_XSTORE] = true, [X86_INS_MONTMUL] = true,
+        [X86_INS_CLAC] = true, [X86_INS_STAC] = true, [X86_INS_UD2] = true, [X86_INS_UD2B] = true,
+        [X86_INS_SALC] = true,
     };
-    for (unsigned i = 0; i < sizeof list / sizeof list[0]; i++)
-        if (list[i] == id)
-            return true;
-    return false;
+    return id < X86_INS_ENDING && list[id];
 }
 
 /*
@@ -252,28 +258,33 @@ bool verify_reads_only(const cs_insn *in)
     return false;
 }
 
-/* Registers an instruction may write that Capstone does not tell about: all that are written
- * implicitly by anything. */
-bool verify_implicit_writes(unsigned id)
+/* General registers written beside the operands, as a mask, where Capstone 4 tells too few or too
+ * many of them; -1 for instructions where it can be believed.  (SDM vol. 2, the page of each.) */
+int verify_implicit_writes(const cs_insn *in)
 {
-    switch (id) {
-    case X86_INS_MUL:
+    enum { A = 1 << 0, C = 1 << 1, D = 1 << 2 };
+    switch (in->id) {
     case X86_INS_IMUL:
+        return in->detail->x86.op_count > 1 ? 0 : A | D;
+    case X86_INS_MUL:
     case X86_INS_DIV:
     case X86_INS_IDIV:
-    case X86_INS_CMPXCHG:
     case X86_INS_CMPXCHG8B:
     case X86_INS_CMPXCHG16B:
+    case X86_INS_RDTSC:
+        return A | D;
+    case X86_INS_RDTSCP:
+        return A | C | D;
+    case X86_INS_CMPXCHG:
     case X86_INS_CBW:
     case X86_INS_CWDE:
     case X86_INS_CDQE:
+    case X86_INS_LAHF:
+        return A;
     case X86_INS_CWD:
     case X86_INS_CDQ:
     case X86_INS_CQO:
-    case X86_INS_LAHF:
-    case X86_INS_RDTSC:
-    case X86_INS_RDTSCP:
-    case X86_INS_MULX:
+        return D;
     case X86_INS_PCMPESTRI:
     case X86_INS_PCMPISTRI:
     case X86_INS_VPCMPESTRI:
@@ -281,9 +292,9 @@ bool verify_implicit_writes(unsigned id)
     case X86_INS_LOOP:
     case X86_INS_LOOPE:
     case X86_INS_LOOPNE:
-        return true;
+        return C;
     }
-    return false;
+    return -1;
 }
 
 /* -- Decoding -------------------------------------------------------------------------------------
@@ -532,16 +543,55 @@ struct verify_lot {
     } item[32];
 };
 
+static struct verify_lot *new_lot(void)
+{
+    struct verify_lot *l = malloc(sizeof *l);
+    if (l) {
+        l->next = NULL;
+        l->used = 0;
+    }
+    return l;
+}
+
+struct verify_kit *verify_kit_new(void)
+{
+    struct verify_kit *kit = calloc(1, sizeof *kit);
+    if (!kit)
+        return NULL;
+    kit->lots = kit->lot = new_lot();
+    if (!kit->lots || cs_open(CS_ARCH_X86, CS_MODE_64, &kit->cs) != CS_ERR_OK) {
+        free(kit->lots);
+        free(kit);
+        return NULL;
+    }
+    cs_option(kit->cs, CS_OPT_DETAIL, CS_OPT_ON);
+    return kit;
+}
+
+void verify_kit_free(struct verify_kit *kit)
+{
+    if (!kit)
+        return;
+    while (kit->lots) {
+        struct verify_lot *l = kit->lots;
+        kit->lots = l->next;
+        free(l);
+    }
+    cs_close(&kit->cs);
+    free(kit);
+}
+
 static cs_insn *new_insn(struct verify_code *v)
 {
-    struct verify_lot *l = v->lots;
-    if (!l || l->used == sizeof l->item / sizeof l->item[0]) {
-        l = malloc(sizeof *l);
+    struct verify_lot *l = v->kit->lot;
+    if (l->used == sizeof l->item / sizeof l->item[0]) {
+        if (!l->next)
+            l->next = new_lot();
+        l = l->next;
         if (!l)
             return NULL;
-        l->next = v->lots;
         l->used = 0;
-        v->lots = l;
+        v->kit->lot = l;
     }
     cs_insn *in = &l->item[l->used].insn;
     in->detail = &l->item[l->used++].detail;
@@ -550,10 +600,9 @@ static cs_insn *new_insn(struct verify_code *v)
 
 bool verify_decode(struct verify_code *v, uint32_t *bad)
 {
-    if (cs_open(CS_ARCH_X86, CS_MODE_64, &v->cs) != CS_ERR_OK)
-        return false;
-    v->opened = true;
-    cs_option(v->cs, CS_OPT_DETAIL, CS_OPT_ON);
+    v->kit->lot = v->kit->lots;
+    v->kit->lot->used = 0;
+    v->cs = v->kit->cs;
     v->insn = calloc(v->size, sizeof *v->insn);
     v->spare = new_insn(v);
     if (!v->spare || !v->insn)
@@ -599,12 +648,5 @@ bool verify_decode(struct verify_code *v, uint32_t *bad)
 
 void verify_decode_free(struct verify_code *v)
 {
-    while (v->lots) {
-        struct verify_lot *l = v->lots;
-        v->lots = l->next;
-        free(l);
-    }
     free(v->insn);
-    if (v->opened)
-        cs_close(&v->cs);
 }

@@ -10,19 +10,31 @@
 
 #include <capstone/capstone.h>
 
+/* What is kept from block to block: Capstone's handle and the memory for its instructions.  One
+ * thread at a time. */
+struct verify_kit {
+    csh cs;
+    struct verify_lot *lots; /* all of them                                         */
+    struct verify_lot *lot;  /* the one in use: those before it are full             */
+};
+
 struct verify_code {
     const uint8_t *code;
     uint32_t size;
     uint64_t address; /* of the first byte */
     cs_insn **insn;   /* by offset; NULL where no instruction starts */
     cs_insn *spare;
-    struct verify_lot *lots;
-    csh cs;
-    bool opened;
+    struct verify_kit *kit;
+    csh cs; /* the kit's */
 };
 
-/* Decodes all of it. False if memory ran out or the bytes at *bad are no instruction.  In either
- * case verify_decode_free() must follow. */
+/* NULL if memory ran out. */
+struct verify_kit *verify_kit_new(void);
+void verify_kit_free(struct verify_kit *kit);
+
+/* Decodes all of it, with c->code to c->kit filled in. False if memory ran out or the bytes at *bad
+ * are no instruction.  In either case verify_decode_free() must follow; until then the kit is in
+ * use. */
 bool verify_decode(struct verify_code *c, uint32_t *bad);
 void verify_decode_free(struct verify_code *c);
 
@@ -34,7 +46,7 @@ bool verify_forbidden(const struct verify_code *c, const cs_insn *in);
 unsigned verify_access_size(const cs_insn *in, const cs_x86_op *op);
 /* Memory as first operand is only read, whatever Capstone says. */
 bool verify_reads_only(const cs_insn *in);
-/* May write RAX, RCX, RDX or RBX without naming it. */
-bool verify_implicit_writes(unsigned id);
+/* General registers that it writes without naming them, as a mask; -1 if regs_write is right. */
+int verify_implicit_writes(const cs_insn *in);
 
 #endif

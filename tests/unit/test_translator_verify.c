@@ -59,6 +59,30 @@ static const uint8_t sample[] = {
     0x58,                                        /* pop rax                       */
 };
 
+/* Window checks that hold across instructions with implicit and explicit outputs. */
+static const uint8_t hoisted[] = {
+    0x48, 0x8b, 0x43, 0x18,                         /* mov rax, [rbx+24]     */
+    0xb9, 3,    0,    0,    0,                      /* mov ecx, 3            */
+    0x48, 0x99,                                     /* cqo                   */
+    0x48, 0xf7, 0xf9,                               /* idiv rcx              */
+    0x48, 0x03, 0x83, 0xd0, 0x00, 0x00, 0x00,       /* add rax, [rbx+0xd0]   */
+    0x48, 0x0f, 0xaf, 0xd1,                         /* imul rdx, rcx         */
+    0x48, 0x01, 0x93, 0xc8, 0x00, 0x00, 0x00,       /* add [rbx+0xc8], rdx   */
+    0x48, 0x6b, 0xd1, 0x05,                         /* imul rdx, rcx, 5      */
+    0x48, 0x03, 0x43, 0x20,                         /* add rax, [rbx+32]     */
+    0x48, 0xf7, 0xe1,                               /* mul rcx               */
+    0x48, 0x03, 0x43, 0x28,                         /* add rax, [rbx+40]     */
+    0x48, 0x8d, 0x56, 0x40,                         /* lea rdx, [rsi+64]     */
+    0x48, 0x03, 0x4a, 0x08,                         /* add rcx, [rdx+8]      */
+    0x48, 0x98,                                     /* cdqe                  */
+    0x48, 0x03, 0x4a, 0x10,                         /* add rcx, [rdx+16]     */
+    0x48, 0x8d, 0x47, 0x40,                         /* lea rax, [rdi+64]     */
+    0x48, 0x03, 0x48, 0x08,                         /* add rcx, [rax+8]      */
+    0x48, 0x99,                                     /* cqo                   */
+    0x48, 0x03, 0x48, 0x10,                         /* add rcx, [rax+16]     */
+    0x31, 0xc0,                                     /* xor eax, eax          */
+};
+
 typedef void (*visit)(const struct tb *tb, uint8_t *copy, uint32_t size);
 
 static void each_block(visit f)
@@ -82,6 +106,8 @@ static void setup(unsigned mode)
     for (unsigned cpl = 0; cpl <= 3; cpl += 3)
         for (unsigned i = 0; i < 3; i++)
             run(cpl, sample, sizeof sample);
+    for (unsigned i = 0; i < 3; i++)
+        run(3, hoisted, sizeof hoisted);
 }
 
 static unsigned seen, applied, accepted;
@@ -185,6 +211,10 @@ static const struct damage window_damage[] = {
     {"the branch the other way round", FIND(0x0f, 0x85, ANY4, 0x65, 0x4c), PUT(-1, 0x84)},
     {"checked for another window than used", FIND(0x66, 0x41, 0x81, 0xfa, 0x00, 0x00),
      PUT(-1, -1, -1, -1, 0x01, -1)},
+    {"IMUL of a register that was checked", FIND(0x48, 0x0f, 0xaf, 0xd1, 0x65, 0x4c, 0x8b, 0x1c, 0x25),
+     PUT(-1, -1, -1, 0xd9)},
+    {"CQO after a check of RDX", FIND(0x48, 0x98, 0x65, 0x4c, 0x8b, 0x1c, 0x25), PUT(-1, 0x99)},
+    {"CDQE after a check of RAX", FIND(0x48, 0x99, 0x65, 0x4c, 0x8b, 0x1c, 0x25), PUT(-1, 0x98)},
     {"an unbounded table index", FIND(0x45, 0x0f, 0xb7, 0xdb, 0x65, 0x4e, 0x8b),
      PUT(0x0f, 0x1f, 0x40, 0x00)},
 };
