@@ -9,6 +9,7 @@
 
 #include "runtime/boot.h"
 #include "runtime/cli.h"
+#include "runtime/drive.h"
 #include "runtime/terminal.h"
 #include "runtime/trace.h"
 
@@ -28,6 +29,9 @@ static const char help_text[] =
     "  --kernel FILE      a bzImage (vmlinuz) or an ELF64 kernel (vmlinux)\n"
     "  --initrd FILE      its initial RAM disk\n"
     "  --append STRING    its command line; '" STD_CMDLINE "' unless given\n"
+    "  --disk FILE[,if=ide|ahci|virtio][,format=raw|qcow2][,readonly]\n"
+    "                     a disk: an image file or a block device; repeat it for more\n"
+    "  --snapshot         what the guest writes to its disks is lost at the end\n"
     "  --memory SIZE      its memory, with K, M or G; 512M unless given, 16M at least\n"
     "  --cpus N           its processors; only 1 is supported yet\n"
     "  --cpu MODEL        what CPUID shows: 'host', all that this processor can and Ringshift\n"
@@ -77,7 +81,9 @@ static const char help_text[] =
 struct options {
     const char *kernel, *initrd, *append, *trace_file, *cpu;
     uint64_t memory;
-    bool no_reboot, stats;
+    bool no_reboot, stats, snapshot;
+    struct drive_options *drive; /* allocated */
+    unsigned ndrives;
     struct engine_config engine;
 };
 
@@ -122,12 +128,8 @@ static int parse_trace(const char *text, uint32_t *mask)
     static const struct {
         const char *name;
         uint32_t bit;
-    } kinds[] = {{"traps", TRACE_TRAPS},
-                 {"blocks", TRACE_BLOCKS},
-                 {"irq", TRACE_IRQ},
-                 {"mmu", TRACE_MMU},
-                 {"io", TRACE_IO},
-                 {"enter", TRACE_ENTER}};
+    } kinds[] = {{"traps", TRACE_TRAPS}, {"blocks", TRACE_BLOCKS}, {"irq", TRACE_IRQ},
+                 {"mmu", TRACE_MMU},     {"io", TRACE_IO},         {"enter", TRACE_ENTER}};
 
     for (const char *at = text;;) {
         size_t len = strcspn(at, ","), i;
@@ -135,7 +137,8 @@ static int parse_trace(const char *text, uint32_t *mask)
             if (strlen(kinds[i].name) == len && !strncmp(at, kinds[i].name, len))
                 break;
         if (i == sizeof(kinds) / sizeof(kinds[0])) {
-            cli_say("--trace knows traps, blocks, irq, mmu, io and enter, not '%.*s'", (int)len, at);
+            cli_say("--trace knows traps, blocks, irq, mmu, io and enter, not '%.*s'", (int)len,
+                    at);
             return CLI_USAGE;
         }
         *mask |= kinds[i].bit;
@@ -177,12 +180,32 @@ static int parse_mem_mode(const char *text, enum mem_mode *out)
     return CLI_USAGE;
 }
 
+static int add_drive(struct options *o, enum drive_kind kind, const char *text)
+{
+    struct drive_options *list = realloc(o->drive, (o->ndrives + 1) * sizeof(*list));
+    char err[5000];
+
+    if (!list) {
+        cli_say("out of memory");
+        return CLI_RESOURCE;
+    }
+    o->drive = list;
+    if (drive_parse(&list[o->ndrives], kind, text, err, sizeof(err))) {
+        cli_say("%s", err);
+        return CLI_USAGE;
+    }
+    o->ndrives++;
+    return CLI_OK;
+}
+
 static int parse_options(int argc, char **argv, struct options *o)
 {
     enum {
         KERNEL = 256,
         INITRD,
         APPEND,
+        DISK,
+        SNAPSHOT,
         MEMORY,
         CPUS,
         CPU,
@@ -199,6 +222,8 @@ static int parse_options(int argc, char **argv, struct options *o)
         {"kernel", required_argument, NULL, KERNEL},
         {"initrd", required_argument, NULL, INITRD},
         {"append", required_argument, NULL, APPEND},
+        {"disk", required_argument, NULL, DISK},
+        {"snapshot", no_argument, NULL, SNAPSHOT},
         {"memory", required_argument, NULL, MEMORY},
         {"cpus", required_argument, NULL, CPUS},
         {"cpu", required_argument, NULL, CPU},
@@ -228,6 +253,12 @@ static int parse_options(int argc, char **argv, struct options *o)
             break;
         case APPEND:
             o->append = optarg;
+            break;
+        case DISK:
+            code = add_drive(o, DRIVE_DISK, optarg);
+            break;
+        case SNAPSHOT:
+            o->snapshot = true;
             break;
         case MEMORY:
             code = parse_memory(optarg, &o->memory);
@@ -324,7 +355,8 @@ static int result_code(enum machine_result result, struct machine *m, const stru
     return machine_vcpu(m, 0)->exit == VCPU_EXIT_UNSUPPORTED ? CLI_UNSUPPORTED : CLI_INTERNAL;
 }
 
-static int run_machine(const struct options *o, struct guest_boot *b, struct terminal *t)
+static int run_machine(const struct options *o, struct guest_boot *b, struct drive_set *drives,
+                       struct terminal *t)
 {
     char msg[400] = "";
     struct machine *m;
@@ -334,6 +366,7 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct ter
         .engine = &bt_engine_ops,
         .engine_cfg = o->engine,
         .serial0 = terminal_chardev(t),
+        .drives = drives,
         .baseline_cpu = !strcmp(o->cpu, "baseline"),
         .no_reboot = o->no_reboot,
         .load = guest_boot_load,
@@ -368,7 +401,7 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct ter
     return exit_code;
 }
 
-static int run_with_files(struct options *o, struct guest_boot *b)
+static int run_with_drives(struct options *o, struct guest_boot *b, struct drive_set *drives)
 {
     struct terminal *t;
     char err[200];
@@ -380,45 +413,79 @@ static int run_with_files(struct options *o, struct guest_boot *b)
     }
     if (isatty(STDIN_FILENO) && isatty(STDERR_FILENO))
         cli_say("Ctrl-A X ends the virtual machine, Ctrl-A H shows more keys");
-    code = run_machine(o, b, t);
+    code = run_machine(o, b, drives, t);
     terminal_destroy(t);
+    return code;
+}
+
+static int run_with_files(struct options *o, struct guest_boot *b)
+{
+    enum drive_bus bus = o->kernel ? DRIVE_BUS_VIRTIO : DRIVE_BUS_IDE;
+    struct drive_set drives;
+    char err[5000];
+    int code = CLI_OK;
+
+    if (drives_init(&drives, err, sizeof(err))) {
+        cli_say("%s", err);
+        return CLI_RESOURCE;
+    }
+    for (unsigned i = 0; i < o->ndrives && !code; i++) {
+        if (drives_add(&drives, &o->drive[i], bus, o->snapshot, err, sizeof(err))) {
+            cli_say("%s", err);
+            code = CLI_FILE;
+        }
+    }
+    if (!code)
+        code = run_with_drives(o, b, &drives);
+    if (drives_destroy(&drives, err, sizeof(err))) {
+        cli_say("%s", err);
+        code = code ? code : CLI_FILE;
+    }
+    return code;
+}
+
+static int run_options(struct options *o)
+{
+    struct guest_boot b;
+    char err[400];
+    int code;
+
+    uint64_t limit = host_memory_limit();
+    if (o->memory > limit) {
+        cli_say("the host has %llu MiB of memory and swap for us, less than --memory asks for; "
+                "give the guest less",
+                (unsigned long long)(limit / MiB));
+        return CLI_RESOURCE;
+    }
+    if (guest_boot_open(&b, o->kernel, o->initrd, o->append, err, sizeof(err))) {
+        cli_say("%s", err);
+        return CLI_FILE;
+    }
+    if (o->engine.trace_mask) {
+        o->engine.trace = o->trace_file ? fopen(o->trace_file, "we") : stderr;
+        if (!o->engine.trace) {
+            cli_say("cannot write the trace to %s: %s", o->trace_file, strerror(errno));
+            guest_boot_close(&b);
+            return CLI_FILE;
+        }
+    }
+    code = run_with_files(o, &b);
+    if (o->engine.trace && o->engine.trace != stderr && fclose(o->engine.trace)) {
+        cli_say("the trace in %s is incomplete: %s", o->trace_file, strerror(errno));
+        code = code ? code : CLI_FILE;
+    }
+    guest_boot_close(&b);
     return code;
 }
 
 static int run_run(int argc, char **argv)
 {
     struct options o;
-    struct guest_boot b;
-    char err[400];
     int code = parse_options(argc, argv, &o);
 
-    if (code)
-        return code;
-    uint64_t limit = host_memory_limit();
-    if (o.memory > limit) {
-        cli_say("the host has %llu MiB of memory and swap for us, less than --memory asks for; "
-                "give the guest less",
-                (unsigned long long)(limit / MiB));
-        return CLI_RESOURCE;
-    }
-    if (guest_boot_open(&b, o.kernel, o.initrd, o.append, err, sizeof(err))) {
-        cli_say("%s", err);
-        return CLI_FILE;
-    }
-    if (o.engine.trace_mask) {
-        o.engine.trace = o.trace_file ? fopen(o.trace_file, "we") : stderr;
-        if (!o.engine.trace) {
-            cli_say("cannot write the trace to %s: %s", o.trace_file, strerror(errno));
-            guest_boot_close(&b);
-            return CLI_FILE;
-        }
-    }
-    code = run_with_files(&o, &b);
-    if (o.engine.trace && o.engine.trace != stderr && fclose(o.engine.trace)) {
-        cli_say("the trace in %s is incomplete: %s", o.trace_file, strerror(errno));
-        code = code ? code : CLI_FILE;
-    }
-    guest_boot_close(&b);
+    if (!code)
+        code = run_options(&o);
+    free(o.drive);
     return code;
 }
 

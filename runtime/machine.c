@@ -15,6 +15,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -40,6 +41,7 @@
 #include "devices/rtc.h"
 #include "devices/serial.h"
 #include "mmu/ram.h"
+#include "runtime/drive.h"
 #include "runtime/event_loop.h"
 #include "runtime/trace.h"
 #include "runtime/tsc.h"
@@ -104,6 +106,7 @@ struct machine {
     struct i8042 i8042;
     struct pci_host pci;
     struct chipset chipset;
+    struct event_fd *block_fd;
 
     uint64_t pio_accesses, mmio_accesses, lapic_accesses;
 };
@@ -933,6 +936,46 @@ static int connect_devices(struct machine *m)
     return err ? err : io_bus_add(&m->mmio, PCI_ECAM_BASE, PCI_ECAM_SIZE, &pci_ecam_ops, &m->pci);
 }
 
+static void poll_blocks(void *opaque, uint32_t events)
+{
+    (void)events;
+    block_queue_poll(opaque);
+}
+
+/* Connects a drive to its controller. */
+static int attach_drive(struct machine *m, const struct drive *d, char *err, unsigned errlen)
+{
+    (void)m;
+    snprintf(err, errlen, "%s cannot be attached: this version has no such disk controller",
+             d->dev->name);
+    return -ENOTSUP;
+}
+
+static int create_drives(struct machine *m, char *err, unsigned errlen)
+{
+    const struct drive_set *set = m->cfg.drives;
+    int code;
+
+    if (!set)
+        return 0;
+    code = event_loop_add_fd(m->loop, block_queue_fd(set->queue), EPOLLIN, poll_blocks, set->queue,
+                             &m->block_fd);
+    for (unsigned i = 0; i < set->count && !code; i++)
+        code = attach_drive(m, &set->drive[i], err, errlen);
+    return code;
+}
+
+/* The drives outlive the machine; what it started has to end before its devices go. */
+static void destroy_drives(struct machine *m)
+{
+    for (unsigned i = 0; m->cfg.drives && i < m->cfg.drives->count; i++) {
+        struct block_device *d = m->cfg.drives->drive[i].dev;
+
+        block_drain(d);
+        d->media_changed = NULL;
+    }
+}
+
 static int create_devices(struct machine *m)
 {
     struct timer_queue *timers = event_loop_timers(m->loop);
@@ -967,6 +1010,8 @@ static int create(struct machine *m, char *err, unsigned errlen)
     struct tsc_calibration tsc;
     int code;
 
+    if (errlen)
+        *err = '\0';
     tsc_calibration_begin(&tsc);
     code = event_loop_create(&m->loop, &m->lock);
     if (code) {
@@ -998,8 +1043,9 @@ static int create(struct machine *m, char *err, unsigned errlen)
     if (!code) {
         code = create_devices(m);
         code = code ? code : connect_devices(m);
+        code = code ? code : create_drives(m, err, errlen);
     }
-    if (code)
+    if (code && errlen && !*err)
         snprintf(err, errlen, "cannot create the machine: %s", strerror(-code));
     return code;
 }
@@ -1040,6 +1086,7 @@ void machine_destroy(struct machine *m)
 {
     if (m->loop)
         event_loop_stop(m->loop);
+    destroy_drives(m);
     serial_destroy(&m->com1);
     for (unsigned i = 0; m->cpu && i < m->cfg.cpus; i++) {
         struct vcpu *v = m->cpu[i].v;

@@ -22,6 +22,7 @@
 #include "runtime/engine.h"
 
 struct chardev;
+struct drive_set;
 struct event_loop;
 struct machine;
 
@@ -42,6 +43,7 @@ struct machine_config {
     const struct engine_ops *engine;
     struct engine_config engine_cfg;
     struct chardev *serial0; /* COM1's backend, or NULL; not owned, outlives the machine */
+    const struct drive_set *drives; /* or NULL; not owned, outlives the machine */
     bool baseline_cpu;       /* CPUID shows cpu_model_baseline(), not cpu_model_host() */
     bool no_reboot;          /* end machine_run() on a guest reset instead of restarting */
     /*

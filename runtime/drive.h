@@ -1,0 +1,56 @@
+/*
+ * The drives of a machine as the user asks for them: --disk and its kin, opened before the machine
+ * is built, so that what is wrong with a file is said before anything happens.
+ */
+#ifndef RINGSHIFT_RUNTIME_DRIVE_H
+#define RINGSHIFT_RUNTIME_DRIVE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "devices/block.h"
+
+#define DRIVES_MAX 32
+
+enum drive_kind { DRIVE_DISK, DRIVE_CDROM, DRIVE_FLOPPY };
+
+/* What a drive is attached to. */
+enum drive_bus { DRIVE_BUS_DEFAULT, DRIVE_BUS_IDE, DRIVE_BUS_AHCI, DRIVE_BUS_VIRTIO };
+
+struct drive_options {
+    enum drive_kind kind;
+    enum drive_bus bus;
+    enum block_format_id format;
+    bool read_only;
+    char path[4096]; /* "": an empty drive */
+};
+
+struct drive {
+    enum drive_kind kind;
+    enum drive_bus bus; /* no longer DRIVE_BUS_DEFAULT */
+    struct block_device *dev;
+};
+
+/* In the order of the command line. */
+struct drive_set {
+    struct block_queue *queue;
+    struct drive drive[DRIVES_MAX];
+    unsigned count;
+};
+
+/* FILE[,if=ide|ahci|virtio][,format=raw|qcow2][,readonly], the argument of --disk; a comma in the
+ * file's name is written twice.  0, or -EINVAL with one sentence in err. */
+int drive_parse(struct drive_options *out, enum drive_kind kind, const char *text, char *err,
+                size_t errlen);
+
+/* 0 or negative errno with one sentence in err. */
+int drives_init(struct drive_set *set, char *err, size_t errlen);
+/* Opens an image and adds its drive; `bus` is what DRIVE_BUS_DEFAULT stands for.  0 or negative
+ * errno with one sentence in err. */
+int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_bus bus,
+               bool snapshot, char *err, size_t errlen);
+/* Closes all images, after the machine is gone.  0, or a negative errno with one sentence in err
+ * if something could not be written. */
+int drives_destroy(struct drive_set *set, char *err, size_t errlen);
+
+#endif
