@@ -12,6 +12,7 @@ static struct reset_control rc;
 static struct pci_host pci;
 static struct chipset chipset;
 static struct i8042 k;
+static struct fake_clock now;
 static struct io_bus bus;
 static unsigned resets;
 
@@ -29,7 +30,8 @@ static void setup(void)
     pci_host_init(&pci,
                   &(struct pci_host_config){.reset_control = &rc, .ports = &bus, .mmio = &bus});
     chipset_init(&chipset, &pci, isa);
-    i8042_init(&k, reset, NULL);
+    fake_clock_init(&now);
+    i8042_init(&k, &(struct i8042_config){.reset = reset, .timers = &now.timers});
     io_bus_add(&bus, PCI_CONFIG_PORT, PCI_CONFIG_PORTS, &pci_host_ops, &pci);
     io_bus_add(&bus, RESET_FAST_PORT, 1, &reset_fast_ops, &rc);
     io_bus_add(&bus, I8042_DATA_PORT, 1, &i8042_data_ops, &k);
