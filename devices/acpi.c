@@ -8,6 +8,7 @@
 
 #include "devices/acpi_pm.h"
 #include "devices/aml.h"
+#include "devices/i8042.h"
 #include "devices/ioapic.h"
 #include "devices/irq_router.h"
 #include "devices/lapic.h"
@@ -82,8 +83,9 @@ enum { /* FADT flags, 5.2.9 table 5.10 */
        FADT_TMR_VAL_EXT = 1u << 8,
        FADT_RESET_REG_SUP = 1u << 10,
 };
-enum { /* IAPC_BOOT_ARCH, 5.2.9.3: there is a UART and no 8042 that anybody should look for */
-       BOOT_LEGACY_DEVICES = 1u << 0,
+enum {                                /* IAPC_BOOT_ARCH, 5.2.9.3 */
+       BOOT_LEGACY_DEVICES = 1u << 0, /* a UART, for one */
+       BOOT_8042 = 1u << 1,
        BOOT_VGA_NOT_PRESENT = 1u << 2,
 };
 
@@ -235,6 +237,23 @@ static void write_isa_devices(struct aml *a)
     aml_end(a);
 }
 
+static void write_keyboard_and_mouse(struct aml *a)
+{
+    begin_pnp_device(a, "KBD_", "PNP0303");
+    aml_begin_resources(a, "_CRS");
+    aml_io(a, I8042_DATA_PORT, 1);
+    aml_io(a, I8042_COMMAND_PORT, 1);
+    aml_irq(a, I8042_KBD_IRQ);
+    aml_end_resources(a);
+    aml_end(a);
+
+    begin_pnp_device(a, "MOU_", "PNP0F13");
+    aml_begin_resources(a, "_CRS");
+    aml_irq(a, I8042_AUX_IRQ);
+    aml_end_resources(a);
+    aml_end(a);
+}
+
 static void write_system_resources(struct aml *a)
 {
     /* Motherboard resources that are no device's (9.10). */
@@ -286,6 +305,8 @@ static void write_pci_root(struct aml *a, const struct acpi_config *cfg)
     aml_name(a, "_ADR");
     aml_integer(a, PCI_ISA_SLOT << 16);
     write_isa_devices(a);
+    if (cfg->vga)
+        write_keyboard_and_mouse(a);
     aml_end(a);
 
     aml_end(a);
@@ -349,7 +370,7 @@ static struct gas io_register(uint16_t port, uint8_t bits, uint8_t access_size)
     return (struct gas){SPACE_IO, bits, 0, access_size, port};
 }
 
-static int build_fadt(struct area *a, uint64_t dsdt, uint64_t *at)
+static int build_fadt(struct area *a, const struct acpi_config *cfg, uint64_t dsdt, uint64_t *at)
 {
     enum { ACCESS_BYTE = 1, ACCESS_WORD = 2, ACCESS_DWORD = 3 };
     struct fadt f = {
@@ -367,7 +388,9 @@ static int build_fadt(struct area *a, uint64_t dsdt, uint64_t *at)
         .p_lvl2_lat = 101, /* above 100 and 1000: no C2, no C3 */
         .p_lvl3_lat = 1001,
         .century = RTC_CENTURY,
-        .iapc_boot_arch = BOOT_LEGACY_DEVICES | BOOT_VGA_NOT_PRESENT,
+        /* Without a keyboard there is an 8042 that nobody need look for. */
+        .iapc_boot_arch =
+            (uint16_t)(BOOT_LEGACY_DEVICES | (cfg->vga ? BOOT_8042 : BOOT_VGA_NOT_PRESENT)),
         .flags = FADT_WBINVD | FADT_PROC_C1 | FADT_SLP_BUTTON | FADT_FIX_RTC | FADT_TMR_VAL_EXT |
                  FADT_RESET_REG_SUP,
         .reset_reg = io_register(RESET_CONTROL_PORT, 8, ACCESS_BYTE),
@@ -471,7 +494,7 @@ int acpi_build(const struct acpi_config *cfg, struct guest_ram *ram)
     build_facs((struct facs *)a.image);
     a.len = ACPI_FACS_SIZE + sizeof(struct rsdp);
     err = build_dsdt(&a, cfg, &dsdt);
-    err = err ? err : build_fadt(&a, dsdt, &fadt);
+    err = err ? err : build_fadt(&a, cfg, dsdt, &fadt);
     err = err ? err : build_madt(&a, cfg, &madt);
     err = err ? err : build_mcfg(&a, &mcfg);
     err = err ? err : build_xsdt(&a, fadt, madt, mcfg, &xsdt);

@@ -5,6 +5,7 @@
 #ifndef RINGSHIFT_DEVICES_ACPI_H
 #define RINGSHIFT_DEVICES_ACPI_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct guest_ram;
@@ -17,6 +18,7 @@ struct guest_ram;
 struct acpi_config {
     unsigned cpus;       /* APIC IDs 0..cpus-1 */
     uint64_t low_size;   /* end of RAM below 4 GiB; the PCI hole begins there at the earliest */
+    bool vga;            /* there is a screen, and an 8042 with keyboard and mouse */
     uint8_t pirq_irq[4]; /* the ISA interrupts (and GSIs) of PIRQA..PIRQD */
 };
 

@@ -343,10 +343,7 @@ void i8042_mouse(struct i8042 *k, int dx, int dy, int dz, uint8_t buttons)
 {
     if (!k->cfg.devices)
         return;
-    if (dx || dy || dz)
-        ps2_mouse_move(&k->mouse, dx, dy, dz);
-    if (buttons != k->mouse.buttons)
-        ps2_mouse_buttons(&k->mouse, buttons);
+    ps2_mouse_event(&k->mouse, dx, dy, dz, buttons);
     pump(k);
 }
 

@@ -100,9 +100,9 @@ struct ps2_mouse {
 
 void ps2_mouse_reset(struct ps2_mouse *m);
 void ps2_mouse_write(struct ps2_mouse *m, uint8_t byte);
-/* The mouse moved by dx to the right, dy down, the wheel by dz clicks towards the user. */
-void ps2_mouse_move(struct ps2_mouse *m, int dx, int dy, int dz);
-void ps2_mouse_buttons(struct ps2_mouse *m, uint8_t held);
+/* The mouse moved by dx to the right, dy down, the wheel by dz clicks towards the user, and these
+ * buttons are held. */
+void ps2_mouse_event(struct ps2_mouse *m, int dx, int dy, int dz, uint8_t held);
 /* Queues packets for what has not been reported, as far as there is room. */
 void ps2_mouse_report(struct ps2_mouse *m);
 

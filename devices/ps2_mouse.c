@@ -83,17 +83,12 @@ void ps2_mouse_report(struct ps2_mouse *m)
         put_packet(m);
 }
 
-void ps2_mouse_move(struct ps2_mouse *m, int dx, int dy, int dz)
+void ps2_mouse_event(struct ps2_mouse *m, int dx, int dy, int dz, uint8_t held)
 {
+    m->buttons = held & 0x1f;
     m->dx = limit(m->dx + limit(dx, -MOVED_MAX, MOVED_MAX), -MOVED_MAX, MOVED_MAX);
     m->dy = limit(m->dy + limit(dy, -MOVED_MAX, MOVED_MAX), -MOVED_MAX, MOVED_MAX);
     m->dz = limit(m->dz + limit(dz, -MOVED_MAX, MOVED_MAX), -127, 127);
-    ps2_mouse_report(m);
-}
-
-void ps2_mouse_buttons(struct ps2_mouse *m, uint8_t held)
-{
-    m->buttons = held & 0x1f;
     ps2_mouse_report(m);
 }
 

@@ -36,6 +36,7 @@ int guest_boot_load(struct machine *m, void *opaque, char *err, unsigned errlen)
     struct guest_boot *b = opaque;
     struct boot_e820_entry e820[MAX_E820];
     struct guest_ram *ram = machine_ram(m);
+    struct screen_info screen;
     uint8_t seed[32];
     struct boot_config cfg = {
         .kernel = &b->kernel,
@@ -46,6 +47,8 @@ int guest_boot_load(struct machine *m, void *opaque, char *err, unsigned errlen)
     };
     int code = 0;
 
+    machine_screen_info(m, &screen);
+    cfg.screen = &screen;
     cfg.ne820 = machine_e820(m, e820, MAX_E820);
     if (cfg.ne820 > MAX_E820)
         cfg.ne820 = MAX_E820;

@@ -36,6 +36,7 @@ static const char help_text[] =
     "  --cpus N           its processors; only 1 is supported yet\n"
     "  --cpu MODEL        what CPUID shows: 'host', all that this processor can and Ringshift\n"
     "                     passes on, or 'baseline', the same everywhere; 'host' unless given\n"
+    "  --vga TYPE         'std', a VGA with keyboard and mouse, or 'none'; 'none' unless given\n"
     "  --no-reboot        end when the guest reboots, instead of starting it anew\n"
     "\n"
     "Seeing what happens:\n"
@@ -79,7 +80,7 @@ static const char help_text[] =
     "  ringshift run --kernel vmlinuz --trace traps,irq --trace-file trace.txt\n";
 
 struct options {
-    const char *kernel, *initrd, *append, *trace_file, *cpu;
+    const char *kernel, *initrd, *append, *trace_file, *cpu, *vga;
     uint64_t memory;
     bool no_reboot, stats, snapshot;
     struct drive_options *drive; /* allocated */
@@ -209,6 +210,7 @@ static int parse_options(int argc, char **argv, struct options *o)
         MEMORY,
         CPUS,
         CPU,
+        VGA,
         NO_REBOOT,
         STATS,
         TRACE,
@@ -227,6 +229,7 @@ static int parse_options(int argc, char **argv, struct options *o)
         {"memory", required_argument, NULL, MEMORY},
         {"cpus", required_argument, NULL, CPUS},
         {"cpu", required_argument, NULL, CPU},
+        {"vga", required_argument, NULL, VGA},
         {"no-reboot", no_argument, NULL, NO_REBOOT},
         {"stats", no_argument, NULL, STATS},
         {"trace", required_argument, NULL, TRACE},
@@ -269,6 +272,9 @@ static int parse_options(int argc, char **argv, struct options *o)
         case CPU:
             o->cpu = optarg;
             break;
+        case VGA:
+            o->vga = optarg;
+            break;
         case NO_REBOOT:
             o->no_reboot = true;
             break;
@@ -310,6 +316,10 @@ static int parse_options(int argc, char **argv, struct options *o)
     }
     if (strcmp(o->cpu, "host") && strcmp(o->cpu, "baseline")) {
         cli_say("--cpu knows host and baseline, not '%s'", o->cpu);
+        return CLI_USAGE;
+    }
+    if (o->vga && strcmp(o->vga, "std") && strcmp(o->vga, "none")) {
+        cli_say("--vga knows std and none, not '%s'", o->vga);
         return CLI_USAGE;
     }
     return CLI_OK;
@@ -367,6 +377,7 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct dri
         .engine_cfg = o->engine,
         .serial0 = terminal_chardev(t),
         .drives = drives,
+        .vga = o->vga && !strcmp(o->vga, "std"),
         .baseline_cpu = !strcmp(o->cpu, "baseline"),
         .no_reboot = o->no_reboot,
         .load = guest_boot_load,

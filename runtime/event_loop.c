@@ -38,25 +38,41 @@ struct event_loop {
     uint64_t armed;   /* deadline in the timerfd, TIMER_NEVER if none */
     bool dispatching; /* timers are being run: whoever does it arms at the end */
     bool adopted;     /* a sleeping thread runs the timers */
+    bool frozen;
     bool started;
+    uint64_t frozen_at; /* what the timers' clock shows while it is frozen */
+    uint64_t behind;    /* how far the timers' clock is behind CLOCK_MONOTONIC */
     pthread_t thread;
     struct event_fd *fds;
 };
 
-static uint64_t monotonic_now(void *opaque)
+static uint64_t monotonic_now(void)
 {
     struct timespec ts;
 
-    (void)opaque;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (uint64_t)ts.tv_sec * NSEC_PER_SEC + (uint64_t)ts.tv_nsec;
 }
 
-/* TIMER_NEVER disarms. */
+static uint64_t timers_now(void *opaque)
+{
+    const struct event_loop *l = opaque;
+
+    return l->frozen ? l->frozen_at : monotonic_now() - l->behind;
+}
+
+/* When the host's clock shows this deadline of the timers' clock. */
+static uint64_t host_deadline(const struct event_loop *l, uint64_t deadline)
+{
+    return l->frozen || deadline > TIMER_NEVER - l->behind ? TIMER_NEVER : deadline + l->behind;
+}
+
+/* A deadline of the timers' clock; TIMER_NEVER disarms. */
 static void arm(struct event_loop *l, uint64_t deadline)
 {
+    uint64_t host = host_deadline(l, deadline);
     /* To the kernel, zero means "disarm". */
-    uint64_t at = deadline == TIMER_NEVER ? 0 : deadline ? deadline : 1;
+    uint64_t at = host == TIMER_NEVER ? 0 : host ? host : 1;
     struct itimerspec its = {
         .it_value = {.tv_sec = (time_t)(at / NSEC_PER_SEC), .tv_nsec = (long)(at % NSEC_PER_SEC)},
     };
@@ -69,7 +85,7 @@ static void sooner(void *opaque, uint64_t deadline)
 {
     struct event_loop *l = opaque;
 
-    if (!l->dispatching && deadline < l->armed)
+    if (!l->dispatching && !l->frozen && deadline < l->armed)
         arm(l, deadline);
 }
 
@@ -85,13 +101,13 @@ static uint64_t run_timers(struct event_loop *l)
 
 static void arm_sooner(struct event_loop *l, uint64_t deadline)
 {
-    if (deadline < l->armed)
+    if (!l->frozen && deadline < l->armed)
         arm(l, deadline);
 }
 
 bool event_loop_adopt_timers(struct event_loop *l, uint64_t *deadline)
 {
-    *deadline = timer_queue_next(&l->timers);
+    *deadline = host_deadline(l, timer_queue_next(&l->timers));
     if (l->adopted)
         return false;
     l->adopted = true;
@@ -102,13 +118,31 @@ bool event_loop_adopt_timers(struct event_loop *l, uint64_t *deadline)
 
 uint64_t event_loop_run_adopted(struct event_loop *l)
 {
-    return run_timers(l);
+    return host_deadline(l, run_timers(l));
 }
 
 void event_loop_hand_back_timers(struct event_loop *l)
 {
     l->adopted = false;
     arm_sooner(l, timer_queue_next(&l->timers));
+}
+
+void event_loop_freeze(struct event_loop *l)
+{
+    if (l->frozen)
+        return;
+    l->frozen_at = timers_now(l);
+    l->frozen = true;
+    arm(l, TIMER_NEVER);
+}
+
+void event_loop_thaw(struct event_loop *l)
+{
+    if (!l->frozen)
+        return;
+    l->behind = monotonic_now() - l->frozen_at;
+    l->frozen = false;
+    arm(l, timer_queue_next(&l->timers));
 }
 
 static void free_dead(struct event_loop *l)
@@ -181,7 +215,7 @@ int event_loop_create(struct event_loop **out, pthread_mutex_t *lock)
         return -ENOMEM;
     l->lock = lock;
     l->armed = TIMER_NEVER;
-    l->timers = (struct timer_queue){.now = monotonic_now, .sooner = sooner, .opaque = l};
+    l->timers = (struct timer_queue){.now = timers_now, .sooner = sooner, .opaque = l};
     l->timer_fd = l->stop_fd = -1;
     l->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     err = l->epoll_fd < 0 ? -errno : 0;

@@ -26,8 +26,13 @@ int event_loop_start(struct event_loop *l);
 /* Ends the thread and joins it.  Not with the machine lock held, not from a callback. */
 void event_loop_stop(struct event_loop *l);
 
-/* The timers the thread runs; clock is CLOCK_MONOTONIC. */
+/* The timers the thread runs.  Their clock is CLOCK_MONOTONIC less the time spent frozen. */
 struct timer_queue *event_loop_timers(struct event_loop *l);
+
+/* Stops the timers' clock: none fires until thaw, and then as late as it was stopped.  Nobody has
+ * adopted the timers. */
+void event_loop_freeze(struct event_loop *l);
+void event_loop_thaw(struct event_loop *l);
 
 /*
  * A thread that is about to sleep until an event (a halted vCPU, whose next event is nearly always
@@ -36,7 +41,7 @@ struct timer_queue *event_loop_timers(struct event_loop *l);
  * adopter's deadline.
  *
  * adopt: returns false if somebody has the timers already.  run: calls what is due.  Both give the
- * next deadline, to sleep no longer than that (TIMER_NEVER: no timer).
+ * next deadline in CLOCK_MONOTONIC, to sleep no longer than that (TIMER_NEVER: no timer).
  */
 bool event_loop_adopt_timers(struct event_loop *l, uint64_t *deadline);
 uint64_t event_loop_run_adopted(struct event_loop *l);

@@ -382,6 +382,8 @@ int boot_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_
     for (unsigned i = 0; i < cfg->ne820 && i < E820_MAX_ENTRIES_ZEROPAGE; i++)
         bp.e820_table[bp.e820_entries++] = cfg->e820[i];
     bp.acpi_rsdp_addr = cfg->acpi_rsdp;
+    if (cfg->screen)
+        bp.screen_info = *cfg->screen;
     bp.hdr.type_of_loader = 0xff; /* boot.rst: "undefined" */
     code = place_rng_seed(ram, cfg, &bp);
     if (!code)

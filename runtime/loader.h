@@ -64,6 +64,7 @@ struct boot_config {
     unsigned ne820;
     const uint8_t *rng_seed; /* or NULL: passed on as SETUP_RNG_SEED */
     unsigned rng_seed_len;   /* at most 64 */
+    const struct screen_info *screen; /* or NULL: no screen */
 };
 
 /* How to start the boot processor: 64-bit mode, paging on, interrupts off. */

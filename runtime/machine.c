@@ -40,6 +40,7 @@
 #include "devices/reset.h"
 #include "devices/rtc.h"
 #include "devices/serial.h"
+#include "devices/vga_pci.h"
 #include "mmu/ram.h"
 #include "runtime/drive.h"
 #include "runtime/event_loop.h"
@@ -85,12 +86,18 @@ struct machine {
 
     pthread_mutex_t lock;
     pthread_cond_t parked_cond, resume_cond;
+    unsigned running;            /* vCPU threads in run_vcpu() that have not stopped for `paused` */
+    pthread_cond_t stopped_cond; /* running became 0 */
+    uint64_t frozen_tsc;         /* when the guest's clocks were stopped */
     unsigned parked;     /* vCPU threads other than 0 that wait for `generation` to change */
     uint64_t generation; /* counts resets */
     bool ending;         /* vCPU threads: return */
 
-    _Atomic int stop;  /* enum stop */
-    _Atomic bool quit; /* machine_quit() was called */
+    _Atomic int stop;    /* enum stop */
+    _Atomic bool quit;   /* machine_quit() was called */
+    _Atomic bool paused; /* machine_stop() was called; changed under the lock */
+    void (*listener)(void *opaque, enum machine_event what);
+    void *listener_opaque;
     char message[400]; /* for STOP_TRIPLE and STOP_ERROR; written by who set `stop` */
 
     struct io_bus ports, mmio;
@@ -107,6 +114,7 @@ struct machine {
     struct pci_host pci;
     struct chipset chipset;
     struct event_fd *block_fd;
+    struct vga_pci vga;
 
     uint64_t pio_accesses, mmio_accesses, lapic_accesses;
 };
@@ -194,6 +202,12 @@ void machine_quit(struct machine *m)
 static bool stopping(struct machine *m)
 {
     return atomic_load(&m->stop) != STOP_NONE || atomic_load(&m->quit);
+}
+
+static void tell(struct machine *m, enum machine_event what)
+{
+    if (m->listener)
+        m->listener(m->listener_opaque, what);
 }
 
 static void on_power_off(void *opaque)
@@ -473,7 +487,7 @@ static int write_bios_data(struct machine *m)
 static int firmware(struct machine *m)
 {
     static const uint8_t pirq_irq[PCI_INTX_PINS] = {10, 10, 11, 11};
-    struct acpi_config acpi = {.cpus = m->cfg.cpus, .low_size = m->ram.low_size};
+    struct acpi_config acpi = {.cpus = m->cfg.cpus, .low_size = m->ram.low_size, .vga = m->cfg.vga};
     uint16_t level_triggered = 1u << ACPI_SCI_IRQ;
     int err = write_bios_data(m);
 
@@ -484,6 +498,10 @@ static int firmware(struct machine *m)
     pic_elcr_ops.write(&m->pic, 1, 1, level_triggered >> 8);
     chipset_route(&m->chipset, pirq_irq);
     pci_host_assign(&m->pci, PCI_HOLE_BASE, PCI_ECAM_BASE, pirq_irq);
+    if (m->cfg.vga) {
+        vga_post(&m->vga.vga);
+        i8042_firmware_setup(&m->i8042);
+    }
     for (unsigned i = 0; i < m->cfg.cpus; i++)
         lapic_firmware_setup(&m->cpu[i].lapic);
     return err ? err : acpi_build(&acpi, &m->ram);
@@ -508,6 +526,20 @@ unsigned machine_e820(const struct machine *m, struct boot_e820_entry *out, unsi
 
     memcpy(out, map, (n < max ? n : max) * sizeof(map[0]));
     return n;
+}
+
+void machine_screen_info(const struct machine *m, struct screen_info *out)
+{
+    *out = (struct screen_info){0};
+    if (m->cfg.vga)
+        *out = (struct screen_info){
+            .orig_video_mode = 3,
+            .orig_video_cols = 80,
+            .orig_video_lines = 25,
+            .orig_video_points = 16,
+            .orig_video_ega_bx = 3, /* 256 KiB of video memory */
+            .orig_video_isVGA = 1,
+        };
 }
 
 uint64_t machine_acpi_rsdp(const struct machine *m)
@@ -598,6 +630,44 @@ static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
     }
 }
 
+/* Under machine_stop(): sleeps until machine_cont(), or the end. */
+static void sleep_while_paused(struct machine_vcpu *c)
+{
+    struct machine *m = c->machine;
+    struct vcpu *v = c->v;
+
+    machine_lock(m);
+    for (;;) {
+        if (!m->paused || stopping(m))
+            break;
+        m->running--;
+        pthread_cond_signal(&m->stopped_cond);
+        machine_unlock(m);
+        /* Whoever ends this raises EV_STOP after having changed what we look at. */
+        atomic_store(&c->sleeping, true);
+        for (;;) {
+            uint32_t events = atomic_load(&v->events);
+
+            if (events & EV_STOP)
+                break;
+            futex_wait(&v->events, events, TIMER_NEVER);
+        }
+        atomic_store(&c->sleeping, false);
+        atomic_fetch_and(&v->events, ~(uint32_t)EV_STOP);
+        machine_lock(m);
+        m->running++;
+    }
+    machine_unlock(m);
+}
+
+static void count_running(struct machine *m, int change)
+{
+    machine_lock(m);
+    m->running += (unsigned)change;
+    pthread_cond_signal(&m->stopped_cond);
+    machine_unlock(m);
+}
+
 static int attach(struct machine_vcpu *c)
 {
     struct machine *m = c->machine;
@@ -666,7 +736,12 @@ static void run_vcpu(struct machine_vcpu *c)
     struct machine *m = c->machine;
     struct vcpu *v = c->v;
 
+    count_running(m, 1);
     while (!stopping(m)) {
+        if (atomic_load(&m->paused)) {
+            sleep_while_paused(c);
+            continue;
+        }
         if (!take_startup(c)) {
             if (stopping(m))
                 break;
@@ -694,6 +769,7 @@ static void run_vcpu(struct machine_vcpu *c)
             break;
         }
     }
+    count_running(m, -1);
 }
 
 /* Waits for the next life of the guest; true if there is none. */
@@ -826,8 +902,10 @@ enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen)
         if (!reset || atomic_load(&m->quit))
             break;
         wait_until_parked(m, started);
+        tell(m, MACHINE_EVENT_RESET);
         atomic_store(&m->stop, STOP_NONE);
     }
+    tell(m, MACHINE_EVENT_SHUTDOWN);
     end_threads(m);
     event_loop_stop(m->loop);
     if (err)
@@ -992,7 +1070,12 @@ static int create_devices(struct machine *m)
     serial_init(&m->com1, irq_router_isa(&m->irqs, SERIAL_COM1_IRQ), m->cfg.serial0);
     acpi_pm_init(&m->pm, irq_router_isa(&m->irqs, ACPI_SCI_IRQ), timers, on_power_off, m);
     reset_control_init(&m->reset_control, on_reset, m);
-    i8042_init(&m->i8042, on_reset, m);
+    i8042_init(&m->i8042, &(struct i8042_config){.reset = on_reset,
+                                                 .opaque = m,
+                                                 .kbd_irq = irq_router_isa(&m->irqs, I8042_KBD_IRQ),
+                                                 .aux_irq = irq_router_isa(&m->irqs, I8042_AUX_IRQ),
+                                                 .timers = timers,
+                                                 .devices = m->cfg.vga});
     pci_host_init(&m->pci, &(struct pci_host_config){.reset_control = &m->reset_control,
                                                      .ports = &m->ports,
                                                      .mmio = &m->mmio,
@@ -1002,7 +1085,17 @@ static int create_devices(struct machine *m)
                                                      .opaque = m});
     for (unsigned i = 0; i < ISA_IRQS; i++)
         isa[i] = irq_router_isa(&m->irqs, i);
-    return chipset_init(&m->chipset, &m->pci, isa);
+    int err = chipset_init(&m->chipset, &m->pci, isa);
+
+    if (!err && m->cfg.vga)
+        err = vga_pci_init(&m->vga, &(struct vga_pci_config){.host = &m->pci,
+                                                             .ram = &m->ram,
+                                                             .ports = &m->ports,
+                                                             .mmio = &m->mmio,
+                                                             .timers = timers,
+                                                             .rom = m->cfg.vga_rom,
+                                                             .rom_len = m->cfg.vga_rom_len});
+    return err;
 }
 
 static int create(struct machine *m, char *err, unsigned errlen)
@@ -1073,6 +1166,7 @@ int machine_create(struct machine **out, const struct machine_config *cfg, char 
     pthread_mutex_init(&m->lock, NULL);
     pthread_cond_init(&m->parked_cond, NULL);
     pthread_cond_init(&m->resume_cond, NULL);
+    pthread_cond_init(&m->stopped_cond, NULL);
     code = create(m, err, errlen);
     if (code) {
         machine_destroy(m);
@@ -1099,6 +1193,7 @@ void machine_destroy(struct machine *m)
     free(m->cpu);
     if (m->engine)
         m->engine->ops->destroy(m->engine);
+    vga_pci_destroy(&m->vga);
     pci_function_destroy(&m->chipset.host_bridge);
     pci_function_destroy(&m->chipset.isa_bridge);
     io_bus_destroy(&m->ports);
@@ -1108,6 +1203,7 @@ void machine_destroy(struct machine *m)
     /* Timers are embedded in devices, which go with the machine: the queue is not run any more. */
     if (m->loop)
         event_loop_destroy(m->loop);
+    pthread_cond_destroy(&m->stopped_cond);
     pthread_cond_destroy(&m->resume_cond);
     pthread_cond_destroy(&m->parked_cond);
     pthread_mutex_destroy(&m->lock);
@@ -1120,6 +1216,84 @@ void machine_destroy(struct machine *m)
 void machine_power_button(struct machine *m)
 {
     acpi_pm_power_button(&m->pm);
+    tell(m, MACHINE_EVENT_POWERDOWN);
+}
+
+void machine_reset(struct machine *m)
+{
+    request_stop(m, STOP_RESET);
+}
+
+void machine_stop(struct machine *m)
+{
+    machine_lock(m);
+    if (!m->paused && !m->ending) {
+        atomic_store(&m->paused, true);
+        raise_all(m, EV_STOP);
+        while (m->running)
+            pthread_cond_wait(&m->stopped_cond, &m->lock);
+        event_loop_freeze(m->loop);
+        m->frozen_tsc = __rdtsc();
+        tell(m, MACHINE_EVENT_STOP);
+    }
+    machine_unlock(m);
+}
+
+void machine_cont(struct machine *m)
+{
+    machine_lock(m);
+    if (m->paused) {
+        uint64_t lost = __rdtsc() - m->frozen_tsc;
+
+        /* Both clocks lose the same stretch, so they still agree with each other. */
+        event_loop_thaw(m->loop);
+        for (unsigned i = 0; i < m->cfg.cpus; i++)
+            m->cpu[i].v->tsc_offset -= lost;
+        atomic_store(&m->paused, false);
+        tell(m, MACHINE_EVENT_RESUME);
+        raise_all(m, EV_STOP);
+    }
+    machine_unlock(m);
+}
+
+bool machine_stopped(const struct machine *m)
+{
+    return atomic_load(&m->paused);
+}
+
+void machine_set_listener(struct machine *m, void (*event)(void *opaque, enum machine_event what),
+                          void *opaque)
+{
+    m->listener = event;
+    m->listener_opaque = opaque;
+}
+
+bool machine_screen(struct machine *m, struct vga_regs *regs, const uint8_t **vram)
+{
+    if (!m->cfg.vga)
+        return false;
+    machine_lock(m);
+    *regs = m->vga.vga.r;
+    machine_unlock(m);
+    *vram = m->vga.vga.vram;
+    return true;
+}
+
+bool machine_key(struct machine *m, unsigned key, bool down)
+{
+    bool known;
+
+    machine_lock(m);
+    known = i8042_key(&m->i8042, key, down);
+    machine_unlock(m);
+    return known;
+}
+
+void machine_mouse(struct machine *m, int dx, int dy, int dz, uint8_t buttons)
+{
+    machine_lock(m);
+    i8042_mouse(&m->i8042, dx, dy, dz, buttons);
+    machine_unlock(m);
 }
 
 struct guest_ram *machine_ram(struct machine *m)

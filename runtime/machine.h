@@ -25,6 +25,7 @@ struct chardev;
 struct drive_set;
 struct event_loop;
 struct machine;
+struct vga_regs;
 
 #define MACHINE_MAX_CPUS 64
 
@@ -42,10 +43,13 @@ struct machine_config {
     unsigned cpus;   /* 1..MACHINE_MAX_CPUS */
     const struct engine_ops *engine;
     struct engine_config engine_cfg;
-    struct chardev *serial0; /* COM1's backend, or NULL; not owned, outlives the machine */
+    struct chardev *serial0;        /* COM1's backend, or NULL; not owned, outlives the machine */
     const struct drive_set *drives; /* or NULL; not owned, outlives the machine */
-    bool baseline_cpu;       /* CPUID shows cpu_model_baseline(), not cpu_model_host() */
-    bool no_reboot;          /* end machine_run() on a guest reset instead of restarting */
+    bool baseline_cpu;              /* CPUID shows cpu_model_baseline(), not cpu_model_host() */
+    bool no_reboot;                 /* end machine_run() on a guest reset instead of restarting */
+    bool vga;                       /* a VGA, and keyboard and mouse at the 8042 */
+    const void *vga_rom; /* the VGA's BIOS, or NULL; used only while the machine is created */
+    uint32_t vga_rom_len;
     /*
      * Puts the guest into RAM and sets the boot state of vCPU 0, which has just been reset.
      * Called by machine_run() on vCPU 0's thread before the first start and after every reset,
@@ -73,6 +77,46 @@ void machine_quit(struct machine *m);
 /* Presses the ACPI power button.  Lock held (from an event-loop callback). */
 void machine_power_button(struct machine *m);
 
+/* Pulls the reset line: the guest starts anew, or machine_run() returns MACHINE_REBOOT under
+ * no_reboot.  Any thread, with or without the lock. */
+void machine_reset(struct machine *m);
+
+/*
+ * Stops the vCPUs and the guest's clocks (TSC, PIT, local APIC timer, PM timer; the RTC is the
+ * host's wall clock and goes on) and waits until they have stopped.  cont lets them go on as if no
+ * time had passed.  Both do nothing if it is so already.  From one thread that is no vCPU's,
+ * without the lock.
+ */
+void machine_stop(struct machine *m);
+void machine_cont(struct machine *m);
+/* Whether machine_stop() is in effect.  Any thread. */
+bool machine_stopped(const struct machine *m);
+
+/* -- Screen, keyboard and mouse; without a VGA there are none. ----------------------------------
+ */
+/* Copies what the picture depends on, and gives video memory, which can be read without the lock as
+ * long as the machine lives.  False without a VGA.  Any thread, without the lock. */
+bool machine_screen(struct machine *m, struct vga_regs *regs, const uint8_t **vram);
+/* A key (KEY_* of <linux/input-event-codes.h>) goes down or up.  False if the keyboard has no such
+ * key.  Without the lock. */
+bool machine_key(struct machine *m, unsigned key, bool down);
+/* The mouse moves by dx to the right and dy down, its wheel by dz clicks towards the user, and has
+ * these buttons (enum ps2_button) held.  Without the lock. */
+void machine_mouse(struct machine *m, int dx, int dy, int dz, uint8_t buttons);
+
+/* -- News. ------------------------------------------------------------------------------------- */
+enum machine_event {
+    MACHINE_EVENT_STOP,
+    MACHINE_EVENT_RESUME,
+    MACHINE_EVENT_RESET,
+    MACHINE_EVENT_POWERDOWN, /* the power button was pressed */
+    MACHINE_EVENT_SHUTDOWN,  /* machine_run() is about to return */
+};
+/* Calls event(opaque, what) for each, on whatever thread, perhaps under the lock: it must not call
+ * back.  One listener; set before machine_run(). */
+void machine_set_listener(struct machine *m, void (*event)(void *opaque, enum machine_event what),
+                          void *opaque);
+
 /* -- For the loader, the terminal and --stats. ------------------------------------------------- */
 struct guest_ram *machine_ram(struct machine *m);
 struct vcpu *machine_vcpu(struct machine *m, unsigned index);
@@ -84,6 +128,9 @@ void machine_unlock(struct machine *m);
 /* The memory map for boot_params or PVH: returns how many entries there are (at most `max` are
  * written), sorted by address.  Types are E820_TYPE_*: 1 RAM, 2 reserved, 3 ACPI. */
 unsigned machine_e820(const struct machine *m, struct boot_e820_entry *out, unsigned max);
+
+/* What a boot loader says about the screen: text mode, or nothing (zeros) without a VGA. */
+void machine_screen_info(const struct machine *m, struct screen_info *out);
 
 /* GPA of the ACPI RSDP (for boot_params.acpi_rsdp_addr or the PVH start info). */
 uint64_t machine_acpi_rsdp(const struct machine *m);
