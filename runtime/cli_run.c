@@ -31,6 +31,11 @@ static const char help_text[] =
     "  --append STRING    its command line; '" STD_CMDLINE "' unless given\n"
     "  --disk FILE[,if=ide|ahci|virtio][,format=raw|qcow2][,readonly]\n"
     "                     a disk: an image file or a block device; repeat it for more\n"
+    "  --cdrom FILE[,if=ide|ahci]\n"
+    "                     a CD or DVD: an ISO image; '' is an empty drive; repeat it for more\n"
+    "  --floppy FILE[,readonly]\n"
+    "                     a floppy disk: an image of 360K to 2.88M; '' is an empty drive; twice\n"
+    "                     for two drives\n"
     "  --snapshot         what the guest writes to its disks is lost at the end\n"
     "  --memory SIZE      its memory, with K, M or G; 512M unless given, 16M at least\n"
     "  --cpus N           its processors; only 1 is supported yet\n"
@@ -206,6 +211,8 @@ static int parse_options(int argc, char **argv, struct options *o)
         INITRD,
         APPEND,
         DISK,
+        CDROM,
+        FLOPPY,
         SNAPSHOT,
         MEMORY,
         CPUS,
@@ -225,6 +232,8 @@ static int parse_options(int argc, char **argv, struct options *o)
         {"initrd", required_argument, NULL, INITRD},
         {"append", required_argument, NULL, APPEND},
         {"disk", required_argument, NULL, DISK},
+        {"cdrom", required_argument, NULL, CDROM},
+        {"floppy", required_argument, NULL, FLOPPY},
         {"snapshot", no_argument, NULL, SNAPSHOT},
         {"memory", required_argument, NULL, MEMORY},
         {"cpus", required_argument, NULL, CPUS},
@@ -259,6 +268,12 @@ static int parse_options(int argc, char **argv, struct options *o)
             break;
         case DISK:
             code = add_drive(o, DRIVE_DISK, optarg);
+            break;
+        case CDROM:
+            code = add_drive(o, DRIVE_CDROM, optarg);
+            break;
+        case FLOPPY:
+            code = add_drive(o, DRIVE_FLOPPY, optarg);
             break;
         case SNAPSHOT:
             o->snapshot = true;

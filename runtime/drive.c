@@ -2,9 +2,13 @@
 #include "runtime/drive.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "devices/block_image.h"
+#include "devices/fdc.h"
 
 static int say(char *err, size_t errlen, int code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
@@ -53,26 +57,42 @@ static int parse_bus(const char *name, enum drive_bus *out)
     return -EINVAL;
 }
 
+static const char *option_name(enum drive_kind kind)
+{
+    return kind == DRIVE_CDROM ? "--cdrom" : kind == DRIVE_FLOPPY ? "--floppy" : "--disk";
+}
+
+/* Which settings an option takes, for its error messages. */
+static const char *option_settings(enum drive_kind kind)
+{
+    return kind == DRIVE_CDROM    ? "if="
+           : kind == DRIVE_FLOPPY ? "readonly"
+                                  : "if=, format= and readonly";
+}
+
 static int parse_setting(struct drive_options *o, const char *setting, char *err, size_t errlen)
 {
-    if (!strncmp(setting, "if=", 3)) {
-        if (parse_bus(setting + 3, &o->bus))
-            return say(err, errlen, -EINVAL, "--disk: if= takes ide, ahci or virtio, not '%s'",
-                       setting + 3);
-    } else if (!strcmp(setting, "format=raw")) {
+    const char *name = option_name(o->kind);
+
+    if (o->kind != DRIVE_FLOPPY && !strncmp(setting, "if=", 3)) {
+        if (parse_bus(setting + 3, &o->bus) ||
+            (o->kind == DRIVE_CDROM && o->bus == DRIVE_BUS_VIRTIO))
+            return say(err, errlen, -EINVAL, "%s: if= takes %s, not '%s'", name,
+                       o->kind == DRIVE_CDROM ? "ide or ahci" : "ide, ahci or virtio", setting + 3);
+    } else if (o->kind == DRIVE_DISK && !strcmp(setting, "format=raw")) {
         o->format = BLOCK_FORMAT_RAW;
-    } else if (!strcmp(setting, "format=qcow2")) {
+    } else if (o->kind == DRIVE_DISK && !strcmp(setting, "format=qcow2")) {
         o->format = BLOCK_FORMAT_QCOW2;
-    } else if (!strncmp(setting, "format=", 7)) {
-        return say(err, errlen, -EINVAL, "--disk: format= takes raw or qcow2, not '%s'",
+    } else if (o->kind == DRIVE_DISK && !strncmp(setting, "format=", 7)) {
+        return say(err, errlen, -EINVAL, "%s: format= takes raw or qcow2, not '%s'", name,
                    setting + 7);
-    } else if (!strcmp(setting, "readonly")) {
+    } else if (o->kind != DRIVE_CDROM && !strcmp(setting, "readonly")) {
         o->read_only = true;
     } else {
         return say(err, errlen, -EINVAL,
-                   "--disk FILE takes if=, format= and readonly after commas, not '%s' (a comma in "
-                   "a file's name is written twice)",
-                   setting);
+                   "%s FILE takes %s after a comma, not '%s' (a comma in a file's name is written "
+                   "twice)",
+                   name, option_settings(o->kind), setting);
     }
     return 0;
 }
@@ -81,19 +101,26 @@ int drive_parse(struct drive_options *out, enum drive_kind kind, const char *tex
                 size_t errlen)
 {
     struct drive_options o = {.kind = kind};
-    const char *at = copy_value(o.path, sizeof(o.path), text);
+    const char *at = copy_value(o.path, sizeof(o.path), text), *name = option_name(kind);
     char setting[64];
 
     if (!at)
-        return say(err, errlen, -EINVAL, "--disk: the file's name is too long");
-    if (!o.path[0])
-        return say(err, errlen, -EINVAL, "--disk needs the name of a file");
+        return say(err, errlen, -EINVAL, "%s: the file's name is too long", name);
+    if (!o.path[0] && kind == DRIVE_DISK)
+        return say(err, errlen, -EINVAL, "%s needs the name of a file", name);
+    /* Discs and floppies are sectors and nothing else. */
+    if (kind != DRIVE_DISK)
+        o.format = BLOCK_FORMAT_RAW;
+    if (kind == DRIVE_CDROM) {
+        o.read_only = true;
+        o.bus = DRIVE_BUS_IDE;
+    }
     while (*at) {
         int code;
 
         at = copy_value(setting, sizeof(setting), at + 1);
         if (!at)
-            return say(err, errlen, -EINVAL, "--disk: what follows '%s' is too long", o.path);
+            return say(err, errlen, -EINVAL, "%s: what follows '%s' is too long", name, o.path);
         code = parse_setting(&o, setting, err, errlen);
         if (code)
             return code;
@@ -122,6 +149,16 @@ static unsigned count_kind(const struct drive_set *set, enum drive_kind kind)
     return n;
 }
 
+static int check_floppy(const struct block_image *image, const char *path, char *err, size_t errlen)
+{
+    if (floppy_format(image->size))
+        return 0;
+    return say(err, errlen, -EINVAL,
+               "'%s' has %" PRIu64 " bytes, which is no floppy disk's size (1474560 for 1.44M, "
+               "2949120 for 2.88M, 1228800 for 1.2M, 737280 for 720K, 368640 for 360K)",
+               path, image->size);
+}
+
 int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_bus bus,
                bool snapshot, char *err, size_t errlen)
 {
@@ -140,6 +177,13 @@ int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_
         code = block_image_open(&image, &open, err, errlen);
         if (code)
             return code;
+    }
+    if (image && o->kind == DRIVE_FLOPPY) {
+        code = check_floppy(image, o->path, err, errlen);
+        if (code) {
+            block_image_close(image);
+            return code;
+        }
     }
     snprintf(name, sizeof(name), "%s%u", names[o->kind], count_kind(set, o->kind));
     *d = (struct drive){.kind = o->kind, .bus = o->bus == DRIVE_BUS_DEFAULT ? bus : o->bus};

@@ -38,8 +38,9 @@ struct drive_set {
     unsigned count;
 };
 
-/* FILE[,if=ide|ahci|virtio][,format=raw|qcow2][,readonly], the argument of --disk; a comma in the
- * file's name is written twice.  0, or -EINVAL with one sentence in err. */
+/* The argument of --disk, FILE[,if=ide|ahci|virtio][,format=raw|qcow2][,readonly], of --cdrom,
+ * FILE[,if=ide|ahci], or of --floppy, FILE[,readonly]; an empty FILE is an empty drive (of the last
+ * two); a comma in the file's name is written twice.  0, or -EINVAL with one sentence in err. */
 int drive_parse(struct drive_options *out, enum drive_kind kind, const char *text, char *err,
                 size_t errlen);
 

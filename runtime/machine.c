@@ -44,6 +44,7 @@
 #include "mmu/ram.h"
 #include "runtime/drive.h"
 #include "runtime/event_loop.h"
+#include "runtime/storage.h"
 #include "runtime/trace.h"
 #include "runtime/tsc.h"
 
@@ -113,6 +114,7 @@ struct machine {
     struct i8042 i8042;
     struct pci_host pci;
     struct chipset chipset;
+    struct storage storage;
     struct event_fd *block_fd;
     struct vga_pci vga;
 
@@ -569,6 +571,7 @@ static void reset_all(struct machine *m)
     acpi_pm_reset(&m->pm);
     i8042_reset(&m->i8042);
     reset_control_reset(&m->reset_control);
+    storage_reset(&m->storage);
     pci_host_reset(&m->pci);
     pic_reset(&m->pic);
     ioapic_reset(&m->ioapic);
@@ -1020,10 +1023,12 @@ static void poll_blocks(void *opaque, uint32_t events)
     block_queue_poll(opaque);
 }
 
-/* Connects a drive to its controller. */
+/* Connects a drive to its controller, unless that is storage.c's. */
 static int attach_drive(struct machine *m, const struct drive *d, char *err, unsigned errlen)
 {
     (void)m;
+    if (d->kind == DRIVE_FLOPPY || d->bus != DRIVE_BUS_VIRTIO)
+        return 0;
     snprintf(err, errlen, "%s cannot be attached: this version has no such disk controller",
              d->dev->name);
     return -ENOTSUP;
@@ -1032,10 +1037,22 @@ static int attach_drive(struct machine *m, const struct drive *d, char *err, uns
 static int create_drives(struct machine *m, char *err, unsigned errlen)
 {
     const struct drive_set *set = m->cfg.drives;
-    int code;
+    int code = storage_init(&m->storage,
+                            &(struct storage_config){
+                                .pci = &m->pci,
+                                .ports = &m->ports,
+                                .ram = &m->ram,
+                                .floppy_irq = irq_router_isa(&m->irqs, FDC_IRQ),
+                                .ide_irq = {irq_router_isa(&m->irqs, IDE_IRQ0),
+                                            irq_router_isa(&m->irqs, IDE_IRQ1)},
+                                .drives = set,
+                                .ide_devfn = PCI_DEVFN_OF(PCI_ISA_SLOT, 1),
+                                .ahci_slot = PCI_ISA_SLOT + 2,
+                            },
+                            err, errlen);
 
-    if (!set)
-        return 0;
+    if (code || !set)
+        return code;
     code = event_loop_add_fd(m->loop, block_queue_fd(set->queue), EPOLLIN, poll_blocks, set->queue,
                              &m->block_fd);
     for (unsigned i = 0; i < set->count && !code; i++)
@@ -1194,6 +1211,7 @@ void machine_destroy(struct machine *m)
     if (m->engine)
         m->engine->ops->destroy(m->engine);
     vga_pci_destroy(&m->vga);
+    storage_destroy(&m->storage);
     pci_function_destroy(&m->chipset.host_bridge);
     pci_function_destroy(&m->chipset.isa_bridge);
     io_bus_destroy(&m->ports);
