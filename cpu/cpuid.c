@@ -50,6 +50,7 @@ enum {
 /* Leaf 1 EDX. */
 enum {
     F1D_FPU = BIT(0),
+    F1D_VME = BIT(1),
     F1D_DE = BIT(2),
     F1D_PSE = BIT(3),
     F1D_TSC = BIT(4),
@@ -74,8 +75,8 @@ enum {
     F1D_HTT = BIT(28),
 };
 #define F1D_VIRTUAL                                                                                \
-    (F1D_DE | F1D_PSE | F1D_TSC | F1D_MSR | F1D_PAE | F1D_MCE | F1D_APIC | F1D_SEP | F1D_MTRR |    \
-     F1D_PGE | F1D_MCA | F1D_PAT | F1D_PSE36 | F1D_SS)
+    (F1D_VME | F1D_DE | F1D_PSE | F1D_TSC | F1D_MSR | F1D_PAE | F1D_MCE | F1D_APIC | F1D_SEP |     \
+     F1D_MTRR | F1D_PGE | F1D_MCA | F1D_PAT | F1D_PSE36 | F1D_SS)
 /* In every x86-64 CPU. */
 #define F1D_X86_64                                                                                 \
     (F1D_FPU | F1D_CX8 | F1D_CMOV | F1D_CLFSH | F1D_MMX | F1D_FXSR | F1D_SSE | F1D_SSE2)
@@ -365,8 +366,9 @@ static void add_extended(struct cpu_model *m, const uint32_t h1[4], uint32_t sig
 /* What follows from the leaves for control registers. */
 static void derive_limits(struct cpu_model *m, bool xsave)
 {
-    m->cr4_valid = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR |
-                   CR4_OSXMMEXCPT | CR4_UMIP | CR4_FSGSBASE | CR4_PCIDE | CR4_SMEP | CR4_SMAP;
+    m->cr4_valid = CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE |
+                   CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_UMIP | CR4_FSGSBASE | CR4_PCIDE |
+                   CR4_SMEP | CR4_SMAP;
     if (xsave)
         m->cr4_valid |= CR4_OSXSAVE;
     m->efer_valid = EFER_SCE | EFER_LME | EFER_NX;

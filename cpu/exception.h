@@ -27,8 +27,12 @@ enum cpu_result cpu_deliver_exception(struct vcpu *v);
 /* Delivers an external interrupt or NMI before the instruction at v->rip. */
 enum cpu_result cpu_deliver_interrupt(struct vcpu *v, uint8_t vector);
 
-/* INT n, INT3, INTO, INT1: checks the gate's DPL, saves next_rip. CPU_JUMP or CPU_EXCEPTION. */
+/* INT3, INTO: checks the gate's DPL, saves next_rip. CPU_JUMP or CPU_EXCEPTION (to be delivered at
+ * v->rip, which is a new task's if it got that far). */
 enum cpu_result cpu_software_interrupt(struct vcpu *v, uint8_t vector, uint64_t next_rip);
+
+/* INT n: the same, but in virtual-8086 mode it minds IOPL and the redirection map of VME. */
+enum cpu_result cpu_int_n(struct vcpu *v, uint8_t vector, uint64_t next_rip);
 
 /*
  * Takes pending events at an instruction boundary: NMI, interrupts when RFLAGS.IF = 1 and there

@@ -386,7 +386,7 @@ static bool wrmsr(struct vcpu *v, uint32_t msr, uint64_t val)
             return false;
         v->sfmask = val;
         return true;
-    case MSR_FS_BASE:
+    case MSR_FS_BASE: /* FS and GS do not enter into the mode key by their bases */
         return store_canonical(&v->seg[SEG_FS].base, val);
     case MSR_GS_BASE:
         return store_canonical(&v->seg[SEG_GS].base, val);

@@ -23,7 +23,16 @@ static struct segment real_segment(uint16_t sel, uint16_t type)
         .sel = sel, .attr = type | SEGA_S | SEGA_P, .limit = 0xffff, .base = sel * 16};
 }
 
-void vcpu_reset(struct vcpu *v)
+static void flush(struct vcpu *v)
+{
+    if (v->engine)
+        mmu_flush_all(v);
+    else
+        mmu_stlb_init(v);
+}
+
+/* What power-up and INIT have in common. */
+static void common_reset(struct vcpu *v)
 {
     for (unsigned i = 0; i < 16; i++)
         v->gpr[i] = 0;
@@ -46,18 +55,28 @@ void vcpu_reset(struct vcpu *v)
     v->gdtr = (struct dtable){.limit = 0xffff};
     v->idtr = (struct dtable){.limit = 0xffff};
 
-    v->cr0 = CR0_CD | CR0_NW | CR0_ET;
     v->cr2 = v->cr3 = v->cr4 = v->cr8 = 0;
+    for (unsigned i = 0; i < 4; i++)
+        v->pdpte[i] = 0;
     for (unsigned i = 0; i < 8; i++)
         v->dr[i] = 0;
     v->dr[6] = DR6_FIXED1;
     v->dr[7] = DR7_FIXED1;
-    v->xcr0 = XCR0_X87;
     v->cpl = 0;
     v->halted = false;
     v->nmi_blocked = false;
+    v->efer = 0;
+    v->exc = (struct exception){0};
+    v->exit = VCPU_EXIT_NONE;
+    v->exit_reason[0] = 0;
+}
 
-    v->efer = v->star = v->lstar = v->cstar = v->sfmask = v->kernel_gs_base = v->tsc_aux = 0;
+void vcpu_reset(struct vcpu *v)
+{
+    common_reset(v);
+    v->cr0 = CR0_CD | CR0_NW | CR0_ET;
+    v->xcr0 = XCR0_X87;
+    v->star = v->lstar = v->cstar = v->sfmask = v->kernel_gs_base = v->tsc_aux = 0;
     v->sysenter_cs = v->sysenter_esp = v->sysenter_eip = 0;
     v->pat = PAT_RESET;
     v->apic_base = APIC_BASE_RESET | (v->id == 0 ? APIC_BASE_BSP : 0);
@@ -71,16 +90,30 @@ void vcpu_reset(struct vcpu *v)
     v->spec_ctrl = v->tsc_deadline = v->debugctl = v->xss = 0;
     v->tsc_offset -= v->tsc_adjust;
     v->tsc_adjust = 0;
-
-    v->exc = (struct exception){0};
-    v->exit = VCPU_EXIT_NONE;
-    v->exit_reason[0] = 0;
+    atomic_store(&v->a20_off, false);
     if (v->fp_area)
         vcpu_fp_reset(v);
-    if (v->engine)
-        mmu_flush_all(v);
-    else
-        mmu_stlb_init(v);
+    flush(v);
+    cpu_mode_changed(v);
+}
+
+void vcpu_init(struct vcpu *v)
+{
+    uint64_t caches = v->cr0 & (CR0_CD | CR0_NW);
+
+    common_reset(v);
+    v->cr0 = caches | CR0_ET;
+    v->debugctl = 0;
+    flush(v);
+    cpu_mode_changed(v);
+}
+
+void vcpu_start(struct vcpu *v, uint8_t vector)
+{
+    v->seg[SEG_CS].sel = (uint16_t)(vector << 8);
+    v->seg[SEG_CS].base = (uint64_t)vector << 12;
+    v->rip = 0;
+    cpu_mode_changed(v);
 }
 
 /* MTRRs as PC firmware leaves them: memory is write-back, the legacy video area and the hole below
@@ -116,8 +149,41 @@ void vcpu_setup_long64(struct vcpu *v, uint64_t rip, uint64_t rsi, uint64_t cr3,
     v->rip = rip;
     v->gpr[RSI] = rsi;
     v->rflags = FL_FIXED1;
-    if (v->engine)
-        mmu_flush_all(v);
-    else
-        mmu_stlb_init(v);
+    flush(v);
+    cpu_mode_changed(v);
+}
+
+void vcpu_setup_flat32(struct vcpu *v, uint32_t eip, uint64_t gdt_base, uint16_t gdt_limit,
+                       uint16_t cs, uint16_t ds)
+{
+    setup_mtrrs(v);
+    v->gdtr = (struct dtable){.base = gdt_base, .limit = gdt_limit};
+    v->idtr = (struct dtable){0};
+    v->seg[SEG_CS] = cpu_flat_code32(cs, 0);
+    v->seg[SEG_DS] = v->seg[SEG_ES] = v->seg[SEG_SS] = cpu_flat_data(ds, 0);
+    v->seg[SEG_FS] = v->seg[SEG_GS] = cpu_flat_data(ds, 0);
+    v->ldtr = (struct segment){0};
+    v->tr = (struct segment){.attr = SYS_TSS_BUSY | SEGA_P};
+    v->cr0 = CR0_PE | CR0_ET | CR0_NE;
+    v->cpl = 0;
+    v->rip = eip;
+    v->rflags = FL_FIXED1;
+    flush(v);
+    cpu_mode_changed(v);
+}
+
+void vcpu_setup_real(struct vcpu *v, uint16_t cs, uint16_t ip, uint16_t ds, uint16_t ss,
+                     uint16_t sp)
+{
+    setup_mtrrs(v);
+    cpu_load_real_segment(v, SEG_CS, cs);
+    cpu_load_real_segment(v, SEG_SS, ss);
+    for (unsigned i = 0; i < SEG_COUNT; i++)
+        if (i != SEG_CS && i != SEG_SS)
+            cpu_load_real_segment(v, (enum seg)i, ds);
+    v->cr0 = CR0_ET;
+    v->idtr = (struct dtable){.limit = 0x3ff};
+    v->rip = ip;
+    v->gpr[RSP] = sp;
+    cpu_mode_changed(v);
 }

@@ -5,8 +5,6 @@
  */
 #include "cpu/system.h"
 
-#include <stdio.h>
-
 #include "cpu/cpuid.h"
 #include "cpu/exception.h"
 #include "cpu/fpu.h"
@@ -17,16 +15,6 @@
 static enum cpu_result gp0(struct vcpu *v)
 {
     return cpu_raise_code(v, EXC_GP, 0);
-}
-
-enum cpu_result cpu_unsupported(struct vcpu *v, const char *what)
-{
-    vcpu_fp_save(v);
-    v->exit = VCPU_EXIT_UNSUPPORTED;
-    snprintf(v->exit_reason, sizeof(v->exit_reason),
-             "the guest uses %s, which this version cannot run (rip %#llx)", what,
-             (unsigned long long)v->rip);
-    return CPU_EXIT;
 }
 
 enum cpu_result cpu_require_cpl0(struct vcpu *v)
@@ -55,10 +43,41 @@ static unsigned iopl(const struct vcpu *v)
     return (v->rflags & FL_IOPL) >> 12;
 }
 
+/* Virtual-8086 mode without the right to the real flags. */
+static bool v86_restricted(const struct vcpu *v)
+{
+    return vcpu_v86(v) && iopl(v) < 3;
+}
+
+/* CLI and STI act on VIF: virtual-8086 mode with VME, or CPL 3 with PVI (SDM vol. 3, 20.3, 20.4). */
+static bool virtual_if(const struct vcpu *v)
+{
+    if (vcpu_real(v) || v->cpl <= iopl(v))
+        return false;
+    return vcpu_v86(v) ? v->cr4 & CR4_VME : v->cpl == 3 && (v->cr4 & CR4_PVI);
+}
+
+bool cpu_virtual_interrupt_due(const struct vcpu *v)
+{
+    return (v->rflags & FL_VIF) && (v->rflags & FL_VIP) && virtual_if(v);
+}
+
+enum cpu_result cpu_pushf(struct vcpu *v, unsigned size, uint64_t *image)
+{
+    *image = cpu_flags_for_push(v);
+    if (!v86_restricted(v))
+        return CPU_NEXT;
+    if (!(v->cr4 & CR4_VME) || size > 2)
+        return gp0(v);
+    *image = (*image & ~(uint64_t)FL_IF) | FL_IOPL | (v->rflags & FL_VIF ? FL_IF : 0);
+    return CPU_NEXT;
+}
+
 enum cpu_result cpu_popf(struct vcpu *v, uint64_t value, unsigned size)
 {
-    /* SDM vol. 2, POPF, table 4-15: protected mode. RF is always cleared. */
+    /* SDM vol. 2, POPF, table 4-15. RF is always cleared. */
     uint64_t mask = FL_ARITH | FL_TF | FL_DF | FL_NT;
+    uint64_t virtual = 0;
 
     if (size > 2)
         mask |= FL_AC | FL_ID;
@@ -66,7 +85,15 @@ enum cpu_result cpu_popf(struct vcpu *v, uint64_t value, unsigned size)
         mask |= FL_IOPL;
     if (v->cpl <= iopl(v))
         mask |= FL_IF;
+    if (v86_restricted(v)) {
+        if (!(v->cr4 & CR4_VME) || size > 2 || (value & FL_TF) ||
+            ((value & FL_IF) && (v->rflags & FL_VIP)))
+            return gp0(v);
+        virtual = FL_VIF;
+    }
     uint64_t fl = (v->rflags & ~mask & ~(uint64_t)FL_RF) | (value & mask) | FL_FIXED1;
+    if (virtual)
+        fl = (fl & ~virtual) | (value & FL_IF ? virtual : 0);
     if (size > 2 && v->cpl == 0)
         fl &= ~(uint64_t)(FL_VIF | FL_VIP);
     cpu_set_rflags(v, fl);
@@ -75,6 +102,10 @@ enum cpu_result cpu_popf(struct vcpu *v, uint64_t value, unsigned size)
 
 enum cpu_result cpu_cli(struct vcpu *v)
 {
+    if (virtual_if(v)) {
+        v->rflags &= ~(uint64_t)FL_VIF;
+        return CPU_NEXT;
+    }
     if (v->cpl > iopl(v))
         return gp0(v);
     v->rflags &= ~(uint64_t)FL_IF;
@@ -83,6 +114,12 @@ enum cpu_result cpu_cli(struct vcpu *v)
 
 enum cpu_result cpu_sti(struct vcpu *v)
 {
+    if (virtual_if(v)) {
+        if (v->rflags & FL_VIP)
+            return gp0(v);
+        v->rflags |= FL_VIF;
+        return CPU_NEXT;
+    }
     if (v->cpl > iopl(v))
         return gp0(v);
     if (!(v->rflags & FL_IF)) {
@@ -147,8 +184,29 @@ enum cpu_result cpu_mov_from_cr(struct vcpu *v, unsigned cr, uint64_t *out)
     return CPU_NEXT;
 }
 
+static bool pae_paging(uint64_t cr0, uint64_t cr4, uint64_t efer)
+{
+    return (cr0 & CR0_PG) && (cr4 & CR4_PAE) && !(efer & EFER_LMA);
+}
+
+/* Loads the PDPTE registers; 0, or -1 with #GP(0). */
+static int load_pdptes(struct vcpu *v, uint64_t cr3)
+{
+    uint64_t pdpte[4];
+
+    if (mmu_read_pdptes(v, cr3, pdpte)) {
+        gp0(v);
+        return -1;
+    }
+    for (unsigned i = 0; i < 4; i++)
+        v->pdpte[i] = pdpte[i];
+    return 0;
+}
+
 static enum cpu_result set_cr0(struct vcpu *v, uint64_t value)
 {
+    uint64_t efer = v->efer;
+
     if (value >> 32)
         return gp0(v);
     /* Reserved bits below 32 read as zero; ET is hard-wired (SDM vol. 3, 2.5). */
@@ -161,20 +219,29 @@ static enum cpu_result set_cr0(struct vcpu *v, uint64_t value)
         return gp0(v);
     uint64_t changed = v->cr0 ^ value;
     if (changed & value & CR0_PG) {
-        if (v->efer & EFER_LME) {
-            /* SDM vol. 3, 9.8.5: PAE must be on, CS must not be 64-bit already. */
-            if (!(v->cr4 & CR4_PAE) || (v->seg[SEG_CS].attr & SEGA_L))
+        if (efer & EFER_LME) {
+            /* SDM vol. 3, 9.8.5: PAE must be on, CS must not be 64-bit already, and TR not hold a
+             * 16-bit TSS. */
+            if (!(v->cr4 & CR4_PAE) || (v->seg[SEG_CS].attr & SEGA_L) ||
+                (v->tr.attr & (SEGA_P | 8)) == SEGA_P)
                 return gp0(v);
-            v->efer |= EFER_LMA;
+            efer |= EFER_LMA;
         }
     } else if (changed & CR0_PG) {
         if (vcpu_long64(v) || (v->cr4 & CR4_PCIDE))
             return gp0(v);
-        v->efer &= ~(uint64_t)EFER_LMA;
+        efer &= ~(uint64_t)EFER_LMA;
     }
+    /* SDM vol. 3, 4.4.1. */
+    if ((changed & (CR0_PG | CR0_CD | CR0_NW)) && pae_paging(value, v->cr4, efer) &&
+        load_pdptes(v, v->cr3))
+        return CPU_EXCEPTION;
+    v->efer = efer;
     v->cr0 = value;
     if (changed & (CR0_PG | CR0_WP | CR0_PE))
         mmu_flush_all(v);
+    if (changed & (CR0_PG | CR0_PE))
+        cpu_mode_changed(v);
     return CPU_NEXT;
 }
 
@@ -188,6 +255,8 @@ static enum cpu_result set_cr3(struct vcpu *v, uint64_t value)
     }
     if ((v->efer & EFER_LMA) && value >> CPU_PHYS_BITS)
         return gp0(v);
+    if (pae_paging(v->cr0, v->cr4, v->efer) && load_pdptes(v, value))
+        return CPU_EXCEPTION;
     bool same = value == v->cr3;
     v->cr3 = value;
     if (!keep)
@@ -206,6 +275,10 @@ static enum cpu_result set_cr4(struct vcpu *v, uint64_t value)
         return gp0(v);
     if ((changed & value & CR4_PCIDE) && (!(v->efer & EFER_LMA) || (v->cr3 & 0xfff)))
         return gp0(v);
+    /* SDM vol. 3, 4.4.1. */
+    if ((changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP)) &&
+        pae_paging(v->cr0, value, v->efer) && load_pdptes(v, v->cr3))
+        return CPU_EXCEPTION;
     v->cr4 = value;
     if (changed & (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP))
         mmu_flush_all(v);
@@ -488,26 +561,68 @@ enum cpu_result cpu_rdpmc(struct vcpu *v)
     return gp0(v);
 }
 
-/* -- Port I/O. --------------------------------------------------------------------------------- */
+/* -- Port I/O and the maps in the TSS. --------------------------------------------------------- */
+
+static uint64_t tss_address(const struct vcpu *v, uint32_t offset)
+{
+    uint64_t lin = v->tr.base + offset;
+
+    return vcpu_long(v) ? lin : (uint32_t)lin;
+}
+
+/* The offset of the I/O map is at 102 of a 32- or 64-bit TSS; a 16-bit one has none (SDM vol. 1,
+ * 19.5.2).  #GP(0) if there is none. */
+static enum cpu_result io_map(struct vcpu *v, uint16_t *map_base)
+{
+    if (!(v->tr.attr & SEGA_P) || !(v->tr.attr & 8) || v->tr.limit < 103)
+        return gp0(v);
+    return mmu_load(v, tss_address(v, 102), map_base, 2, MMU_READ | MMU_SYSTEM, false)
+               ? CPU_EXCEPTION
+               : CPU_NEXT;
+}
 
 enum cpu_result cpu_io_check(struct vcpu *v, uint16_t port, unsigned size)
 {
     uint16_t map_base, bits;
 
-    if (v->cpl <= iopl(v))
+    /* In virtual-8086 mode the map alone decides (SDM vol. 3, 20.2.8.1). */
+    if (v->cpl <= iopl(v) && !vcpu_v86(v))
         return CPU_NEXT;
-    /* The map's offset is at 102 of a TSS; the CPU always reads two bytes of it, both of which must
-     * be inside the limit (SDM vol. 1, 19.5.2). */
-    if (!(v->tr.attr & SEGA_P) || v->tr.limit < 103)
-        return gp0(v);
-    if (mmu_load(v, v->tr.base + 102, &map_base, 2, MMU_READ | MMU_SYSTEM, false))
-        return CPU_EXCEPTION;
+    enum cpu_result r = io_map(v, &map_base);
+    if (r != CPU_NEXT)
+        return r;
+    /* The CPU always reads two bytes of the map, both of which must be inside the limit. */
     uint32_t offset = (uint32_t)map_base + port / 8;
     if (offset + 1 > v->tr.limit)
         return gp0(v);
-    if (mmu_load(v, v->tr.base + offset, &bits, 2, MMU_READ | MMU_SYSTEM, false))
+    if (mmu_load(v, tss_address(v, offset), &bits, 2, MMU_READ | MMU_SYSTEM, false))
         return CPU_EXCEPTION;
     if (bits >> (port & 7) & ((1u << size) - 1))
         return gp0(v);
     return CPU_NEXT;
+}
+
+enum cpu_result cpu_vme_redirected(struct vcpu *v, uint8_t vector, bool *redirected)
+{
+    uint16_t map_base;
+    uint8_t bits;
+
+    enum cpu_result r = io_map(v, &map_base);
+    if (r != CPU_NEXT)
+        return r;
+    uint32_t offset = (uint32_t)map_base - 32 + vector / 8;
+    if (map_base < 32 || offset > v->tr.limit)
+        return gp0(v);
+    if (mmu_load(v, tss_address(v, offset), &bits, 1, MMU_READ | MMU_SYSTEM, false))
+        return CPU_EXCEPTION;
+    *redirected = !(bits >> (vector & 7) & 1);
+    return CPU_NEXT;
+}
+
+/* -- Physical addresses. ----------------------------------------------------------------------- */
+
+void vcpu_set_a20(struct vcpu *v, bool enabled)
+{
+    if (atomic_exchange(&v->a20_off, !enabled) == enabled)
+        vcpu_raise(v, EV_A20);
 }

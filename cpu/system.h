@@ -27,16 +27,16 @@ enum {
 #define DEBUGCTL_LBR 1u
 #define DEBUGCTL_BTF 2u
 
-/* Ends engine->run() with VCPU_EXIT_UNSUPPORTED; `what` completes "the guest uses ...".  Saves FP
- * state.  Returns CPU_EXIT. */
-enum cpu_result cpu_unsupported(struct vcpu *v, const char *what);
-
 /* Replaces RFLAGS; revokes supervisor access to user pages if AC goes away under SMAP. */
 void cpu_set_rflags(struct vcpu *v, uint64_t value);
-/* The image PUSHF stores (VM and RF read as 0). */
+/* The image PUSHF stores (VM and RF read as 0) outside virtual-8086 mode. */
 uint64_t cpu_flags_for_push(const struct vcpu *v);
-/* POPF with operand size 2, 4 or 8.  CPU_NEXT (serialising if IF or TF changed). */
+/* PUSHF with operand size 2, 4 or 8 in any mode: CPU_NEXT and the image, or #GP(0). */
+enum cpu_result cpu_pushf(struct vcpu *v, unsigned size, uint64_t *image);
+/* POPF with operand size 2, 4 or 8.  CPU_NEXT (serialising if IF or TF changed), or #GP(0) in
+ * virtual-8086 mode: then the stack pointer must not have moved. */
 enum cpu_result cpu_popf(struct vcpu *v, uint64_t value, unsigned size);
+/* Both follow IOPL, VME and PVI. */
 enum cpu_result cpu_cli(struct vcpu *v);
 enum cpu_result cpu_sti(struct vcpu *v); /* serialising; starts the interrupt shadow */
 enum cpu_result cpu_stac(struct vcpu *v);
@@ -54,6 +54,13 @@ enum cpu_result cpu_mov_to_dr(struct vcpu *v, unsigned dr, uint64_t value); /* s
 
 /* CPU_NEXT, or #GP(0) where UMIP forbids SGDT, SIDT, SLDT, STR, SMSW. */
 enum cpu_result cpu_umip_check(struct vcpu *v);
+/* The base that LGDT and LIDT take from the pointer in memory: 24 bits of it with a 16-bit operand
+ * size, 32 with a 32-bit one.  (SGDT and SIDT store 32 bits whatever the operand size, as CPUs since
+ * the 386 do; 64 in 64-bit mode.) */
+static inline uint64_t cpu_table_base(const struct vcpu *v, uint64_t base, unsigned op_size)
+{
+    return vcpu_long64(v) ? base : base & (op_size == 2 ? 0xffffffu : 0xffffffffu);
+}
 enum cpu_result cpu_lgdt(struct vcpu *v, uint64_t base, uint16_t limit);
 enum cpu_result cpu_lidt(struct vcpu *v, uint64_t base, uint16_t limit);
 
@@ -77,6 +84,21 @@ enum cpu_result cpu_rdpmc(struct vcpu *v);
 /* May the current privilege access `size` bytes of ports at `port`?  CPU_NEXT, or #GP(0)/#PF.
  * SDM vol. 1, 19.5. */
 enum cpu_result cpu_io_check(struct vcpu *v, uint16_t port, unsigned size);
+
+/*
+ * A virtual interrupt waits and the program has just enabled it: VIF and VIP are both set in
+ * virtual-8086 mode with VME or at CPL 3 with PVI.  That is #GP(0) before the next instruction
+ * (SDM vol. 3, 20.3.2); IRET and task switches check it.
+ */
+bool cpu_virtual_interrupt_due(const struct vcpu *v);
+
+/* INT n of virtual-8086 mode with CR4.VME = 1: does the redirection map in the TSS send this vector
+ * to the 8086 program's own handler?  CPU_NEXT, or #GP(0)/#PF.  SDM vol. 3, 20.3.3. */
+enum cpu_result cpu_vme_redirected(struct vcpu *v, uint8_t vector, bool *redirected);
+
+/* Opens or closes the A20 gate of this vCPU: closed, bit 20 of every physical address is 0.  The
+ * vCPU drops its translations at its next instruction boundary.  Callable from any thread. */
+void vcpu_set_a20(struct vcpu *v, bool enabled);
 
 /* True if any breakpoint is enabled in DR7. */
 static inline bool cpu_debug_active(const struct vcpu *v)

@@ -114,6 +114,7 @@ enum vcpu_event {
     EV_NMI = 1u << 1,
     EV_STOP = 1u << 2, /* leave engine->run()                                                  */
     EV_FLUSH = 1u << 3, /* the engine has cross-vCPU work for this vCPU (shoot-down)           */
+    EV_A20 = 1u << 4,  /* the A20 gate has moved: translations are void (vcpu_set_a20)         */
 };
 
 struct exception {
@@ -131,7 +132,7 @@ struct soft_tlb_entry {
     uint64_t host; /* HVA of the page's first byte in the RAM base mapping                    */
     uint64_t info; /* GPA of the page | STLB_* bits                                           */
 };
-enum { STLB_GLOBAL = 1, STLB_USER = 2, STLB_2M = 4, STLB_1G = 8 };
+enum { STLB_GLOBAL = 1, STLB_USER = 2, STLB_2M = 4, STLB_1G = 8, STLB_4M = 16 };
 #define STLB_BITS 9
 #define STLB_SIZE (1u << STLB_BITS)
 
@@ -141,7 +142,7 @@ struct soft_tlb_map {
     uint64_t filled[STLB_SIZE / 64];
     uint64_t global[STLB_SIZE / 64];
     uint64_t user[STLB_SIZE / 64]; /* U/S = user: what SMAP must hide in stlb[1]              */
-    uint64_t big[STLB_SIZE / 64];  /* part of a 2M or 1G page                                 */
+    uint64_t big[STLB_SIZE / 64];  /* part of a 2M, 4M or 1G page                             */
     uint64_t big_filter[2];        /* Bloom filter of the big pages, by half of the addresses */
 };
 
@@ -194,6 +195,10 @@ struct vcpu {
     uint64_t mtrr_var[16], mtrr_fix[11], spec_ctrl, tsc_adjust, tsc_deadline, bios_sign_id;
     uint64_t debugctl, xss;
 
+    uint32_t mode_key; /* cpu_segment_key() of the current state; kept by cpu_mode_changed()   */
+    _Atomic bool a20_off; /* the A20 gate is closed: bit 20 of physical addresses is 0         */
+    uint64_t pdpte[4]; /* PAE paging: the PDPTE registers, loaded with CR3 (SDM vol. 3, 4.4.1) */
+
     struct exception exc; /* meaningful after CPU_EXCEPTION */
     uint8_t last_interrupt; /* vector of the interrupt or NMI delivered last, for traces */
     enum vcpu_exit exit;
@@ -229,9 +234,64 @@ struct vcpu {
  */
 void vcpu_raise(struct vcpu *v, uint32_t events);
 
+/* -- The mode (SDM vol. 1, 3.1 and vol. 3, 2.2). ------------------------------------------------- */
+
+/* 64-bit mode. */
 static inline bool vcpu_long64(const struct vcpu *v)
 {
     return (v->efer & EFER_LMA) && (v->seg[SEG_CS].attr & SEGA_L);
+}
+
+/* IA-32e mode: 64-bit or compatibility mode. */
+static inline bool vcpu_long(const struct vcpu *v)
+{
+    return v->efer & EFER_LMA;
+}
+
+/* Real-address mode.  CPL is 0 then. */
+static inline bool vcpu_real(const struct vcpu *v)
+{
+    return !(v->cr0 & CR0_PE);
+}
+
+/* Virtual-8086 mode.  CPL is 3 then; RFLAGS.VM is never set in IA-32e mode. */
+static inline bool vcpu_v86(const struct vcpu *v)
+{
+    return (v->rflags & FL_VM) && (v->cr0 & CR0_PE);
+}
+
+/* A segment is base + 16 * selector: real-address and virtual-8086 mode. */
+static inline bool vcpu_real_segments(const struct vcpu *v)
+{
+    return vcpu_real(v) || vcpu_v86(v);
+}
+
+enum cpu_mode { CPU_REAL, CPU_V86, CPU_PROTECTED, CPU_COMPATIBILITY, CPU_LONG64 };
+
+static inline enum cpu_mode vcpu_mode(const struct vcpu *v)
+{
+    if (vcpu_long(v))
+        return vcpu_long64(v) ? CPU_LONG64 : CPU_COMPATIBILITY;
+    return vcpu_real(v) ? CPU_REAL : vcpu_v86(v) ? CPU_V86 : CPU_PROTECTED;
+}
+
+/* Default operand and address size in bytes: 2 or 4 after CS.D (in real mode too: a protected-mode
+ * CS outlives the switch back until it is loaded), 8 in 64-bit mode (addresses; operands are 4). */
+static inline unsigned vcpu_code_size(const struct vcpu *v)
+{
+    return vcpu_long64(v) ? 8 : v->seg[SEG_CS].attr & SEGA_DB ? 4 : 2;
+}
+
+/* Width in bytes of the stack pointer that pushes and pops use: SS.B, 8 in 64-bit mode. */
+static inline unsigned vcpu_stack_size(const struct vcpu *v)
+{
+    return vcpu_long64(v) ? 8 : v->seg[SEG_SS].attr & SEGA_DB ? 4 : 2;
+}
+
+/* All bits of an address or stack pointer of `size` (2, 4, 8) bytes. */
+static inline uint64_t size_mask(unsigned size)
+{
+    return size == 8 ? ~0ull : (1ull << (8 * size)) - 1;
 }
 
 #endif

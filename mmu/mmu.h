@@ -27,7 +27,7 @@ enum mmu_access {
 
 struct mmu_xlat {
     uint64_t gpa;       /* of the byte asked for                                             */
-    uint8_t page_shift; /* 12, 21 or 30: size of the guest mapping                           */
+    uint8_t page_shift; /* 12, 21, 22 or 30: size of the guest mapping (12: A20 closed)      */
     bool writable;      /* a write by the current CPL would be allowed now (rights and D set) */
     bool user;          /* U/S = user through all levels                                     */
     bool global;
@@ -38,10 +38,11 @@ struct mmu_xlat {
 };
 
 /*
- * Walks the guest's page tables for one byte (4-level long-mode paging; identity when CR0.PG = 0),
- * checks rights for `access` at the vCPU's CPL, CR0.WP, CR4.SMEP/SMAP, RFLAGS.AC, EFER.NXE and
+ * Walks the guest's page tables for one byte (4-level paging in IA-32e mode, PAE paging from
+ * v->pdpte, 32-bit paging with 4 MiB pages; identity when CR0.PG = 0; A20 applied), checks rights for `access` at the vCPU's CPL, CR0.WP, CR4.SMEP/SMAP, RFLAGS.AC, EFER.NXE and
  * reserved bits, and sets A (and D for writes) with atomic compare-exchange like a CPU.
- * A non-canonical address must have been rejected by the caller (mmu_canonical).
+ * A non-canonical address must have been rejected by the caller (mmu_canonical); outside 64-bit
+ * mode a linear address must have been cut to 32 bits by the caller (cpu_linear).
  * Returns 0, or -1 with #PF in v->exc.  Page-table reads outside RAM read as all-ones.
  * SDM vol. 3, chapter 4.
  */
@@ -50,6 +51,16 @@ int mmu_walk(struct vcpu *v, uint64_t gva, unsigned access, struct mmu_xlat *out
 /* The same walk without side effects (no A/D, no exception, no rights check): for tracing,
  * `explain` and debuggers. Returns 0, or -1 if not mapped. */
 int mmu_peek(const struct vcpu *v, uint64_t gva, struct mmu_xlat *out);
+
+/* Reads the four PDPTEs that PAE paging would load with this CR3.  0, or -1 if a present one has
+ * reserved bits set (SDM vol. 3, 4.4.1): the caller raises #GP(0). */
+int mmu_read_pdptes(struct vcpu *v, uint64_t cr3, uint64_t pdpte[4]);
+
+/* The physical address as the A20 gate lets it out. */
+static inline uint64_t mmu_a20(const struct vcpu *v, uint64_t gpa)
+{
+    return atomic_load_explicit(&v->a20_off, memory_order_relaxed) ? gpa & ~(1ull << 20) : gpa;
+}
 
 static inline bool mmu_canonical(uint64_t gva)
 {
@@ -122,7 +133,8 @@ extern void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64
 /*
  * Loads and stores for instructions done in C; any size 1..64, may cross a page, may be MMIO
  * (through v->platform, after vcpu_fp_save). Both pages are checked before anything is written.
- * `gva` is the linear address; access may add MMU_SYSTEM. 0, or -1 with v->exc.
+ * `gva` is the linear address, cut to 32 bits by the caller outside 64-bit mode; what crosses 4 GiB
+ * there goes on at 0. access may add MMU_SYSTEM. 0, or -1 with v->exc.
  */
 int mmu_load(struct vcpu *v, uint64_t gva, void *buf, unsigned size, unsigned access, bool stack);
 int mmu_store(struct vcpu *v, uint64_t gva, const void *buf, unsigned size, unsigned access,

@@ -34,10 +34,10 @@ static uint64_t page_mask(const struct soft_tlb_entry *e)
 {
     if (e->info & STLB_1G)
         return ~((1ull << 30) - 1);
-    return ~((1ull << ((e->info & STLB_2M) ? 21 : 12)) - 1);
+    return ~((1ull << ((e->info & STLB_4M) ? 22 : (e->info & STLB_2M) ? 21 : 12)) - 1);
 }
 
-/* One bit of the Bloom filter for the 2M (1G) page around gva. */
+/* One bit of the Bloom filter for the 2M (4M, 1G) page around gva. */
 static uint64_t big_hash(uint64_t gva, unsigned shift)
 {
     uint64_t n = gva >> shift;
@@ -73,7 +73,7 @@ static void fill(struct vcpu *v, unsigned table, uint64_t gva, const struct mmu_
         map->user[index / 64] |= bit;
     }
     if (x->page_shift != GUEST_PAGE_SHIFT) {
-        e->info |= x->page_shift == 30 ? STLB_1G : STLB_2M;
+        e->info |= x->page_shift == 30 ? STLB_1G : x->page_shift == 22 ? STLB_4M : STLB_2M;
         map->big[index / 64] |= bit;
         map->big_filter[half(gva)] |= big_hash(gva, x->page_shift);
     }
@@ -184,7 +184,8 @@ static void flush_big(struct vcpu *v, unsigned table, uint64_t gva)
 {
     struct soft_tlb_map *map = &v->stlb_map[table];
 
-    if (!(map->big_filter[half(gva)] & (big_hash(gva, 21) | big_hash(gva, 30))))
+    if (!(map->big_filter[half(gva)] &
+          (big_hash(gva, 21) | big_hash(gva, 22) | big_hash(gva, 30))))
         return;
     for (unsigned word = 0; word < MAP_WORDS; word++)
         for (uint64_t bits = map->big[word]; bits; bits &= bits - 1) {
@@ -200,6 +201,10 @@ void mmu_flush_page(struct vcpu *v, uint64_t gva)
     uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
     unsigned index = (gva >> GUEST_PAGE_SHIFT) & (STLB_SIZE - 1);
 
+    if (atomic_load_explicit(&v->a20_off, memory_order_relaxed)) {
+        mmu_flush_all(v); /* pieces of big pages are not marked as such then */
+        return;
+    }
     for (unsigned table = 0; table < 2; table++) {
         if (v->stlb[table][index].rtag == page)
             invalidate(v, table, index);

@@ -1,5 +1,6 @@
 /*
- * The layout of 4-level page tables (SDM vol. 3, 4.5) and the physical-address width that the
+ * The layout of page-table entries (SDM vol. 3, 4.3 to 4.5; the flags are where they are in every
+ * paging mode) and the physical-address width that the
  * guest sees.
  */
 #ifndef RINGSHIFT_MMU_WALK_H

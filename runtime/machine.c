@@ -703,7 +703,7 @@ static bool take_startup(struct machine_vcpu *c)
     if (c->init_pending) {
         bool sipi = c->sipi_pending;
 
-        vcpu_reset(v);
+        vcpu_init(v);
         lapic_reset(&c->lapic, true);
         c->init_pending = false;
         c->sipi_pending = sipi;
@@ -711,9 +711,7 @@ static bool take_startup(struct machine_vcpu *c)
         reattach = true;
     }
     if (c->startup == STARTUP_WAIT_SIPI && c->sipi_pending) {
-        v->rip = 0; /* real mode at vector:0000 (SDM vol. 3, 8.4.3) */
-        v->seg[SEG_CS].sel = (uint16_t)(c->sipi_vector << 8);
-        v->seg[SEG_CS].base = (uint64_t)c->sipi_vector << 12;
+        vcpu_start(v, c->sipi_vector);
         c->sipi_pending = false;
         c->startup = STARTUP_RUNNING;
     }

@@ -269,7 +269,7 @@ static enum cpu_result do_far(struct vcpu *v, const struct insn *in)
         sel = ptr[in->op_size] | ptr[in->op_size + 1] << 8;
     }
     if (in->op == OP_JMP_FAR)
-        return cpu_far_jump(v, sel, offset);
+        return cpu_far_jump(v, sel, offset, v->rip + in->len);
     return cpu_far_call(v, sel, offset, in->op_size, v->rip + in->len);
 }
 
@@ -730,9 +730,9 @@ static enum cpu_result execute(struct vcpu *v, const struct insn *in)
     case OP_RETF:
         return cpu_far_return(v, in->op_size, in->imm);
     case OP_IRET:
-        return cpu_iret(v, in->op_size);
+        return cpu_iret(v, in->op_size, next);
     case OP_INT:
-        return cpu_software_interrupt(v, in->imm, next);
+        return cpu_int_n(v, in->imm, next);
     case OP_INT3:
         return cpu_software_interrupt(v, EXC_BP, next);
     case OP_INTO:

@@ -313,12 +313,3 @@ Test(cpu_exception, smap_and_wp_apply_to_system_accesses)
     expect_fault_code(cpu_software_interrupt(v, 3, KTEXT), EXC_PF, PF_P);
     cr_assert_eq(v->exc.cr2, UDATA + 48);
 }
-
-Test(cpu_exception, legacy_mode_is_refused)
-{
-    v->efer = 0;
-    cpu_raise(v, EXC_UD);
-    cr_assert_eq(cpu_deliver_exception(v), CPU_EXIT);
-    cr_assert_eq(v->exit, VCPU_EXIT_UNSUPPORTED);
-    cr_assert_gt(strlen(v->exit_reason), 10);
-}

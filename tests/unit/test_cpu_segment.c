@@ -268,9 +268,7 @@ Test(cpu_segment, iret_checks)
     cr_assert_eq(v->gpr[RSP], rsp);
     cr_assert_eq(v->rip, KTEXT);
     cr_assert_eq(v->cpl, 0);
-    cr_assert_eq(IRET(UTEXT, UCS32 | 3, 2, USTACK, UDS | 3), CPU_EXIT);
-    cr_assert_eq(v->exit, VCPU_EXIT_UNSUPPORTED);
-    cr_assert_eq(v->cpl, 0);
+    expect_fault_code(IRET(UTEXT, UCS32 | 3, 2, USTACK, 0), EXC_GP, 0);
     v->gpr[RSP] = UNMAPPED;
     expect_fault_code(RUN(0x48, 0xcf), EXC_PF, 0);
     v->gpr[RSP] = NONCANON;
@@ -324,8 +322,14 @@ Test(cpu_segment, syscall_sysret)
     v->gpr[RCX] = NONCANON;
     expect_fault_code(RUN(0x48, 0x0f, 0x07), EXC_GP, 0);
     cr_assert_eq(v->cpl, 0);
-    cr_assert_eq(RUN(0x0f, 0x07), CPU_EXIT);
-    cr_assert_eq(v->exit, VCPU_EXIT_UNSUPPORTED);
+    /* Without REX.W: to compatibility mode, RCX cut to 32 bits. */
+    cr_assert_eq(RUN(0x0f, 0x07), CPU_JUMP);
+    cr_assert_eq(v->rip, (uint32_t)NONCANON);
+    cr_assert_eq(v->seg[SEG_CS].sel, 0x1b);
+    cr_assert_eq(v->seg[SEG_CS].attr & (SEGA_L | SEGA_DB), SEGA_DB);
+    cr_assert_eq(v->seg[SEG_SS].sel, 0x23);
+    expect_fault(RUN(0x0f, 0x05), EXC_UD); /* Intel: 64-bit mode only */
+    enter_kernel();
     v->efer &= ~EFER_SCE;
     expect_fault(RUN(0x0f, 0x05), EXC_UD);
     expect_fault(RUN(0x48, 0x0f, 0x07), EXC_UD);
@@ -392,8 +396,9 @@ Test(cpu_segment, far_jump)
     expect_fault_code(RUN(0x48, 0xff, 0x2b), EXC_GP, 0);
     enter_user();
     far_pointer(UTEXT, UCS32 | 3);
-    cr_assert_eq(RUN(0x48, 0xff, 0x2b), CPU_EXIT);
-    cr_assert_eq(v->exit, VCPU_EXIT_UNSUPPORTED);
+    cr_assert_eq(RUN(0x48, 0xff, 0x2b), CPU_JUMP);
+    cr_assert_not(vcpu_long64(v), "compatibility mode");
+    enter_user();
     far_pointer(0, GATE | 3);
     expect_fault_code(RUN(0x48, 0xff, 0x2b), EXC_GP, KCS);
 }
