@@ -439,9 +439,14 @@ int pci_dma_write(struct pci_function *f, uint64_t gpa, const void *buf, uint64_
 void *pci_dma_map(struct pci_function *f, uint64_t gpa, uint64_t len, bool to_ram)
 {
     struct guest_ram *ram = f->host->cfg.ram;
-    void *p = pci_bus_master(f) ? ram_ptr(ram, gpa, len) : NULL;
+    void *p;
 
-    if (p && to_ram)
+    if (!pci_bus_master(f))
+        return NULL;
+    if (!to_ram)
+        return (void *)ram_read_ptr(ram, gpa, len);
+    p = ram_ptr(ram, gpa, len);
+    if (p)
         ram_before_write(ram, gpa, len);
     return p;
 }

@@ -194,9 +194,10 @@ bool pci_bus_master(const struct pci_function *f);
  * then).  The guest may change memory meanwhile: check copies only. */
 int pci_dma_read(struct pci_function *f, uint64_t gpa, void *buf, uint64_t len);
 int pci_dma_write(struct pci_function *f, uint64_t gpa, const void *buf, uint64_t len);
-/* RAM itself, for transfers that need no copy; NULL as above.  For a transfer into RAM (to_ram)
- * call pci_dma_done() with the same range when it is over, so that code on these pages that was
- * translated in between is dropped. */
+/* RAM itself (ROM as well, unless to_ram), for transfers that need no copy; NULL where the above
+ * fail.  It stays accessible, whatever software does to the memory map meanwhile.  For a transfer
+ * into RAM (to_ram) call pci_dma_done() with the same range when it is over, so that code on these
+ * pages that was translated in between is dropped. */
 void *pci_dma_map(struct pci_function *f, uint64_t gpa, uint64_t len, bool to_ram);
 void pci_dma_done(struct pci_function *f, uint64_t gpa, uint64_t len);
 

@@ -2,9 +2,9 @@
  * `ringshift explain`: shows guest blocks and their translations side by side.
  *
  * The kernel is loaded as `run` would load it.  Addresses that the boot page tables map are
- * explained as they are at the entry point.  A kernel's own virtual addresses exist only once it has
- * set up its page tables: the guest runs until a block at the address is about to be translated,
- * with the registers as they are then, or for a given time.
+ * explained as they are at the entry point.  A kernel's own virtual addresses exist only once it
+ * has set up its page tables: the guest runs until a block at the address is about to be
+ * translated, with the registers as they are then, or for a given time.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -94,8 +94,7 @@ static int load(struct machine *m, void *opaque, char *err, unsigned errlen)
     struct mmu_xlat x;
 
     e->machine = m;
-    if (code || e->options->after || !mmu_canonical(at) ||
-        mmu_peek(machine_vcpu(m, 0), at, &x) < 0)
+    if (code || e->options->after || !mmu_canonical(at) || mmu_peek(machine_vcpu(m, 0), at, &x) < 0)
         return code;
     e->code = explain(m, e->options, at);
     e->done = true;
@@ -166,14 +165,10 @@ static int parse_options(int argc, char **argv, struct options *o)
 {
     enum { KERNEL = 256, INITRD, APPEND, AT, COUNT, AFTER, TIER };
     static const struct option table[] = {
-        {"kernel", required_argument, NULL, KERNEL},
-        {"initrd", required_argument, NULL, INITRD},
-        {"append", required_argument, NULL, APPEND},
-        {"at", required_argument, NULL, AT},
-        {"count", required_argument, NULL, COUNT},
-        {"after", required_argument, NULL, AFTER},
-        {"tier", required_argument, NULL, TIER},
-        {0},
+        {"kernel", required_argument, NULL, KERNEL}, {"initrd", required_argument, NULL, INITRD},
+        {"append", required_argument, NULL, APPEND}, {"at", required_argument, NULL, AT},
+        {"count", required_argument, NULL, COUNT},   {"after", required_argument, NULL, AFTER},
+        {"tier", required_argument, NULL, TIER},     {0},
     };
     const char *at = NULL;
     int opt;

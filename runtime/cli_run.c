@@ -37,6 +37,7 @@ static const char help_text[] =
     "                     a floppy disk: an image of 360K to 2.88M; '' is an empty drive; twice\n"
     "                     for two drives\n"
     "  --snapshot         what the guest writes to its disks is lost at the end\n"
+    "  --rng              a virtio entropy device, fed by the host\n"
     "  --memory SIZE      its memory, with K, M or G; 512M unless given, 16M at least\n"
     "  --cpus N           its processors; only 1 is supported yet\n"
     "  --cpu MODEL        what CPUID shows: 'host', all that this processor can and Ringshift\n"
@@ -87,7 +88,7 @@ static const char help_text[] =
 struct options {
     const char *kernel, *initrd, *append, *trace_file, *cpu, *vga;
     uint64_t memory;
-    bool no_reboot, stats, snapshot;
+    bool no_reboot, stats, snapshot, rng;
     struct drive_options *drive; /* allocated */
     unsigned ndrives;
     struct engine_config engine;
@@ -214,6 +215,7 @@ static int parse_options(int argc, char **argv, struct options *o)
         CDROM,
         FLOPPY,
         SNAPSHOT,
+        RNG,
         MEMORY,
         CPUS,
         CPU,
@@ -235,6 +237,7 @@ static int parse_options(int argc, char **argv, struct options *o)
         {"cdrom", required_argument, NULL, CDROM},
         {"floppy", required_argument, NULL, FLOPPY},
         {"snapshot", no_argument, NULL, SNAPSHOT},
+        {"rng", no_argument, NULL, RNG},
         {"memory", required_argument, NULL, MEMORY},
         {"cpus", required_argument, NULL, CPUS},
         {"cpu", required_argument, NULL, CPU},
@@ -277,6 +280,9 @@ static int parse_options(int argc, char **argv, struct options *o)
             break;
         case SNAPSHOT:
             o->snapshot = true;
+            break;
+        case RNG:
+            o->rng = true;
             break;
         case MEMORY:
             code = parse_memory(optarg, &o->memory);
@@ -393,6 +399,7 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct dri
         .serial0 = terminal_chardev(t),
         .drives = drives,
         .vga = o->vga && !strcmp(o->vga, "std"),
+        .rng = o->rng,
         .baseline_cpu = !strcmp(o->cpu, "baseline"),
         .no_reboot = o->no_reboot,
         .load = guest_boot_load,

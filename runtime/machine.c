@@ -41,6 +41,8 @@
 #include "devices/rtc.h"
 #include "devices/serial.h"
 #include "devices/vga_pci.h"
+#include "devices/virtio_blk.h"
+#include "devices/virtio_rng.h"
 #include "mmu/ram.h"
 #include "runtime/drive.h"
 #include "runtime/event_loop.h"
@@ -48,11 +50,13 @@
 #include "runtime/trace.h"
 #include "runtime/tsc.h"
 
-#define MIN_MEMORY    (2ull << 20)
-#define LOW_RAM_END   0x9fc00u /* the last KiB below 640K is the extended BIOS data area */
-#define EBDA_END      0xa0000u
-#define PCI_HOLE_BASE 0xc0000000ull /* RAM_LOW_MAX at the earliest */
-#define HIGH_RAM      0x100000u     /* conventional memory ends, extended memory begins */
+/* PCI slots 0 to 2 are the bridges' and the display's. */
+#define FIRST_FREE_SLOT 3
+#define MIN_MEMORY      (2ull << 20)
+#define LOW_RAM_END     0x9fc00u /* the last KiB below 640K is the extended BIOS data area */
+#define EBDA_END        0xa0000u
+#define PCI_HOLE_BASE   0xc0000000ull /* RAM_LOW_MAX at the earliest */
+#define HIGH_RAM        0x100000u     /* conventional memory ends, extended memory begins */
 
 enum stop { STOP_NONE, STOP_POWEROFF, STOP_RESET, STOP_TRIPLE, STOP_ERROR };
 
@@ -117,6 +121,9 @@ struct machine {
     struct storage storage;
     struct event_fd *block_fd;
     struct vga_pci vga;
+    struct virtio_blk *virtio_disk[DRIVES_MAX];
+    unsigned virtio_disks;
+    struct virtio_rng rng;
 
     uint64_t pio_accesses, mmio_accesses, lapic_accesses;
 };
@@ -1021,33 +1028,45 @@ static void poll_blocks(void *opaque, uint32_t events)
     block_queue_poll(opaque);
 }
 
+static int attach_virtio(struct machine *m, const struct drive *d)
+{
+    int slot = pci_free_slot(&m->pci, FIRST_FREE_SLOT);
+
+    if (slot < 0 || m->virtio_disks == DRIVES_MAX)
+        return -ENOSPC;
+    return virtio_blk_create(&m->virtio_disk[m->virtio_disks++], &m->pci, PCI_DEVFN_OF(slot, 0),
+                             d->dev);
+}
+
 /* Connects a drive to its controller, unless that is storage.c's. */
 static int attach_drive(struct machine *m, const struct drive *d, char *err, unsigned errlen)
 {
-    (void)m;
-    if (d->kind == DRIVE_FLOPPY || d->bus != DRIVE_BUS_VIRTIO)
+    int code;
+
+    if (d->kind != DRIVE_DISK || d->bus != DRIVE_BUS_VIRTIO)
         return 0;
-    snprintf(err, errlen, "%s cannot be attached: this version has no such disk controller",
-             d->dev->name);
-    return -ENOTSUP;
+    code = attach_virtio(m, d);
+    if (code)
+        snprintf(err, errlen, "%s cannot be attached: %s", d->dev->name, strerror(-code));
+    return code;
 }
 
 static int create_drives(struct machine *m, char *err, unsigned errlen)
 {
     const struct drive_set *set = m->cfg.drives;
-    int code = storage_init(&m->storage,
-                            &(struct storage_config){
-                                .pci = &m->pci,
-                                .ports = &m->ports,
-                                .ram = &m->ram,
-                                .floppy_irq = irq_router_isa(&m->irqs, FDC_IRQ),
-                                .ide_irq = {irq_router_isa(&m->irqs, IDE_IRQ0),
-                                            irq_router_isa(&m->irqs, IDE_IRQ1)},
-                                .drives = set,
-                                .ide_devfn = PCI_DEVFN_OF(PCI_ISA_SLOT, 1),
-                                .ahci_slot = PCI_ISA_SLOT + 2,
-                            },
-                            err, errlen);
+    int code = storage_init(
+        &m->storage,
+        &(struct storage_config){
+            .pci = &m->pci,
+            .ports = &m->ports,
+            .ram = &m->ram,
+            .floppy_irq = irq_router_isa(&m->irqs, FDC_IRQ),
+            .ide_irq = {irq_router_isa(&m->irqs, IDE_IRQ0), irq_router_isa(&m->irqs, IDE_IRQ1)},
+            .drives = set,
+            .ide_devfn = PCI_DEVFN_OF(PCI_ISA_SLOT, 1),
+            .ahci_slot = PCI_ISA_SLOT + 2,
+        },
+        err, errlen);
 
     if (code || !set)
         return code;
@@ -1067,12 +1086,15 @@ static void destroy_drives(struct machine *m)
         block_drain(d);
         d->media_changed = NULL;
     }
+    for (unsigned i = 0; i < m->virtio_disks; i++)
+        virtio_blk_destroy(m->virtio_disk[i]);
 }
 
 static int create_devices(struct machine *m)
 {
     struct timer_queue *timers = event_loop_timers(m->loop);
     struct irq_line isa[ISA_IRQS];
+    int err;
 
     m->apic_bus.eoi = broadcast_eoi;
     m->apic_bus.eoi_opaque = m;
@@ -1100,7 +1122,7 @@ static int create_devices(struct machine *m)
                                                      .opaque = m});
     for (unsigned i = 0; i < ISA_IRQS; i++)
         isa[i] = irq_router_isa(&m->irqs, i);
-    int err = chipset_init(&m->chipset, &m->pci, isa);
+    err = chipset_init(&m->chipset, &m->pci, isa);
 
     if (!err && m->cfg.vga)
         err = vga_pci_init(&m->vga, &(struct vga_pci_config){.host = &m->pci,
@@ -1110,6 +1132,8 @@ static int create_devices(struct machine *m)
                                                              .timers = timers,
                                                              .rom = m->cfg.vga_rom,
                                                              .rom_len = m->cfg.vga_rom_len});
+    if (!err && m->cfg.rng)
+        err = virtio_rng_init(&m->rng, &m->pci, PCI_DEVFN_OF(FIRST_FREE_SLOT, 0));
     return err;
 }
 
@@ -1196,6 +1220,8 @@ void machine_destroy(struct machine *m)
     if (m->loop)
         event_loop_stop(m->loop);
     destroy_drives(m);
+    if (m->rng.vdev.class)
+        virtio_rng_destroy(&m->rng);
     serial_destroy(&m->com1);
     for (unsigned i = 0; m->cpu && i < m->cfg.cpus; i++) {
         struct vcpu *v = m->cpu[i].v;

@@ -45,6 +45,7 @@ struct machine_config {
     struct engine_config engine_cfg;
     struct chardev *serial0;        /* COM1's backend, or NULL; not owned, outlives the machine */
     const struct drive_set *drives; /* or NULL; not owned, outlives the machine */
+    bool rng;                       /* a virtio entropy device */
     bool baseline_cpu;              /* CPUID shows cpu_model_baseline(), not cpu_model_host() */
     bool no_reboot;                 /* end machine_run() on a guest reset instead of restarting */
     bool vga;                       /* a VGA, and keyboard and mouse at the 8042 */
