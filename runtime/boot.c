@@ -1,5 +1,5 @@
 /*
- * From open files to a vCPU at the kernel's 64-bit entry point.
+ * From open files to a vCPU at the kernel's entry point.
  */
 #include "runtime/boot.h"
 
@@ -13,13 +13,73 @@
 
 enum { MAX_E820 = 32 };
 
-int guest_boot_open(struct guest_boot *b, const char *kernel, const char *initrd,
-                    const char *cmdline, char *err, size_t errlen)
+/* "FILE[ ARGUMENTS],FILE..." into modules; a doubled comma is one that is meant. */
+static int open_modules(struct guest_boot *b, const char *list, char *err, size_t errlen)
+{
+    char *text = strdup(list), *at = text;
+
+    b->module_text = text;
+    if (!text) {
+        snprintf(err, errlen, "out of memory");
+        return -ENOMEM;
+    }
+    while (at) {
+        char *next = NULL, *to = at;
+        for (char *from = at; *from; from++) {
+            if (*from == ',' && from[1] != ',') {
+                next = from + 1;
+                break;
+            }
+            if (*from == ',')
+                from++;
+            *to++ = *from;
+        }
+        *to = '\0';
+        char *name = at + strspn(at, " ");
+        if (!*name) {
+            snprintf(err, errlen, "--initrd has an empty name in its list of modules");
+            return -EINVAL;
+        }
+        if (b->nmodules == BOOT_MODULES_MAX) {
+            snprintf(err, errlen, "--initrd lists more than %d modules", BOOT_MODULES_MAX);
+            return -E2BIG;
+        }
+        /* The module's own copy of its file name, as its arguments begin with that name. */
+        char *path = strndup(name, strcspn(name, " "));
+        struct boot_module *m = &b->modules[b->nmodules];
+        if (!path) {
+            snprintf(err, errlen, "out of memory");
+            return -ENOMEM;
+        }
+        int code = image_open(&m->file, path, err, errlen);
+        if (code) {
+            free(path);
+            return code;
+        }
+        m->args = name;
+        b->nmodules++;
+        at = next;
+    }
+    return 0;
+}
+
+int guest_boot_open(struct guest_boot *b, const char *kernel, enum boot_format format,
+                    const char *initrd, const char *cmdline, char *err, size_t errlen)
 {
     *b = (struct guest_boot){.kernel.fd = -1, .initrd.fd = -1, .cmdline = cmdline};
     int code = image_open(&b->kernel, kernel, err, errlen);
-    if (!code && initrd)
-        code = image_open(&b->initrd, initrd, err, errlen);
+    if (!code)
+        code = boot_detect(&b->kernel, format, &b->format, err, errlen);
+    if (!code && initrd) {
+        if (boot_takes_modules(b->format))
+            code = open_modules(b, initrd, err, errlen);
+        else if (b->format == BOOT_FLAT || b->format == BOOT_SECTOR) {
+            snprintf(err, errlen, "%s is a %s image, which takes no --initrd", kernel,
+                     boot_format_names[b->format]);
+            code = -EINVAL;
+        } else
+            code = image_open(&b->initrd, initrd, err, errlen);
+    }
     if (code)
         guest_boot_close(b);
     return code;
@@ -29,6 +89,37 @@ void guest_boot_close(struct guest_boot *b)
 {
     image_close(&b->kernel);
     image_close(&b->initrd);
+    for (unsigned i = 0; i < b->nmodules; i++) {
+        image_close(&b->modules[i].file);
+        free((char *)b->modules[i].file.path);
+    }
+    b->nmodules = 0;
+    free(b->module_text);
+    b->module_text = NULL;
+}
+
+static void start_vcpu(struct vcpu *v, const struct boot_entry *e)
+{
+    switch (e->start) {
+    case BOOT_START_LONG64:
+        vcpu_setup_long64(v, e->rip, e->rsi, e->cr3, e->gdt_base, e->gdt_limit, e->cs, e->ds);
+        break;
+    case BOOT_START_PROT32:
+        vcpu_setup_flat32(v, (uint32_t)e->rip, e->gdt_base, e->gdt_limit, e->cs, e->ds);
+        break;
+    case BOOT_START_REAL:
+        vcpu_setup_real(v, 0, (uint16_t)e->rip, 0, 0, (uint16_t)e->rsp);
+        break;
+    }
+    if (e->start != BOOT_START_LONG64) {
+        for (unsigned i = 0; i < 16; i++)
+            v->gpr[i] = 0;
+        v->gpr[RAX] = e->rax;
+        v->gpr[RBX] = e->rbx;
+        v->gpr[RDX] = e->rdx;
+        v->gpr[RSI] = e->rsi;
+    }
+    v->gpr[RSP] = e->rsp;
 }
 
 int guest_boot_load(struct machine *m, void *opaque, char *err, unsigned errlen)
@@ -40,6 +131,10 @@ int guest_boot_load(struct machine *m, void *opaque, char *err, unsigned errlen)
     uint8_t seed[32];
     struct boot_config cfg = {
         .kernel = &b->kernel,
+        .format = b->format,
+        .modules = b->modules,
+        .nmodules = b->nmodules,
+        .vga_text = b->vga_text,
         .initrd = b->initrd.fd >= 0 ? &b->initrd : NULL,
         .cmdline = b->cmdline,
         .acpi_rsdp = machine_acpi_rsdp(m),
@@ -67,9 +162,7 @@ int guest_boot_load(struct machine *m, void *opaque, char *err, unsigned errlen)
     b->load_error = code;
     if (code)
         return code;
-    vcpu_setup_long64(machine_vcpu(m, 0), b->entry.rip, b->entry.rsi, b->entry.cr3,
-                      b->entry.gdt_base, b->entry.gdt_limit, b->entry.cs, b->entry.ds);
-    machine_vcpu(m, 0)->gpr[RSP] = b->entry.rsp;
+    start_vcpu(machine_vcpu(m, 0), &b->entry);
     return 0;
 }
 

@@ -11,15 +11,24 @@
 
 struct guest_boot {
     struct image_file kernel, initrd; /* initrd.fd = -1: none */
+    enum boot_format format;
+    struct boot_module modules[BOOT_MODULES_MAX];
+    unsigned nmodules;
+    char *module_text; /* what --initrd said, taken apart: the modules' names and arguments */
     const char *cmdline;
+    bool vga_text;           /* the machine has a VGA, which starts in text mode */
     unsigned boots;          /* how often the guest was loaded */
     int load_error;          /* what guest_boot_load() failed with last, or 0 */
     struct boot_entry entry; /* of the last load */
 };
 
-/* Opens the files; initrd may be NULL.  0 or negative errno with one sentence in err. */
-int guest_boot_open(struct guest_boot *b, const char *kernel, const char *initrd,
-                    const char *cmdline, char *err, size_t errlen);
+/*
+ * Opens the files; initrd may be NULL.  For multiboot and PVH it is a list `FILE[ ARGUMENTS],...`
+ * of modules (",," stands for one comma), for Linux one file name.  0 or negative errno with one
+ * sentence in err.
+ */
+int guest_boot_open(struct guest_boot *b, const char *kernel, enum boot_format format,
+                    const char *initrd, const char *cmdline, char *err, size_t errlen);
 void guest_boot_close(struct guest_boot *b);
 
 /* For machine_config.load, with the guest_boot as load_opaque. */

@@ -244,7 +244,7 @@ static int run_explain(int argc, char **argv)
 
     if (code)
         return code;
-    if (guest_boot_open(&e.boot, o.kernel, o.initrd, o.append, err, sizeof(err))) {
+    if (guest_boot_open(&e.boot, o.kernel, BOOT_AUTO, o.initrd, o.append, err, sizeof(err))) {
         cli_say("%s", err);
         return CLI_FILE;
     }

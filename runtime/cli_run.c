@@ -26,9 +26,14 @@ static const char help_text[] =
     "/dev/null do as well.\n"
     "\n"
     "The guest:\n"
-    "  --kernel FILE      a bzImage (vmlinuz) or an ELF64 kernel (vmlinux)\n"
-    "  --initrd FILE      its initial RAM disk\n"
-    "  --append STRING    its command line; '" STD_CMDLINE "' unless given\n"
+    "  --kernel FILE      a Linux kernel (vmlinuz, vmlinux), a multiboot, multiboot2 or PVH\n"
+    "                     kernel, or a boot sector\n"
+    "  --kernel-format F  what that file is: 'linux', 'linux32' (by its 32-bit entry), 'elf',\n"
+    "                     'pvh', 'multiboot', 'multiboot2', 'flat' (entered at 1 MiB in 32-bit\n"
+    "                     mode) or 'bootsector' (at 0x7c00 in real mode); 'auto' unless given\n"
+    "  --initrd FILE      its initial RAM disk; for multiboot and PVH kernels a list of\n"
+    "                     modules: FILE[ ARGUMENTS],FILE...\n"
+    "  --append STRING    its command line; for Linux '" STD_CMDLINE "' unless given\n"
     "  --disk FILE[,if=ide|ahci|virtio][,format=raw|qcow2][,readonly]\n"
     "                     a disk: an image file or a block device; repeat it for more\n"
     "  --cdrom FILE[,if=ide|ahci]\n"
@@ -87,6 +92,7 @@ static const char help_text[] =
 
 struct options {
     const char *kernel, *initrd, *append, *trace_file, *cpu, *vga;
+    enum boot_format format;
     uint64_t memory;
     bool no_reboot, stats, snapshot, rng;
     struct drive_options *drive; /* allocated */
@@ -187,6 +193,19 @@ static int parse_mem_mode(const char *text, enum mem_mode *out)
     return CLI_USAGE;
 }
 
+static int parse_format(const char *text, enum boot_format *out)
+{
+    for (unsigned i = 0; i < BOOT_FORMATS; i++)
+        if (!strcmp(text, boot_format_names[i])) {
+            *out = (enum boot_format)i;
+            return CLI_OK;
+        }
+    cli_say("--kernel-format knows auto, linux, linux32, elf, pvh, multiboot, multiboot2, flat and "
+            "bootsector, not '%s'",
+            text);
+    return CLI_USAGE;
+}
+
 static int add_drive(struct options *o, enum drive_kind kind, const char *text)
 {
     struct drive_options *list = realloc(o->drive, (o->ndrives + 1) * sizeof(*list));
@@ -209,6 +228,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 {
     enum {
         KERNEL = 256,
+        KERNEL_FORMAT,
         INITRD,
         APPEND,
         DISK,
@@ -231,6 +251,7 @@ static int parse_options(int argc, char **argv, struct options *o)
     };
     static const struct option table[] = {
         {"kernel", required_argument, NULL, KERNEL},
+        {"kernel-format", required_argument, NULL, KERNEL_FORMAT},
         {"initrd", required_argument, NULL, INITRD},
         {"append", required_argument, NULL, APPEND},
         {"disk", required_argument, NULL, DISK},
@@ -254,7 +275,7 @@ static int parse_options(int argc, char **argv, struct options *o)
     };
     int opt, code = CLI_OK;
 
-    *o = (struct options){.append = STD_CMDLINE, .memory = MEMORY_STD, .cpu = "host"};
+    *o = (struct options){.memory = MEMORY_STD, .cpu = "host"};
     o->engine.trace_hi = UINT64_MAX;
     o->engine.on_fatal = terminal_emergency_restore;
     opterr = 0;
@@ -262,6 +283,9 @@ static int parse_options(int argc, char **argv, struct options *o)
         switch (opt) {
         case KERNEL:
             o->kernel = optarg;
+            break;
+        case KERNEL_FORMAT:
+            code = parse_format(optarg, &o->format);
             break;
         case INITRD:
             o->initrd = optarg;
@@ -490,10 +514,13 @@ static int run_options(struct options *o)
                 (unsigned long long)(limit / MiB));
         return CLI_RESOURCE;
     }
-    if (guest_boot_open(&b, o->kernel, o->initrd, o->append, err, sizeof(err))) {
+    if (guest_boot_open(&b, o->kernel, o->format, o->initrd, o->append, err, sizeof(err))) {
         cli_say("%s", err);
         return CLI_FILE;
     }
+    if (!o->append && b.format <= BOOT_ELF)
+        b.cmdline = STD_CMDLINE;
+    b.vga_text = o->vga && !strcmp(o->vga, "std");
     if (o->engine.trace_mask) {
         o->engine.trace = o->trace_file ? fopen(o->trace_file, "we") : stderr;
         if (!o->engine.trace) {

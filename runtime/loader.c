@@ -253,10 +253,10 @@ static int place_rng_seed(struct guest_ram *ram, const struct boot_config *cfg,
 /* ---- CPU tables -------------------------------------------------------------------------------
  */
 
-static int write_gdt(struct guest_ram *ram)
+static int write_gdt(struct guest_ram *ram, bool code32)
 {
-    /* Flat 64-bit code and flat data, accessed bit set (SDM vol. 3, 3.4.5). */
-    const uint64_t gdt[4] = {0, 0, [BOOT_CS / 8] = 0x00af9b000000ffff,
+    /* Flat code, 64-bit or 32-bit, and flat data, accessed bit set (SDM vol. 3, 3.4.5). */
+    const uint64_t gdt[4] = {0, 0, [BOOT_CS / 8] = code32 ? 0x00cf9b000000ffff : 0x00af9b000000ffff,
                              [BOOT_DS / 8] = 0x00cf93000000ffff};
 
     return ram_write(ram, BOOT_GDT, gdt, sizeof(gdt));
@@ -283,6 +283,59 @@ static int write_page_tables(struct guest_ram *ram)
     return code;
 }
 _Static_assert(BOOT_PAGE_TABLES + 6 * 0x1000 == BOOT_PAGE_TABLES_END, "page table area");
+
+/* ---- Boot information of the protocols with modules --------------------------------------------
+ */
+
+int boot_info_put(struct guest_ram *ram, struct boot_info_area *area, const void *data,
+                  uint64_t len, uint32_t align, uint32_t *gpa)
+{
+    uint32_t at = ((area->next ? area->next : BOOT_INFO) + align - 1) & -align;
+
+    if (at > BOOT_INFO_END || len > BOOT_INFO_END - at)
+        return -ENOSPC;
+    area->next = at + (uint32_t)len;
+    *gpa = at;
+    return data ? ram_write(ram, at, data, len) : 0;
+}
+
+int boot_place_modules(struct guest_ram *ram, const struct boot_config *cfg, uint64_t floor,
+                       uint32_t start[BOOT_MODULES_MAX], uint32_t end[BOOT_MODULES_MAX], char *err,
+                       size_t errlen)
+{
+    uint64_t at = floor;
+
+    for (unsigned i = 0; i < cfg->nmodules && i < BOOT_MODULES_MAX; i++) {
+        const struct image_file *f = &cfg->modules[i].file;
+        at = (at + GUEST_PAGE_SIZE - 1) & -(uint64_t)GUEST_PAGE_SIZE;
+        if (!boot_range_free(ram, cfg, at, f->size))
+            return boot_error(err, errlen, -ENOSPC,
+                              "the module %s (%llu MiB) does not fit in %llu MiB of guest memory "
+                              "beside the kernel: give more --memory",
+                              f->path, (unsigned long long)((f->size + MiB - 1) / MiB),
+                              (unsigned long long)(ram->size / MiB));
+        int code = boot_read_to_ram(ram, f, 0, at, f->size);
+        if (code)
+            return boot_error(err, errlen, code, "cannot read the module %s: %s", f->path,
+                              code == -ENODATA ? "it shrank while being read" : strerror(-code));
+        start[i] = (uint32_t)at;
+        at += f->size;
+        end[i] = (uint32_t)at;
+    }
+    return 0;
+}
+
+void boot_memory_sizes(const struct boot_config *cfg, uint32_t *lower, uint32_t *upper)
+{
+    *lower = *upper = 0;
+    for (unsigned i = 0; i < cfg->ne820; i++) {
+        const struct boot_e820_entry *e = &cfg->e820[i];
+        if (e->type == E820_RAM && e->addr == 0)
+            *lower = (uint32_t)(e->size / 1024 < 640 ? e->size / 1024 : 640);
+        if (e->type == E820_RAM && e->addr == BOOT_HIGH_START)
+            *upper = (uint32_t)(e->size / 1024);
+    }
+}
 
 /* ---- The whole --------------------------------------------------------------------------------
  */
@@ -331,9 +384,12 @@ static int refuse_unknown(const struct image_file *f, const uint8_t *head, uint6
     if (has_magic(head, len, "MZ", 2))
         return boot_error(err, errlen, -ENOEXEC,
                           "%s is an EFI program without the Linux x86 boot header: give a bzImage "
-                          "or an ELF64 kernel",
+                          "or an ELF kernel",
                           f->path);
-    return boot_error(err, errlen, -ENOEXEC, "%s is neither a bzImage nor an ELF64 kernel image",
+    return boot_error(err, errlen, -ENOEXEC,
+                      "%s is in no format that is known: it has neither a Linux boot header nor a "
+                      "multiboot header nor a boot sector's signature, and is no ELF image; "
+                      "--kernel-format flat starts anything",
                       f->path);
 }
 
@@ -347,34 +403,92 @@ static bool low_area_usable(const struct boot_config *cfg)
     return false;
 }
 
-int boot_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_entry *out,
-              char *err, size_t errlen)
+const char *const boot_format_names[BOOT_FORMATS] = {
+    [BOOT_AUTO] = "auto",
+    [BOOT_LINUX] = "linux",
+    [BOOT_LINUX32] = "linux32",
+    [BOOT_ELF] = "elf",
+    [BOOT_PVH] = "pvh",
+    [BOOT_MULTIBOOT] = "multiboot",
+    [BOOT_MULTIBOOT2] = "multiboot2",
+    [BOOT_FLAT] = "flat",
+    [BOOT_SECTOR] = "bootsector",
+};
+
+int boot_detect(const struct image_file *kernel, enum boot_format wanted, enum boot_format *out,
+                char *err, size_t errlen)
 {
     uint8_t head[0x206] = {0};
-    uint64_t len = cfg->kernel->size < sizeof(head) ? cfg->kernel->size : sizeof(head);
+    uint64_t len = kernel->size < sizeof(head) ? kernel->size : sizeof(head);
+    int code = image_read(kernel, 0, head, len);
+    bool elf = has_magic(head, len, "\177ELF", 4);
+    bool linux_header = len == sizeof(head) && !memcmp(head + 0x202, "HdrS", 4);
+    bool is64 = false;
+
+    *out = wanted;
+    if (code)
+        return boot_error(err, errlen, code, "cannot read %s: %s", kernel->path, strerror(-code));
+    switch (wanted) {
+    case BOOT_AUTO:
+        break;
+    case BOOT_LINUX:
+    case BOOT_LINUX32:
+        return linux_header
+                   ? 0
+                   : boot_error(err, errlen, -ENOEXEC,
+                                "%s is no bzImage: it has no Linux boot header", kernel->path);
+    case BOOT_ELF:
+    case BOOT_PVH:
+        return elf ? 0 : boot_error(err, errlen, -ENOEXEC, "%s is no ELF image", kernel->path);
+    case BOOT_MULTIBOOT:
+        return multiboot_present(kernel)
+                   ? 0
+                   : boot_error(err, errlen, -ENOEXEC,
+                                "%s has no multiboot header in its first 8192 bytes", kernel->path);
+    case BOOT_MULTIBOOT2:
+        return multiboot2_present(kernel)
+                   ? 0
+                   : boot_error(err, errlen, -ENOEXEC,
+                                "%s has no multiboot2 header in its first 32768 bytes",
+                                kernel->path);
+    default:
+        return 0;
+    }
+
+    /* A Linux header goes first: such a file also is a boot sector, and may be multiboot. */
+    if (linux_header)
+        *out = BOOT_LINUX;
+    else if (multiboot2_present(kernel))
+        *out = BOOT_MULTIBOOT2;
+    else if (multiboot_present(kernel))
+        *out = BOOT_MULTIBOOT;
+    else if (elf)
+        *out = elf_has_pvh(kernel, &is64) && !is64 ? BOOT_PVH : BOOT_ELF;
+    else if (len >= 512 && head[510] == 0x55 && head[511] == 0xaa) {
+        if (kernel->size > BOOT_SECTOR_END - BOOT_SECTOR_ADDR)
+            return boot_error(err, errlen, -EFBIG,
+                              "%s begins with a boot sector and is too large to be all loaded at "
+                              "0x7c00: give a disk image with --disk",
+                              kernel->path);
+        *out = BOOT_SECTOR;
+    } else
+        return refuse_unknown(kernel, head, len, err, errlen);
+    return 0;
+}
+
+/* The formats that Linux knows: boot_params, and an initrd. */
+static int linux_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_entry *out,
+                      char *err, size_t errlen)
+{
     struct loaded_kernel k = {0};
     struct boot_params bp;
-    int code = image_read(cfg->kernel, 0, head, len);
 
     _Static_assert(sizeof(bp) == 4096, "boot_params is the zero page");
-    *out = (struct boot_entry){0};
     memset(&bp, 0, sizeof(bp));
-    if (code)
-        return boot_error(err, errlen, code, "cannot read %s: %s", cfg->kernel->path,
-                          strerror(-code));
-    if (!low_area_usable(cfg))
-        return boot_error(err, errlen, -EINVAL,
-                          "the machine's memory map leaves no room for the boot tables");
-    if (has_magic(head, len, "\177ELF", 4))
-        code = elf_load(ram, cfg, &bp, &k, err, errlen);
-    else if (len == sizeof(head) && !memcmp(head + 0x202, "HdrS", 4))
-        code = bzimage_load(ram, cfg, &bp, &k, err, errlen);
-    else
-        return refuse_unknown(cfg->kernel, head, len, err, errlen);
-    if (code)
-        return code;
-
-    code = place_cmdline(ram, cfg, &k, &bp, err, errlen);
+    int code = cfg->format == BOOT_ELF ? elf_load(ram, cfg, &bp, &k, err, errlen)
+                                       : bzimage_load(ram, cfg, &bp, &k, err, errlen);
+    if (!code)
+        code = place_cmdline(ram, cfg, &k, &bp, err, errlen);
     if (!code && cfg->initrd)
         code = place_initrd(ram, cfg, &k, &bp, out, err, errlen);
     if (code)
@@ -385,25 +499,58 @@ int boot_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_
     if (cfg->screen)
         bp.screen_info = *cfg->screen;
     bp.hdr.type_of_loader = 0xff; /* boot.rst: "undefined" */
-    code = place_rng_seed(ram, cfg, &bp);
+    if (cfg->vga_text) {          /* what setup would have asked the BIOS */
+        bp.screen_info.orig_video_mode = 3;
+        bp.screen_info.orig_video_cols = 80;
+        bp.screen_info.orig_video_lines = 25;
+        bp.screen_info.orig_video_isVGA = 1; /* VIDEO_TYPE_VGAC */
+        bp.screen_info.orig_video_points = 16;
+    }
+    code = bp.hdr.version >= 0x0209 ? place_rng_seed(ram, cfg, &bp) : 0;
     if (!code)
         code = ram_write(ram, BOOT_PARAMS, &bp, sizeof(bp));
-    if (!code)
-        code = write_gdt(ram);
-    if (!code)
+    if (!code && !k.entry32)
         code = write_page_tables(ram);
     if (code)
         return boot_error(err, errlen, code, "cannot write the boot tables: %s", strerror(-code));
-
+    out->start = k.entry32 ? BOOT_START_PROT32 : BOOT_START_LONG64;
     out->rip = k.entry;
     out->rsi = BOOT_PARAMS;
     out->rsp = BOOT_STACK_TOP;
-    out->cr3 = BOOT_PAGE_TABLES;
+    out->cr3 = k.entry32 ? 0 : BOOT_PAGE_TABLES;
+    out->kernel_start = k.start;
+    out->kernel_end = k.end;
+    return 0;
+}
+
+int boot_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_entry *out,
+              char *err, size_t errlen)
+{
+    static int (*const loaders[BOOT_FORMATS])(struct guest_ram *, const struct boot_config *,
+                                              struct boot_entry *, char *, size_t) = {
+        [BOOT_LINUX] = linux_load,         [BOOT_LINUX32] = linux_load,
+        [BOOT_ELF] = linux_load,           [BOOT_PVH] = pvh_load,
+        [BOOT_MULTIBOOT] = multiboot_load, [BOOT_MULTIBOOT2] = multiboot2_load,
+        [BOOT_FLAT] = flat_load,           [BOOT_SECTOR] = boot_sector_load,
+    };
+
+    *out = (struct boot_entry){0};
+    if ((unsigned)cfg->format >= BOOT_FORMATS || !loaders[cfg->format])
+        return boot_error(err, errlen, -EINVAL, "%s was given no boot format", cfg->kernel->path);
+    if (!low_area_usable(cfg))
+        return boot_error(err, errlen, -EINVAL,
+                          "the machine's memory map leaves no room for the boot tables");
+    int code = loaders[cfg->format](ram, cfg, out, err, errlen);
+    if (code)
+        return code;
+    if (out->start == BOOT_START_REAL)
+        return 0;
+    code = write_gdt(ram, out->start == BOOT_START_PROT32);
+    if (code)
+        return boot_error(err, errlen, code, "cannot write the boot GDT: %s", strerror(-code));
     out->gdt_base = BOOT_GDT;
     out->gdt_limit = BOOT_GDT_LIMIT;
     out->cs = BOOT_CS;
     out->ds = BOOT_DS;
-    out->kernel_start = k.start;
-    out->kernel_end = k.end;
     return 0;
 }

@@ -1,7 +1,8 @@
 /*
  * bzImage: Linux's own format (Documentation/arch/x86/boot.rst).  A file is a boot sector, the
- * real-mode setup code (skipped: the 64-bit entry does not need it) and the protected-mode kernel,
- * whose 64-bit entry point is 0x200 bytes into it.
+ * real-mode setup code (skipped: it asks a BIOS for what we know) and the protected-mode kernel,
+ * whose 32-bit entry point is its first byte and whose 64-bit entry point is 0x200 bytes into it.
+ * A 64-bit kernel is entered by the latter, unless the 32-bit entry is asked for.
  */
 #include "runtime/loader_image.h"
 
@@ -13,7 +14,12 @@ enum {
     HEADER_OFFSET = 0x1f1,
     SECTOR = 512,
     ENTRY_64 = 0x200,
-    VERSION_MIN = 0x020c, /* 2.12: xloadflags */
+    VERSION_64 = 0x020c,      /* 2.12: xloadflags */
+    VERSION_INIT = 0x020a,    /* 2.10: pref_address, init_size */
+    VERSION_CMDLINE = 0x0206, /* 2.06: cmdline_size */
+    VERSION_RELOC = 0x0205,   /* 2.05: relocatable_kernel, kernel_alignment */
+    VERSION_INITRD = 0x0203,  /* 2.03: initrd_addr_max */
+    VERSION_MIN = 0x0202,     /* 2.02: cmd_line_ptr (Linux 2.4) */
 };
 
 /*
@@ -55,14 +61,29 @@ int bzimage_load(struct guest_ram *ram, const struct boot_config *cfg, struct bo
 
     if (h->boot_flag != 0xaa55)
         return boot_error(err, errlen, -ENOEXEC, "%s has no boot sector signature", f->path);
-    if (h->version < VERSION_MIN || len < offsetof(struct setup_header, handover_offset))
+    if (h->version < VERSION_MIN || len <= offsetof(struct setup_header, cmd_line_ptr))
         return boot_error(err, errlen, -ENOEXEC,
-                          "%s uses boot protocol %u.%02u; the 64-bit entry needs 2.12 or newer "
-                          "(Linux 3.8)",
+                          "%s uses boot protocol %u.%02u; 2.02 or newer is needed (Linux 2.4)",
                           f->path, h->version >> 8, h->version & 0xff);
-    if (!(h->xloadflags & XLF_KERNEL_64))
+    if ((h->version >= VERSION_64 && len < offsetof(struct setup_header, handover_offset)) ||
+        (h->version >= VERSION_INIT && len < offsetof(struct setup_header, init_size) + 4))
         return boot_error(err, errlen, -ENOEXEC,
-                          "%s is a 32-bit kernel; only 64-bit kernels are supported yet", f->path);
+                          "%s has a boot header too short for its protocol %u.%02u", f->path,
+                          h->version >> 8, h->version & 0xff);
+    /* Fields that the version does not define are not the header's. */
+    if (h->version < VERSION_64)
+        h->xloadflags = 0;
+    if (h->version < VERSION_INIT) {
+        h->pref_address = BOOT_HIGH_START;
+        h->init_size = 0;
+    }
+    if (h->version < VERSION_CMDLINE)
+        h->cmdline_size = 255;
+    if (h->version < VERSION_RELOC)
+        h->relocatable_kernel = 0;
+    if (h->version < VERSION_INITRD)
+        h->initrd_addr_max = 0x37ffffff;
+    out->entry32 = cfg->format == BOOT_LINUX32 || !(h->xloadflags & XLF_KERNEL_64);
     if (!(h->loadflags & LOADED_HIGH))
         return boot_error(err, errlen, -ENOEXEC,
                           "%s is a zImage that loads below 1 MiB; give a bzImage", f->path);
@@ -88,7 +109,10 @@ int bzimage_load(struct guest_ram *ram, const struct boot_config *cfg, struct bo
     if (size > f->size - setup)
         size = f->size - setup;
 
-    uint64_t need = h->init_size > size ? h->init_size : size;
+    /* Before 2.10 the header did not say how much the kernel unpacks to. */
+    uint64_t need = h->version < VERSION_INIT ? size * 4 + (1 << 20) : h->init_size;
+    if (need < size)
+        need = size;
     uint64_t addr = choose_address(ram, cfg, h, need);
     if (!addr)
         return boot_error(err, errlen, -ENOSPC,
@@ -111,7 +135,7 @@ int bzimage_load(struct guest_ram *ram, const struct boot_config *cfg, struct bo
     h->ext_loader_ver = 0;
     h->ext_loader_type = 0;
 
-    out->entry = addr + ENTRY_64;
+    out->entry = out->entry32 ? addr : addr + ENTRY_64;
     out->start = addr;
     out->end = addr + need;
     out->initrd_addr_max = h->initrd_addr_max;

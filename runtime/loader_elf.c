@@ -1,8 +1,9 @@
 /*
- * ELF64 kernels (vmlinux): PT_LOAD segments go to their physical addresses, and the processor
- * starts at e_entry in 64-bit mode with boot_params in RSI, as the bzImage's own decompressor
- * would have done (Linux arch/x86/kernel/head_64.S, startup_64).  libelf reads the headers; the
- * segments' bytes are read straight into guest RAM.
+ * ELF images: PT_LOAD segments go to their physical addresses.  What starts them is up to the boot
+ * protocol; the one here is that of an ELF64 Linux (vmlinux): the processor starts at e_entry in
+ * 64-bit mode with boot_params in RSI, as the bzImage's own decompressor would have done (Linux
+ * arch/x86/kernel/head_64.S, startup_64).  libelf reads the headers; the segments' bytes are read
+ * straight into guest RAM.
  */
 #include "runtime/loader_image.h"
 
@@ -56,13 +57,11 @@ static int check_header(const struct image_file *f, Elf *elf, GElf_Ehdr *eh, siz
     if (!elf || elf_kind(elf) != ELF_K_ELF || !gelf_getehdr(elf, eh))
         return boot_error(err, errlen, -ENOEXEC, "%s is not a valid ELF file: %s", f->path,
                           elf_errmsg(-1));
-    if (eh->e_ident[EI_CLASS] != ELFCLASS64)
+    bool ok =
+        eh->e_ident[EI_CLASS] == ELFCLASS64 ? eh->e_machine == EM_X86_64 : eh->e_machine == EM_386;
+    if (!ok || eh->e_ident[EI_DATA] != ELFDATA2LSB)
         return boot_error(err, errlen, -ENOEXEC,
-                          "%s is a 32-bit ELF image; only 64-bit kernels are supported yet",
-                          f->path);
-    if (eh->e_machine != EM_X86_64 || eh->e_ident[EI_DATA] != ELFDATA2LSB)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s is an ELF image for another machine (e_machine %u), not for x86-64",
+                          "%s is an ELF image for another machine (e_machine %u), not for x86",
                           f->path, eh->e_machine);
     if (eh->e_type != ET_EXEC)
         return boot_error(err, errlen, -ENOEXEC,
@@ -122,25 +121,25 @@ static uint64_t find_entry(uint64_t entry, const struct segment_range *seg, size
 }
 
 static int load(struct guest_ram *ram, const struct boot_config *cfg, Elf *elf,
-                struct loaded_kernel *out, char *err, size_t errlen)
+                struct elf_image *out, char *err, size_t errlen)
 {
     const struct image_file *f = cfg->kernel;
     struct segment_range seg[MAX_SEGMENTS];
-    uint64_t pvh = 0;
     size_t phnum = 0, nseg = 0;
     GElf_Ehdr eh;
     int code = check_header(f, elf, &eh, &phnum, err, errlen);
 
+    *out = (struct elf_image){.start = UINT64_MAX};
     if (code)
         return code;
-    out->start = UINT64_MAX;
+    out->is64 = eh.e_machine == EM_X86_64;
     for (size_t i = 0; i < phnum; i++) {
         GElf_Phdr ph;
         if (!gelf_getphdr(elf, (int)i, &ph))
             return boot_error(err, errlen, -ENOEXEC, "%s has unreadable program headers: %s",
                               f->path, elf_errmsg(-1));
-        if (ph.p_type == PT_NOTE && !pvh)
-            pvh = pvh_entry(f, &ph);
+        if (ph.p_type == PT_NOTE && !out->pvh)
+            out->pvh = pvh_entry(f, &ph);
         if (ph.p_type != PT_LOAD || !ph.p_memsz)
             continue;
         code = load_segment(ram, cfg, &ph, seg, nseg, err, errlen);
@@ -154,30 +153,71 @@ static int load(struct guest_ram *ram, const struct boot_config *cfg, Elf *elf,
     }
     if (!nseg)
         return boot_error(err, errlen, -ENOEXEC, "%s has no segment to load", f->path);
-    if (pvh && pvh == eh.e_entry)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s starts only by the 32-bit PVH entry, which is not supported yet",
-                          f->path);
     out->entry = find_entry(eh.e_entry, seg, nseg);
-    if (!out->entry)
+    if (out->pvh && (out->pvh < out->start || out->pvh >= out->end))
+        out->pvh = 0;
+    if (!out->entry && !(out->pvh && cfg->format == BOOT_PVH))
         return boot_error(err, errlen, -ENOEXEC,
-                          "%s has its entry point 0x%llx outside its segments%s", f->path,
-                          (unsigned long long)eh.e_entry,
-                          pvh ? "; its 32-bit PVH entry is not supported yet" : "");
+                          "%s has its entry point 0x%llx outside its segments", f->path,
+                          (unsigned long long)eh.e_entry);
     return 0;
+}
+
+static Elf *open_elf(const struct image_file *f)
+{
+    return elf_version(EV_CURRENT) == EV_NONE ? NULL : elf_begin(f->fd, ELF_C_READ, NULL);
+}
+
+int elf_load_segments(struct guest_ram *ram, const struct boot_config *cfg, struct elf_image *out,
+                      char *err, size_t errlen)
+{
+    Elf *elf = open_elf(cfg->kernel);
+    int code = load(ram, cfg, elf, out, err, errlen);
+
+    elf_end(elf);
+    return code;
+}
+
+bool elf_has_pvh(const struct image_file *f, bool *is64)
+{
+    Elf *elf = open_elf(f);
+    char err[200];
+    GElf_Ehdr eh;
+    size_t phnum = 0;
+    bool found = false;
+
+    *is64 = false;
+    if (!check_header(f, elf, &eh, &phnum, err, sizeof(err))) {
+        *is64 = eh.e_machine == EM_X86_64;
+        for (size_t i = 0; i < phnum && !found; i++) {
+            GElf_Phdr ph;
+            found = gelf_getphdr(elf, (int)i, &ph) && ph.p_type == PT_NOTE && pvh_entry(f, &ph);
+        }
+    }
+    elf_end(elf);
+    return found;
 }
 
 int elf_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_params *bp,
              struct loaded_kernel *out, char *err, size_t errlen)
 {
-    if (elf_version(EV_CURRENT) == EV_NONE)
-        return boot_error(err, errlen, -ENOSYS, "libelf does not know the current ELF version");
+    struct elf_image image;
+    int code = elf_load_segments(ram, cfg, &image, err, errlen);
 
-    Elf *elf = elf_begin(cfg->kernel->fd, ELF_C_READ, NULL);
-    int code = load(ram, cfg, elf, out, err, errlen);
-    elf_end(elf);
     if (code)
         return code;
+    if (!image.is64)
+        return boot_error(err, errlen, -ENOEXEC,
+                          "%s is a 32-bit ELF image with neither a multiboot header nor a PVH "
+                          "note: nothing says how to start it",
+                          cfg->kernel->path);
+    if (image.pvh && image.pvh == image.entry)
+        return boot_error(err, errlen, -ENOEXEC,
+                          "%s starts only by its 32-bit PVH entry: use --kernel-format pvh",
+                          cfg->kernel->path);
+    out->entry = image.entry;
+    out->start = image.start;
+    out->end = image.end;
 
     /* No header came with the image: say what a boot loader must (boot.rst). */
     bp->hdr.boot_flag = 0xaa55;
