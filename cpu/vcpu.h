@@ -234,6 +234,13 @@ struct vcpu {
  */
 void vcpu_raise(struct vcpu *v, uint32_t events);
 
+/*
+ * A zeroed vCPU in shared memory of its own, which the engine can map a second time; NULL if the host
+ * has none. vcpu_free() takes it or NULL.
+ */
+struct vcpu *vcpu_alloc(void);
+void vcpu_free(struct vcpu *v);
+
 /* -- The mode (SDM vol. 1, 3.1 and vol. 3, 2.2). ------------------------------------------------- */
 
 /* 64-bit mode. */

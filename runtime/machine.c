@@ -964,12 +964,11 @@ static int create_vcpu(struct machine *m, unsigned i)
         .cpu = &lapic_cpu_ops,
         .cpu_opaque = c,
     };
-    struct vcpu *v = aligned_alloc(64, (sizeof(*v) + 63) & ~(size_t)63);
+    struct vcpu *v = vcpu_alloc();
     int err;
 
     if (!v)
         return -ENOMEM;
-    memset(v, 0, sizeof(*v));
     c->machine = m;
     c->v = v;
     v->id = i;
@@ -1229,7 +1228,7 @@ void machine_destroy(struct machine *m)
         if (!v)
             continue;
         vcpu_fp_destroy(v);
-        free(v);
+        vcpu_free(v);
     }
     free(m->cpu);
     if (m->engine)

@@ -308,6 +308,14 @@ struct engine_vcpu {
     unsigned n_ids;
     bool stale[WINDOW_MAX];   /* flushed while not current: revalidate before use               */
     bool nonglobal[WINDOW_MAX]; /* holds pages that are not global                              */
+    struct { /* flat_windows.c */
+        bool on;
+        bool aliased[WINDOW_MAX]; /* struct vcpu is mapped below this window             */
+        uint64_t view[2];         /* GS base of user, supervisor code; 0: no window yet  */
+        uint64_t null_gs;         /* GS base where there is none                         */
+        uint64_t gs;              /* the thread's GS base                                */
+        uint64_t resets;          /* ws.stats.resets that this knows of                  */
+    } flat;
     uint64_t wfault_hva;
     bool wfault_write;
     struct site_info site[SITE_INFO_SIZE];
@@ -400,6 +408,20 @@ static inline bool window_id_ok(bool user, unsigned id)
 {
     return user ? id < 0x100 : id >= 0xff00;
 }
+
+/* flat_windows.c: windows at the GS base for 16- and 32-bit code. */
+void flat_init(struct vcpu *v);
+void flat_destroy(struct vcpu *v);
+/* Sets the GS base for the code that is about to run. To be called before every way back into
+ * translated code; costs next to nothing if it is right already. */
+void flat_use(struct vcpu *v);
+void flat_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva);
+void flat_released(struct vcpu *v, struct window *w);
+bool flat_window(const struct window *w);
+window_probe flat_probe(const struct window *w);
+/* Is this host address in the place of a window that has not been opened yet? Opens it. */
+bool flat_is_null(const struct vcpu *v, uint64_t hva);
+bool flat_open(struct vcpu *v);
 
 /* gather.c */
 enum cpu_result gather_execute(struct vcpu *v, const struct insn *in);

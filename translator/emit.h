@@ -56,8 +56,18 @@ static inline void e_bytes(struct emitter *e, const uint8_t *b, unsigned n)
         e8(e, b[i]);
 }
 
-#define VCPU_OFF(field) ((uint32_t)offsetof(struct vcpu, field))
-#define GPR_OFF(r)      ((uint32_t)(offsetof(struct vcpu, gpr) + 8 * (r)))
+/*
+ * The vCPU lies this far below the GS base: 16- and 32-bit code has a window of guest memory at and
+ * above it, which it reaches with 32-bit addresses (flat_windows.c), and state below it, which
+ * only 64-bit addresses reach.
+ */
+#define STATE_BIAS 0x800000u
+_Static_assert(sizeof(struct vcpu) <= STATE_BIAS, "the vCPU's fields are below the GS base");
+
+/* Displacement from the GS base of an offset in struct vcpu. */
+#define STATE_OFF(offset) ((uint32_t)(offset) - STATE_BIAS)
+#define VCPU_OFF(field)   STATE_OFF(offsetof(struct vcpu, field))
+#define GPR_OFF(r)        STATE_OFF(offsetof(struct vcpu, gpr) + 8 * (r))
 
 /* One instruction `opcode reg, gs:[off]` (absolute form through a SIB byte). */
 static inline void e_gs_abs(struct emitter *e, bool w, uint8_t opcode, unsigned reg, uint32_t off)
@@ -147,24 +157,16 @@ static inline void e_mov_imm(struct emitter *e, unsigned reg, uint64_t v)
  * ModRM + SIB + displacement of [base + index*scale + disp] for an already emitted opcode. The
  * caller emitted REX with R/X/B of (reg, index, base). base or index may be 0xff (none).
  */
-static inline void e_modrm_mem(struct emitter *e, unsigned reg, unsigned base, unsigned index,
-                               unsigned scale, int32_t disp)
+static inline void e_modrm(struct emitter *e, unsigned reg, unsigned base, unsigned index,
+                           unsigned scale, int32_t disp, unsigned mod)
 {
-    unsigned r = (reg & 7) << 3;
-    if (base == 0xff && index == 0xff) {
-        e8(e, (uint8_t)(r | 4));
-        e8(e, 0x25);
-        e32(e, (uint32_t)disp);
-        return;
-    }
-    unsigned ss = scale == 8 ? 3 : scale == 4 ? 2 : scale == 2 ? 1 : 0;
+    unsigned r = (reg & 7) << 3, ss = scale == 8 ? 3 : scale == 4 ? 2 : scale == 2 ? 1 : 0;
     if (base == 0xff) {
         e8(e, (uint8_t)(r | 4));
-        e8(e, (uint8_t)((ss << 6) | ((index & 7) << 3) | 5));
+        e8(e, (uint8_t)((ss << 6) | ((index == 0xff ? 4 : index & 7) << 3) | 5));
         e32(e, (uint32_t)disp);
         return;
     }
-    unsigned mod = disp == 0 && (base & 7) != 5 ? 0 : disp == (int8_t)disp ? 1 : 2;
     if (index != 0xff || (base & 7) == 4) {
         e8(e, (uint8_t)((mod << 6) | r | 4));
         e8(e, (uint8_t)((ss << 6) | ((index == 0xff ? 4 : index & 7) << 3) | (base & 7)));
@@ -175,6 +177,19 @@ static inline void e_modrm_mem(struct emitter *e, unsigned reg, unsigned base, u
         e8(e, (uint8_t)disp);
     else if (mod == 2)
         e32(e, (uint32_t)disp);
+}
+
+static inline void e_modrm_mem(struct emitter *e, unsigned reg, unsigned base, unsigned index,
+                               unsigned scale, int32_t disp)
+{
+    unsigned mod = disp == 0 && (base & 7) != 5 ? 0 : disp == (int8_t)disp ? 1 : 2;
+    e_modrm(e, reg, base, index, scale, disp, mod);
+}
+
+static inline void e_modrm_disp32(struct emitter *e, unsigned reg, unsigned base, unsigned index,
+                                  unsigned scale, int32_t disp)
+{
+    e_modrm(e, reg, base, index, scale, disp, 2);
 }
 
 /* `opcode reg, [base + index*scale + disp]` with REX.W = w. */

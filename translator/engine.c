@@ -330,6 +330,7 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
             if (r == CPU_NEXT && c->resume && !c->tb->dead) {
                 v->bt.resume_target = c->resume;
                 split_flags(v);
+                flat_use(v);
                 if (v->fp_saved)
                     vcpu_fp_restore(v);
                 return 0;
@@ -341,6 +342,7 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
                 v->bt.resume_target =
                     v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(ev->bt, v->bt.r10)];
                 split_flags(v);
+                flat_use(v);
                 if (v->fp_saved)
                     vcpu_fp_restore(v);
                 return 0;
@@ -430,6 +432,7 @@ static void enter(struct vcpu *v, uint64_t host)
 {
     v->bt.resume_target = host;
     split_flags(v);
+    flat_use(v);
     if (v->fp_saved)
         vcpu_fp_restore(v);
     v->engine->bt->stats.enters++;

@@ -9,6 +9,7 @@
  * A block's code lies in this order (translate.c): entry check, heat counter, the instructions one
  * after the other (the main path), slow paths, exit stubs.
  */
+#include "translator/emit.h"
 #include "translator/explain.h"
 
 #include <capstone/capstone.h>
@@ -122,7 +123,7 @@ struct view {
 /* What the code of one guest instruction does. */
 struct facts {
     bool soft, checked, table, plain, in_c, flags_saved, spill, jump_cache_slot, jump_cache;
-    bool callout, callout_first, link, gpr;
+    bool callout, callout_first, link, gpr, flat;
     const struct callout *record;
 };
 
@@ -166,9 +167,16 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
 
     if (!strcmp(i->mnemonic, "lahf"))
         f->flags_saved = true;
-    if (close && (open = last_term(open + 4, close, &value))) {
+    bool flat = (i->bytes[0] == 0x65 && i->bytes[1] == 0x67) ||
+                (i->bytes[0] == 0x66 && i->bytes[1] == 0x65 && i->bytes[2] == 0x67);
+    f->flat |= flat;
+    if (!flat && close && (open = last_term(open + 4, close, &value))) {
         char name[64];
         bool indexed = open[-1] != '[';
+        /* State lies below the GS base: the text has a negative displacement. */
+        if (indexed && open[-2] == '-')
+            value = -value;
+        value = (uint32_t)(value + STATE_BIAS);
         switch (name_field(value, name, sizeof(name))) {
         case F_STLB:
             f->soft = true;

@@ -51,8 +51,8 @@ void lower_restore_flags(struct emitter *e)
 
 static uint32_t seg_base_off(unsigned seg)
 {
-    return (uint32_t)(offsetof(struct vcpu, seg) + seg * sizeof(struct segment) +
-                      offsetof(struct segment, base));
+    return STATE_OFF(offsetof(struct vcpu, seg) + seg * sizeof(struct segment) +
+                     offsetof(struct segment, base));
 }
 
 /* The offset of a 16- or 32-bit address. It wraps at its size. */
@@ -132,7 +132,7 @@ void lower_ea(struct xlate *x, const struct insn *in, const struct insn_mem *m, 
 static uint32_t stlb_off(const struct xlate *x, size_t field)
 {
     unsigned table = x->key & KEY_USER ? 0 : 1;
-    return (uint32_t)(offsetof(struct vcpu, stlb) +
+    return STATE_OFF(offsetof(struct vcpu, stlb) +
                       table * STLB_SIZE * sizeof(struct soft_tlb_entry) + field);
 }
 
@@ -147,8 +147,8 @@ static void lower_segment(struct xlate *x, struct slow_path *s, unsigned seg, un
     if (class == SEG_FLAT)
         return;
     if (class == SEG_LIMITED) {
-        e_load32_gs(e, R11, (uint32_t)(offsetof(struct vcpu, seg) + seg * sizeof(struct segment) +
-                                       offsetof(struct segment, limit)));
+        e_load32_gs(e, R11, STATE_OFF(offsetof(struct vcpu, seg) + seg * sizeof(struct segment) +
+                                     offsetof(struct segment, limit)));
         if (size > 1)
             e_lea(e, R11, R11, 0xff, 1, -(int32_t)(size - 1));
         e_bytes(e, (const uint8_t[]){0x4d, 0x39, 0xda}, 3); /* cmp r10, r11 */
@@ -169,7 +169,7 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
     struct emitter *e = &x->e;
     struct mem_site *site = cache_meta_alloc(x->r, sizeof *site), *seg_site = NULL;
     bool legacy = is_legacy(x), odd = false;
-    a.ref = (struct memref){R10, KEEP, 0};
+    a.ref = (struct memref){.base = R10, .index = KEEP, .disp = 0};
     a.scratch = R11;
     if (legacy) { /* code segments cannot be written, but for real mode, where C sees to it */
         enum seg_class class = key_seg_class(x->key, a.seg);
@@ -317,7 +317,8 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
     bool same = n == 2 && guest[0] == guest[1];
     struct memref ref = a->ref;
 
-    if ((n == 2 && !same) || (in->flags & INSN_HIGH8)) {
+    bool high8 = (in->flags & INSN_HIGH8) && (!ref.flat || ref.base == R10);
+    if ((n == 2 && !same) || high8) {
         spill = spare_reg(in);
         e_store_gs(e, VCPU_OFF(scratch[SCR_SPILL]), spill);
         side_mark(x, SIDE_SPILL, spill);
@@ -330,9 +331,12 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
         if ((in->gpr_read & (1u << guest[f])) && !(same && i))
             e_load_gs(e, host[i], GPR_OFF(guest[f]));
     }
-    if (in->flags & INSN_HIGH8) {
-        e_ref_lea(e, spill, &ref);
-        ref = (struct memref){(uint8_t)spill, KEEP, 0};
+    if (high8) {
+        if (ref.flat)
+            e_mov32_rr(e, spill, ref.base);
+        else
+            e_ref_lea(e, spill, &ref);
+        ref = (struct memref){.base = (uint8_t)spill, .index = KEEP, .flat = ref.flat};
     }
     reencode_mem(e, in, &ref, reg[0], reg[1]);
     for (unsigned i = 0; i < n; i++)
@@ -347,15 +351,22 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
 static void ref_op(struct emitter *e, unsigned prefix, bool w, const uint8_t *opc, unsigned n,
                    unsigned reg, const struct memref *ref)
 {
-    unsigned index = ref->index == KEEP ? 0xff : ref->index;
-    unsigned rex = 0x40 | (w ? 8 : 0) | (reg >= 8 ? 4 : 0) | (index != 0xff && index >= 8 ? 2 : 0) |
-                   (ref->base >= 8 ? 1 : 0);
+    unsigned index = ref->index;
+    unsigned rex = 0x40 | (w ? 8 : 0) | (reg >= 8 ? 4 : 0) | (index != KEEP && index >= 8 ? 2 : 0) |
+                   (ref->base != KEEP && ref->base >= 8 ? 1 : 0);
+    if (ref->flat)
+        e_bytes(e, (const uint8_t[]){0x65, 0x67}, 2);
     if (prefix)
         e8(e, (uint8_t)prefix);
     if (rex != 0x40)
         e8(e, (uint8_t)rex);
     e_bytes(e, opc, n);
-    e_modrm_mem(e, reg, ref->base, index, 1, ref->disp);
+    e_modrm_mem(e, reg, ref->base, index, ref->scale ? ref->scale : 1, ref->disp);
+}
+
+void e_ref_op(struct emitter *e, bool w, uint8_t opcode, unsigned reg, const struct memref *ref)
+{
+    ref_op(e, 0, w, &opcode, 1, reg, ref);
 }
 
 void e_ref_load(struct emitter *e, unsigned size, unsigned reg, const struct memref *ref)
@@ -394,7 +405,7 @@ void e_ref_lea(struct emitter *e, unsigned reg, const struct memref *ref)
 static uint32_t delta_off(const struct xlate *x, unsigned id)
 {
     unsigned view = x->key & KEY_USER ? 0 : 1;
-    return (uint32_t)(offsetof(struct vcpu, window_delta) + (view * 65536u + id) * 8u);
+    return STATE_OFF(offsetof(struct vcpu, window_delta) + (view * 65536u + id) * 8u);
 }
 
 /* R11 = delta of the window of `reg`'s value, by table. */
@@ -484,14 +495,14 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
             return false;
         e_load_gs(e, R11, delta_off(x, id));
         if ((int64_t)ea == (int32_t)ea) {
-            a.ref = (struct memref){R11, KEEP, (int32_t)ea};
+            a.ref = (struct memref){.base = R11, .index = KEEP, .disp = (int32_t)ea};
         } else {
             e_mov_imm(e, R10, ea);
             if (needs_scratch(in, body)) {
                 e_lea(e, R11, R10, R11, 1, 0);
-                a.ref = (struct memref){R11, KEEP, 0};
+                a.ref = (struct memref){.base = R11, .index = KEEP, .disp = 0};
             } else {
-                a.ref = (struct memref){R10, R11, 0};
+                a.ref = (struct memref){.base = R10, .index = R11, .disp = 0};
             }
         }
         body(x, in, &a);
@@ -514,7 +525,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
             g->id = (uint16_t)id;
             g->drift = 0;
         }
-        a.ref = (struct memref){m->base, R11, (int32_t)disp};
+        a.ref = (struct memref){.base = m->base, .index = R11, .disp = (int32_t)disp};
         body(x, in, &a);
         return true;
     }
@@ -530,11 +541,55 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         return true;
     if (needs_scratch(in, body)) {
         e_lea(e, R10, R10, R11, 1, 0);
-        a.ref = (struct memref){R10, KEEP, 0};
+        a.ref = (struct memref){.base = R10, .index = KEEP, .disp = 0};
         a.scratch = R11;
     } else {
-        a.ref = (struct memref){R10, R11, 0};
+        a.ref = (struct memref){.base = R10, .index = R11, .disp = 0};
     }
+    body(x, in, &a);
+    return true;
+}
+
+/*
+ * 16- and 32-bit code: guest memory is at the GS base, and a 32-bit address wraps as the guest's
+ * does, so a flat segment's operand is the guest's own with two prefixes.
+ */
+static bool lower_flat(struct xlate *x, const struct insn *in, const struct insn_mem *m,
+                       unsigned addr_size, int32_t extra, struct access a, body_fn body)
+{
+    const struct site_info *info = site_lookup(x->v->engine, x->cur_rip);
+    enum seg_class class = key_seg_class(x->key, m->seg);
+    if (!x->window || (a.flags & SITE_BOUNCE) || (x->key & KEY_SLOW_MEM) || in->op == OP_MASKMOV ||
+        class == SEG_ODD || (m->seg == SEG_CS && (a.kind & MMU_WRITE)) ||
+        (info->rip == x->cur_rip && info->soft))
+        return false;
+    if (class == SEG_FLAT && addr_size == 4) {
+        a.scratch = R10;
+        a.ref = (struct memref){m->base, m->index, (int32_t)((uint32_t)m->disp + (uint32_t)extra),
+                                m->scale, true};
+        body(x, in, &a);
+        return true;
+    }
+    if (class == SEG_LIMITED && a.flags_live)
+        return false;
+    legacy_ea(x, m, addr_size, extra);
+    if (class == SEG_LIMITED) {
+        struct slow_path limit = {0};
+        struct mem_site *site = cache_meta_alloc(x->r, sizeof *site);
+        if (!site || x->n_miss >= TB_MAX_SLOW) {
+            x->failed = true;
+            return true;
+        }
+        *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb};
+        lower_segment(x, &limit, m->seg, a.size);
+        x->miss[x->n_miss].jcc = limit.seg_jcc;
+        x->miss[x->n_miss].site = site;
+        x->miss[x->n_miss++].guest_off = x->guest_off;
+    } else {
+        lower_segment(x, NULL, m->seg, a.size);
+    }
+    a.scratch = R11;
+    a.ref = (struct memref){.base = R10, .index = KEEP, .flat = true};
     body(x, in, &a);
     return true;
 }
@@ -542,10 +597,17 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
 void lower_mem(struct xlate *x, const struct insn *in, const struct insn_mem *m, unsigned addr_size,
                int32_t extra, struct access a, body_fn body)
 {
+    if (is_legacy(x)) {
+        if (lower_flat(x, in, m, addr_size, extra, a, body))
+            return;
+        lower_ea(x, in, m, addr_size, extra, true);
+        a.seg = m->seg;
+        lower_access(x, in, a, body);
+        return;
+    }
     if (lower_window(x, in, m, addr_size, extra, a, body))
         return;
     lower_ea(x, in, m, addr_size, extra, true);
-    a.seg = m->seg;
     lower_access(x, in, a, body);
     lower_forget_checks(x); /* its slow path comes back from C */
 }

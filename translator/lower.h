@@ -103,6 +103,9 @@ void lower_mem(struct xlate *x, const struct insn *in, const struct insn_mem *m,
 /* The same in soft form for an address that lower_ea() has put in R10; outside 64-bit mode a.seg is set. */
 void lower_access(struct xlate *x, const struct insn *in, struct access a, body_fn body);
 
+/* `opcode reg, ref` (one-byte opcode, no operand-size prefix). */
+void e_ref_op(struct emitter *e, bool w, uint8_t opcode, unsigned reg, const struct memref *ref);
+
 /* `mov reg, ref` zero-extended from size 2, 4, 8; `mov ref, reg`; `lea reg, ref`. */
 void e_ref_load(struct emitter *e, unsigned size, unsigned reg, const struct memref *ref);
 void e_ref_store(struct emitter *e, unsigned size, const struct memref *ref, unsigned reg);

@@ -26,20 +26,11 @@ static void emit_prefixes(struct emitter *e, const struct insn *in)
 static void emit_operand(struct emitter *e, const struct insn *in, unsigned reg3,
                          const struct memref *ref)
 {
-    /* EVEX scales an 8-bit displacement: use the 32-bit form there. */
-    unsigned mod = ref->disp == 0 && (ref->base & 7) != 5                    ? 0
-                   : ref->disp == (int8_t)ref->disp && in->enc != ENC_EVEX ? 1
-                                                                             : 2;
-    if (ref->index != KEEP || (ref->base & 7) == 4) {
-        e8(e, (uint8_t)(mod << 6 | reg3 << 3 | 4));
-        e8(e, (uint8_t)((ref->index == KEEP ? 4 : ref->index & 7) << 3 | (ref->base & 7)));
-    } else {
-        e8(e, (uint8_t)(mod << 6 | reg3 << 3 | (ref->base & 7)));
-    }
-    if (mod == 1)
-        e8(e, (uint8_t)ref->disp);
-    else if (mod == 2)
-        e32(e, (uint32_t)ref->disp);
+    unsigned scale = ref->scale ? ref->scale : 1;
+    if (in->enc == ENC_EVEX) /* scales 8-bit displacements: they need the 32-bit form */
+        e_modrm_disp32(e, reg3, ref->base, ref->index, scale, ref->disp);
+    else
+        e_modrm_mem(e, reg3, ref->base, ref->index, scale, ref->disp);
     if (in->imm_size)
         e_bytes(e, in->raw + in->imm_off, in->imm_size);
 }
@@ -48,8 +39,11 @@ void reencode_mem(struct emitter *e, const struct insn *in, const struct memref 
                   unsigned vvvv)
 {
     const uint8_t *raw = in->raw;
-    unsigned b = ref->base >> 3 & 1, x = ref->index == KEEP ? 0 : ref->index >> 3 & 1;
+    unsigned b = ref->base == KEEP ? 0 : ref->base >> 3 & 1;
+    unsigned x = ref->index == KEEP ? 0 : ref->index >> 3 & 1;
     unsigned reg3 = reg == KEEP ? (in->modrm >> 3) & 7 : reg & 7;
+    if (ref->flat)
+        e_bytes(e, (const uint8_t[]){0x65, 0x67}, 2);
     emit_prefixes(e, in);
     switch (in->enc) {
     case ENC_LEGACY: {

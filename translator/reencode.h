@@ -11,11 +11,13 @@
 
 #define KEEP 0xffu
 
-/* Where an operand is on the host: [base + index + disp], base any register, index KEEP for none
- * (never rsp). */
+/* Where an operand is on the host: [base + index * scale + disp], base any register, index KEEP for
+ * none (never rsp).  With `flat`, gs:[that], as a 32-bit address; then base may be KEEP, too. */
 struct memref {
     uint8_t base, index;
     int32_t disp;
+    uint8_t scale; /* 0 means 1 */
+    bool flat;
 };
 
 /* reg, vvvv: new register number for that field, or KEEP. */

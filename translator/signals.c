@@ -27,6 +27,7 @@
 #include <asm/prctl.h>
 
 #include "cpu/exception.h"
+#include "translator/emit.h"
 
 #define ALTSTACK_SIZE (256u << 10)
 
@@ -252,7 +253,7 @@ int signals_init_thread(struct vcpu *v)
     /* The kernel's value: glibc's SS_AUTODISARM may be absent. */
     ev->altstack = (stack_t){.ss_sp = stack, .ss_size = ALTSTACK_SIZE, .ss_flags = (int)(1u << 31)};
     if (sigaltstack(&ev->altstack, NULL) < 0 ||
-        syscall(SYS_arch_prctl, ARCH_SET_GS, (unsigned long)v) < 0) {
+        syscall(SYS_arch_prctl, ARCH_SET_GS, (unsigned long)v + STATE_BIAS) < 0) {
         munmap(stack, ALTSTACK_SIZE);
         return -errno;
     }

@@ -33,6 +33,7 @@ static uint64_t resume_at(struct vcpu *v, uint64_t target)
 {
     if (v->fp_saved)
         vcpu_fp_restore(v);
+    flat_use(v);
     return target;
 }
 

@@ -220,7 +220,7 @@ static void compute_liveness(struct xlate *x)
 static uint32_t jump_cache_off(const struct xlate *x)
 {
     unsigned sup = x->key & KEY_USER ? 0 : 1;
-    return (uint32_t)(offsetof(struct vcpu, jump_cache) + sup * JUMP_CACHE_SIZE * 8);
+    return STATE_OFF(offsetof(struct vcpu, jump_cache) + sup * JUMP_CACHE_SIZE * 8);
 }
 
 /* R10 = target: through the jump cache. */
@@ -454,10 +454,9 @@ static void rule_lea(struct xlate *x, const struct insn *in)
 static void body_moffs(struct xlate *x, const struct insn *in, const struct access *a)
 {
     static const uint8_t opc[4] = {0x8a, 0x8b, 0x88, 0x89};
-    unsigned index = a->ref.index == KEEP ? 0xff : a->ref.index;
     if (in->op_size == 2)
         e8(&x->e, 0x66);
-    e_op_mem(&x->e, in->op_size == 8, opc[in->opcode & 3], RAX, a->ref.base, index, 1, a->ref.disp);
+    e_ref_op(&x->e, in->op_size == 8, opc[in->opcode & 3], RAX, &a->ref);
 }
 
 static void body_push_reg(struct xlate *x, const struct insn *in, const struct access *a)
@@ -474,8 +473,7 @@ static void body_push_imm(struct xlate *x, const struct insn *in, const struct a
 {
     struct emitter *e = &x->e;
     if (a->size == 8 && (int64_t)a->imm == (int32_t)a->imm) {
-        unsigned index = a->ref.index == KEEP ? 0xff : a->ref.index;
-        e_op_mem(e, true, 0xc7, 0, a->ref.base, index, 1, a->ref.disp); /* mov qword, imm32 */
+        e_ref_op(e, true, 0xc7, 0, &a->ref); /* mov qword, imm32 */
         e32(e, (uint32_t)a->imm);
         return;
     }
@@ -658,7 +656,7 @@ static void rule_bt(struct xlate *x, const struct insn *in, unsigned i)
     e_store_gs(e, VCPU_OFF(scratch[SCR_VALUE]), R11);
     lower_restore_flags(e);
     if (!is_legacy(x) && (in->mem.seg == SEG_FS || in->mem.seg == SEG_GS)) {
-        e_load_gs(e, R11, (uint32_t)(offsetof(struct vcpu, seg[in->mem.seg]) +
+        e_load_gs(e, R11, STATE_OFF(offsetof(struct vcpu, seg[in->mem.seg]) +
                                      offsetof(struct segment, base)));
         e_lea(e, R10, R10, R11, 1, 0);
     }
@@ -671,8 +669,7 @@ static void rule_bt(struct xlate *x, const struct insn *in, unsigned i)
 
 static void body_xlat(struct xlate *x, const struct insn *in, const struct access *a)
 {
-    unsigned index = a->ref.index == KEEP ? 0xff : a->ref.index;
-    e_op_mem(&x->e, false, 0x8a, RAX, a->ref.base, index, 1, a->ref.disp);
+    e_ref_op(&x->e, false, 0x8a, RAX, &a->ref);
 }
 
 static void rule_xlat(struct xlate *x, const struct insn *in, unsigned i)
@@ -688,7 +685,7 @@ static void rule_xlat(struct xlate *x, const struct insn *in, unsigned i)
     if (in->addr_size == 2)
         e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xd2}, 4); /* movzx r10d, r10w */
     if (!is_legacy(x) && (m.seg == SEG_FS || m.seg == SEG_GS)) {
-        e_load_gs(e, R11, (uint32_t)(offsetof(struct vcpu, seg[m.seg]) +
+        e_load_gs(e, R11, STATE_OFF(offsetof(struct vcpu, seg[m.seg]) +
                                      offsetof(struct segment, base)));
         e_lea(e, R10, R10, R11, 1, 0);
     }
@@ -796,7 +793,7 @@ static void rule_sti(struct xlate *x, const struct insn *in, unsigned i)
 static void rule_swapgs(struct xlate *x)
 {
     struct emitter *e = &x->e;
-    uint32_t base = VCPU_OFF(seg[SEG_GS]) + (uint32_t)offsetof(struct segment, base);
+    uint32_t base = VCPU_OFF(seg[SEG_GS].base);
     e_load_gs(e, R10, base);
     e_load_gs(e, R11, VCPU_OFF(kernel_gs_base));
     e_store_gs(e, base, R11);
@@ -1282,7 +1279,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         emit_entry_check(x);
         tb->entry = (uint32_t)emit_here(&x->e);
         x->guest_off = 0;
-        if (!x->window && v->engine->windows_on && !is_legacy(x) && !(key & (KEY_ONE_INSN | KEY_SLOW_MEM)) &&
+        if (!x->window && (is_legacy(x) ? v->engine->flat.on : v->engine->windows_on) && !(key & (KEY_ONE_INSN | KEY_SLOW_MEM)) &&
             !(bt->cfg.trace_mask & TRACE_ENTER) && has_accesses(x))
             emit_heat(x);
         for (unsigned i = 0; i < x->n; i++) {
@@ -1290,7 +1287,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             x->guest_off = (uint16_t)(x->cur_rip - x->rip[0]);
             side_mark(x, SIDE_BOUNDARY, 0);
             emit_insn(x, i);
-            if (x->window)
+            if (x->window && !is_legacy(x))
                 lower_track(x, &x->insn[i]);
             if (rule_of(&x->insn[i], key) == RULE_CALLOUT)
                 lower_forget_checks(x);

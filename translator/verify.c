@@ -34,6 +34,7 @@
 #include <string.h>
 
 #include "mmu/window.h"
+#include "translator/emit.h"
 #include "translator/verify_decode.h"
 
 /* -- What is known of a value ---------------------------------------------------------------------
@@ -388,7 +389,8 @@ static uint32_t window_id(uint64_t gva)
 static bool delta_fits(const struct state *s, const struct value *x, const struct value *d,
                        int64_t disp)
 {
-    const int64_t reach = (int64_t)WINDOW_GUARD - GUEST_PAGE_SIZE; /* an operand is below a page */
+    /* The upper end of a guard zone may hold a vCPU's state (flat_windows.c). */
+    const int64_t reach = (int64_t)WINDOW_GUARD - STATE_BIAS - GUEST_PAGE_SIZE;
     if (d->meaning == M_DELTA_OF && d->of == x->vn) {
         int64_t off = x->drift - d->of_drift + disp;
         return off >= -reach && off <= reach;
@@ -433,6 +435,8 @@ static bool operand_of(struct verifier *v, const cs_x86_op *op, struct operand *
     unsigned n, width;
     o->op = op;
     o->base = o->index = -1;
+    if (op->mem.segment == VERIFY_FLAT) /* any 32-bit address will do */
+        return true;
     if (op->mem.base != X86_REG_INVALID) {
         if (!gpr_of(op->mem.base, &n, &width) || width != 8)
             return reject(v, "address of %s registers",
@@ -454,6 +458,10 @@ static bool check_memory(struct verifier *v, const struct state *s, const struct
         if (form_field(v, s, o) || form_table(v, s, o))
             return true;
         return reject(v, "state access of %u bytes outside what is allowed", o->size);
+    case VERIFY_FLAT:
+        if ((v->tb->key & KEY_LEGACY) && v->tb->window && !o->jump && o->size <= GUEST_PAGE_SIZE)
+            return true;
+        return reject(v, "a 32-bit address in a block that has no window for it");
     case X86_REG_FS:
         return reject(v, "fs: is the VMM's own");
     default:

@@ -1,6 +1,8 @@
 /* See verify_decode.h. */
 #include "translator/verify_decode.h"
 
+#include "translator/emit.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -640,6 +642,16 @@ bool verify_decode(struct verify_code *v, uint32_t *bad)
         if (!known) {
             in->mnemonic[0] = in->op_str[0] = 0;
             return false;
+        }
+        /* State lies below the GS base: displacements become offsets in struct vcpu. */
+        cs_x86 *x = &in->detail->x86;
+        for (unsigned i = 0; i < x->op_count; i++) {
+            if (x->operands[i].type != X86_OP_MEM || x->operands[i].mem.segment != X86_REG_GS)
+                continue;
+            if (x->addr_size == 8)
+                x->operands[i].mem.disp += STATE_BIAS;
+            else
+                x->operands[i].mem.segment = VERIFY_FLAT;
         }
         off += in->size;
     }

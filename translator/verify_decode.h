@@ -18,6 +18,9 @@ struct verify_kit {
     struct verify_lot *lot;  /* the one in use: those before it are full             */
 };
 
+/* Segment of operands with a 32-bit address relative to the GS base: guest memory, not the vCPU's. */
+#define VERIFY_FLAT X86_REG_CR0
+
 struct verify_code {
     const uint8_t *code;
     uint32_t size;

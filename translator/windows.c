@@ -54,7 +54,9 @@ static void on_released(void *opaque, struct window *w)
 {
     struct vcpu *v = opaque;
     struct engine_vcpu *ev = v->engine;
-    for (unsigned i = 0; i < ev->n_ids; i++) {
+    if (flat_window(w))
+        flat_released(v, w);
+    for (unsigned i = 0; i < ev->n_ids && !flat_window(w); i++) {
         unsigned id = ev->ids[i];
         if (v->window_delta[user_id(id) ? 0 : 1][id] == w->delta)
             set_delta(v, id, null_delta(ev, id));
@@ -80,6 +82,7 @@ int windows_init(struct vcpu *v, unsigned vma_budget)
     for (unsigned id = 0; id < 65536; id++)
         v->window_delta[0][id] = v->window_delta[1][id] = null_delta(ev, id);
     ev->windows_on = true;
+    flat_init(v);
     return 0;
 }
 
@@ -88,6 +91,7 @@ void windows_destroy(struct vcpu *v)
     struct engine_vcpu *ev = v->engine;
     if (!ev->windows_on)
         return;
+    flat_destroy(v);
     window_space_destroy(&ev->ws);
     munmap((void *)(uintptr_t)(ev->null_base - WINDOW_GUARD), WINDOW_SIZE + 2 * WINDOW_GUARD);
     ev->windows_on = false;
@@ -145,6 +149,7 @@ void windows_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     struct engine_vcpu *ev = v->engine;
     if (!ev->windows_on)
         return;
+    flat_on_flush(v, kind, gva);
     if (kind == MMU_FLUSHED_PAGE) {
         struct window *w = current_window(v, (unsigned)(gva >> WINDOW_SHIFT) & 0xffff);
         if (w)
@@ -155,7 +160,7 @@ void windows_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     unsigned pcid = kind == MMU_FLUSHED_PCID ? (unsigned)gva : current_pcid(v);
     for (unsigned i = 0; i < ev->ws.count && kind != MMU_SWITCHED; i++) {
         struct window *w = &ev->ws.window[i];
-        if (w->used && (kind == MMU_FLUSHED_ALL || (w->key.pml4_index < 256 && w->key.tag == pcid)))
+        if (w->used && !flat_window(w) && (kind == MMU_FLUSHED_ALL || (w->key.pml4_index < 256 && w->key.tag == pcid)))
             ev->stale[i] = true;
     }
     if (kind == MMU_FLUSHED_PCID)
@@ -205,6 +210,7 @@ static uint64_t read_tsc(void)
 /* Maps the page of gva. */
 static bool install(struct vcpu *v, struct window *w, uint64_t gva, bool write)
 {
+    window_probe probe = flat_window(w) ? flat_probe(w) : window_probe_vcpu;
     struct engine_vcpu *ev = v->engine;
     struct exception saved = v->exc;
     struct mmu_xlat x;
@@ -213,7 +219,7 @@ static bool install(struct vcpu *v, struct window *w, uint64_t gva, bool write)
         v->exc = saved; /* the soft form raises it, precisely */
         return false;
     }
-    window_probe_vcpu(v, gva, &pte);
+    probe(v, gva, &pte);
     if (!pte.valid || (write && !pte.writable))
         return false;
     if (write && (ram_page(v->ram, pte.gpa) & RAM_PAGE_READONLY))
@@ -224,7 +230,7 @@ static bool install(struct vcpu *v, struct window *w, uint64_t gva, bool write)
         ev->nonglobal[w - ev->ws.window] = true;
     if (ev->bt->cfg.trace_mask & TRACE_MMU)
         trace_install(ev->bt, v, gva, pte.gpa, write);
-    return window_install(&ev->ws, w, gva, &pte, window_probe_vcpu, v) == 0;
+    return window_install(&ev->ws, w, gva, &pte, probe, v) == 0;
 }
 
 /* The instruction's operands lie where no window is yet: open them. */
@@ -283,6 +289,8 @@ bool windows_resolve_fault(struct vcpu *v)
         note_install(ev, v->rip);
         return true;
     }
+    if (!vcpu_long64(v))
+        return !w && flat_is_null(v, ev->wfault_hva) && flat_open(v);
     return !w && open_operands(v);
 }
 

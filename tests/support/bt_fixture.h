@@ -143,7 +143,7 @@ static inline void fx_create(struct bt_fixture *f, const struct engine_config *c
     f->platform.ops = &fx_ops;
     f->platform.tsc_hz = 1000000000;
     cpu_model_host(&f->model, 1, f->platform.tsc_hz);
-    f->v = aligned_alloc(4096, (sizeof *f->v + 4095) & ~4095ull);
+    f->v = vcpu_alloc();
     memset(f->v, 0, sizeof *f->v);
     f->v->platform = &f->platform;
     f->v->model = &f->model;
@@ -165,7 +165,7 @@ static inline void fx_destroy(struct bt_fixture *f)
     f->engine->ops->destroy(f->engine);
     vcpu_fp_destroy(f->v);
     ram_destroy(&f->ram);
-    free(f->v);
+    vcpu_free(f->v);
 }
 
 /* Runs from v->rip to the next HLT (or another exit). Returns the vector of the handler it halted
