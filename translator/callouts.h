@@ -41,7 +41,6 @@ static inline uint64_t callout_truncate(uint64_t value, unsigned size)
     return size == 8 ? value : size == 4 ? (uint32_t)value : (uint16_t)value;
 }
 
-int cpu_linear(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, unsigned access, uint64_t *linear);
 /* Base that an address in `seg` is relative to: in 64-bit mode only FS and GS have one. */
 static inline uint64_t callout_seg_base(const struct vcpu *v, unsigned seg)
 {
