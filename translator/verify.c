@@ -105,7 +105,8 @@ static bool reject(struct verifier *v, const char *why, ...)
         const cs_insn *in = v->d.insn[v->off];
         va_list ap;
         char hex[33] = "";
-        for (unsigned i = 0; in && i < in->size && i < 16; i++)
+        unsigned len = in && in->mnemonic[0] ? in->size : v->d.size - v->off;
+        for (unsigned i = 0; i < len && i < 16; i++)
             snprintf(hex + 2 * i, 3, "%02x", v->d.code[v->off + i]);
         fprintf(stderr, "verifier: block %#llx (key %#x), host %#x+%#x: [%s] %s %s: ",
                 (unsigned long long)v->tb->gva, v->tb->key, v->tb->entry_ind, v->off, hex,

@@ -509,6 +509,30 @@ static unsigned decode_stripped(struct verify_code *v, uint32_t off, cs_insn *in
     return off + in->size <= v->size ? in->size : 0;
 }
 
+/* 66 behind F2 or F3 (F2 66 0F 38 F1, CRC32 of a word), which this Capstone knows in the other order
+ * only.  The processor does not mind. */
+static unsigned decode_reordered(struct verify_code *v, uint32_t off, cs_insn *in)
+{
+    uint8_t buf[16] = {0x66};
+    unsigned n = 1, p66 = 0;
+    bool prefixes = true;
+    for (uint32_t i = off; i < v->size && n < sizeof buf; i++) {
+        uint8_t b = v->code[i];
+        prefixes = prefixes && (b == 0x66 || b == 0xf2 || b == 0xf3 || idle_prefix(b));
+        if (prefixes && b == 0x66)
+            p66++;
+        else
+            buf[n++] = b;
+    }
+    const uint8_t *p = buf;
+    size_t left = n;
+    uint64_t address = v->address + off;
+    if (!p66 || !cs_disasm_iter(v->cs, &p, &left, &address, in))
+        return 0;
+    in->size = (uint16_t)(in->size + p66 - 1);
+    return off + in->size <= v->size ? in->size : 0;
+}
+
 /* An SSE instruction with 66 and F2 or F3, of which only the latter counts: Capstone may think
  * otherwise. */
 static bool repeat_wins(const uint8_t *b, uint32_t n)
@@ -638,7 +662,7 @@ bool verify_decode(struct verify_code *v, uint32_t *bad)
                 if (in->detail->x86.operands[i].type == X86_OP_MEM)
                     in->detail->x86.operands[i].mem = mem->mem;
         if (!known)
-            known = decode_stripped(v, off, in, false) != 0;
+            known = decode_stripped(v, off, in, false) || decode_reordered(v, off, in);
         if (!known) {
             in->mnemonic[0] = in->op_str[0] = 0;
             return false;

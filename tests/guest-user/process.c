@@ -284,7 +284,7 @@ TEST(proc, sigchld)
     for (int i = 0; i < 50; i++)
         if (!SYS(fork()))
             _exit(0);
-    for (int i = 0; i < 1000 && children < 50; i++)
+    for (int i = 0; i < 10000 && children < 50; i++)
         usleep(10000);
     EQ(children, 50);
 }

@@ -266,7 +266,7 @@ TEST(thread, directed_signals)
         pthread_kill(t[i % 4], SIGUSR1);
         for (int k = 0; k < 20000 && !signalled_by; k++)
             sched_yield();
-        for (int k = 0; k < 2000 && !signalled_by; k++)
+        for (int k = 0; k < 60000 && !signalled_by; k++)
             usleep(1000);
         EQ(signalled_by, i % 4 + 1);
     }

@@ -1042,7 +1042,7 @@ int main(int argc, char **argv)
             nanosleep(&ts, NULL);
             idle = shared->index == last ? idle + 1 : 0;
             last = shared->index;
-            if (idle == 150)
+            if (idle == 1500) /* 30 s, or more on a busy host */
                 kill(pid, SIGKILL);
         }
         if (!shared->done) {

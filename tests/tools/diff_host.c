@@ -203,7 +203,7 @@ static void flush(struct run *t)
         if (native[i].vector == DIFF_TIMEOUT)
             continue;
         if (t->r[i].vector == DIFF_TIMEOUT) { /* slow, or hung? */
-            t->guest->patience_ms = 5000;
+            t->guest->patience_ms = 30000;
             diff_guest_run(t->guest, &t->c[i], &t->r[i]);
             t->guest->patience_ms = 250;
         }

@@ -161,7 +161,7 @@ static enum vcpu_exit do_power_off(struct vcpu *v)
     return VCPU_EXIT_NONE;
 }
 
-Test(machine, power_off, .timeout = 20)
+Test(machine, power_off, .timeout = 100)
 {
     struct machine *m = create(1, false);
 
@@ -192,7 +192,7 @@ static enum vcpu_exit do_reset_three_times(struct vcpu *v)
     return VCPU_EXIT_NONE;
 }
 
-Test(machine, reset_restarts, .timeout = 20)
+Test(machine, reset_restarts, .timeout = 100)
 {
     struct machine *m = create(1, false);
 
@@ -203,7 +203,7 @@ Test(machine, reset_restarts, .timeout = 20)
     machine_destroy(m);
 }
 
-Test(machine, no_reboot, .timeout = 20)
+Test(machine, no_reboot, .timeout = 100)
 {
     struct machine *m = create(1, true);
 
@@ -218,7 +218,7 @@ static enum vcpu_exit do_triple(struct vcpu *v)
     return VCPU_EXIT_TRIPLE;
 }
 
-Test(machine, triple_fault, .timeout = 20)
+Test(machine, triple_fault, .timeout = 100)
 {
     struct machine *m = create(1, false);
 
@@ -234,7 +234,7 @@ static enum vcpu_exit do_unsupported(struct vcpu *v)
     return VCPU_EXIT_UNSUPPORTED;
 }
 
-Test(machine, unsupported, .timeout = 20)
+Test(machine, unsupported, .timeout = 100)
 {
     struct machine *m = create(1, false);
 
@@ -244,7 +244,7 @@ Test(machine, unsupported, .timeout = 20)
     machine_destroy(m);
 }
 
-Test(machine, load_error, .timeout = 20)
+Test(machine, load_error, .timeout = 100)
 {
     struct machine_config cfg = {
         .memory = 64u << 20, .cpus = 2, .engine = &fake_ops, .load = load, .load_opaque = &cfg};
@@ -257,7 +257,7 @@ Test(machine, load_error, .timeout = 20)
     machine_destroy(m);
 }
 
-Test(machine, vcpu_init_error, .timeout = 20)
+Test(machine, vcpu_init_error, .timeout = 100)
 {
     struct machine *m = create(1, false);
 
@@ -290,6 +290,8 @@ static enum vcpu_exit do_halt(struct vcpu *v)
 
 static void *quit_later(void *opaque)
 {
+    while (!runs) /* whenever the host lets it start */
+        usleep(1000);
     usleep(50000);
     machine_quit(opaque);
     return NULL;
@@ -306,7 +308,7 @@ static enum machine_result run_and_quit(struct machine *m)
     return r;
 }
 
-Test(machine, quit_ends_halt, .timeout = 20)
+Test(machine, quit_ends_halt, .timeout = 100)
 {
     struct machine *m = create(1, false);
 
@@ -322,7 +324,7 @@ static enum vcpu_exit do_spin(struct vcpu *v)
     return VCPU_EXIT_NONE;
 }
 
-Test(machine, quit_kicks_a_running_guest, .timeout = 20)
+Test(machine, quit_kicks_a_running_guest, .timeout = 100)
 {
     struct machine *m = create(1, false);
 
@@ -332,7 +334,7 @@ Test(machine, quit_kicks_a_running_guest, .timeout = 20)
     machine_destroy(m);
 }
 
-Test(machine, quit_before_run, .timeout = 20)
+Test(machine, quit_before_run, .timeout = 100)
 {
     struct machine *m = create(2, false);
 
@@ -381,7 +383,7 @@ static enum vcpu_exit do_timer(struct vcpu *v)
     return VCPU_EXIT_HLT;
 }
 
-Test(machine, tsc_deadline_wakes_hlt, .timeout = 20)
+Test(machine, tsc_deadline_wakes_hlt, .timeout = 100)
 {
     struct machine *m = create(1, false);
 
@@ -400,7 +402,7 @@ static enum vcpu_exit do_idle(struct vcpu *v)
     return VCPU_EXIT_HLT;
 }
 
-Test(machine, idle_costs_nothing, .timeout = 20)
+Test(machine, idle_costs_nothing, .timeout = 100)
 {
     struct machine *m = create(1, false);
     uint64_t cpu;
@@ -423,7 +425,7 @@ static enum vcpu_exit do_masked_halt(struct vcpu *v)
     return VCPU_EXIT_HLT;
 }
 
-Test(machine, masked_halt_sleeps, .timeout = 20)
+Test(machine, masked_halt_sleeps, .timeout = 100)
 {
     struct machine *m = create(1, false);
 
@@ -433,7 +435,7 @@ Test(machine, masked_halt_sleeps, .timeout = 20)
     machine_destroy(m);
 }
 
-Test(machine, interrupts_through_the_8259, .timeout = 20)
+Test(machine, interrupts_through_the_8259, .timeout = 100)
 {
     struct machine *m = create(1, false);
     struct vcpu *v = machine_vcpu(m, 0);
@@ -533,7 +535,7 @@ static enum vcpu_exit do_ap(struct vcpu *v)
     return VCPU_EXIT_HLT;
 }
 
-Test(machine, second_cpu_starts_by_sipi_and_survives_reset, .timeout = 20)
+Test(machine, second_cpu_starts_by_sipi_and_survives_reset, .timeout = 100)
 {
     struct machine *m = create(2, false);
 
@@ -603,12 +605,12 @@ static void on_timer(void *opaque)
 
 static void wait_for(unsigned n)
 {
-    for (int i = 0; i < 5000 && fired < n; i++)
+    for (int i = 0; i < 50000 && fired < n; i++)
         usleep(1000);
     cr_assert_geq(fired, n);
 }
 
-Test(event_loop, periodic_timer_keeps_its_phase, .timeout = 20)
+Test(event_loop, periodic_timer_keeps_its_phase, .timeout = 100)
 {
     uint64_t start, end;
 
@@ -640,7 +642,7 @@ static void on_pipe(void *opaque, uint32_t events)
         event_loop_remove_fd(loop, pipe_event); /* from its own callback */
 }
 
-Test(event_loop, fds, .timeout = 20)
+Test(event_loop, fds, .timeout = 100)
 {
     int p[2], file;
     struct event_fd *f;
@@ -697,7 +699,7 @@ Test(event_loop, add_and_remove_race, .timeout = 60)
 /* -- TSC
  * ------------------------------------------------------------------------------------------- */
 
-Test(tsc, calibration_repeats, .timeout = 20)
+Test(tsc, calibration_repeats, .timeout = 100)
 {
     uint64_t hz[5], lo = UINT64_MAX, hi = 0;
 

@@ -80,6 +80,7 @@ static const uint8_t hoisted[] = {
     0x48, 0x03, 0x48, 0x08,                         /* add rcx, [rax+8]      */
     0x48, 0x99,                                     /* cqo                   */
     0x48, 0x03, 0x48, 0x10,                         /* add rcx, [rax+16]     */
+    0xf2, 0x66, 0x0f, 0x38, 0xf1, 0xca,             /* crc32 ecx, dx         */
     0x31, 0xc0,                                     /* xor eax, eax          */
 };
 
