@@ -12,6 +12,7 @@
 #include "devices/ioapic.h"
 #include "devices/irq_router.h"
 #include "devices/lapic.h"
+#include "devices/parallel.h"
 #include "devices/pci.h"
 #include "devices/pic.h"
 #include "devices/pit.h"
@@ -83,8 +84,8 @@ enum { /* FADT flags, 5.2.9 table 5.10 */
        FADT_TMR_VAL_EXT = 1u << 8,
        FADT_RESET_REG_SUP = 1u << 10,
 };
-enum {                                /* IAPC_BOOT_ARCH, 5.2.9.3 */
-       BOOT_LEGACY_DEVICES = 1u << 0, /* a UART, for one */
+enum { /* IAPC_BOOT_ARCH, 5.2.9.3 */
+       BOOT_LEGACY_DEVICES = 1u << 0,
        BOOT_8042 = 1u << 1,
        BOOT_VGA_NOT_PRESENT = 1u << 2,
 };
@@ -139,15 +140,50 @@ struct mcfg { /* PCI Firmware 3.3, 4.1.2; one allocation */
 /* MPS INTI flags (table 5.26). */
 enum { INTI_HIGH = 1, INTI_EDGE = 1 << 2, INTI_LEVEL = 3 << 2 };
 
+#define RSDP_V1_SIZE 20 /* the part ACPI 1.0 had */
+
 _Static_assert(sizeof(struct rsdp) == 36, "RSDP");
 _Static_assert(sizeof(struct fadt) == 276, "FADT, revision 6");
 _Static_assert(sizeof(struct facs) == 64, "FACS");
 
-/* The tables under construction: an image of the area, and how far it is filled. */
+/* A command of the table loader (QEMU's linker script; SeaBIOS and OVMF run it). Little-endian. */
+struct loader_command {
+    uint32_t command;
+    union {
+        struct {
+            char file[56];
+            uint32_t align;
+            uint8_t zone;
+        } PACKED allocate;
+        struct {
+            char dest[56], src[56];
+            uint32_t offset;
+            uint8_t size;
+        } PACKED add_pointer;
+        struct {
+            char file[56];
+            uint32_t offset, start, length;
+        } PACKED add_checksum;
+        uint8_t pad[124];
+    };
+} PACKED;
+
+_Static_assert(sizeof(struct loader_command) == 128, "a loader command");
+
+enum { LOADER_ALLOCATE = 1, LOADER_ADD_POINTER = 2, LOADER_ADD_CHECKSUM = 3 };
+enum { ZONE_HIGH = 1, ZONE_FSEG = 2 };
+
+/* The tables under construction: an image of the area, how far it is filled, and the script if
+ * firmware is to place them (then base is 0: pointers are offsets until the script has run). */
 struct area {
     uint8_t *image;
     size_t len;
+    uint64_t base;
+    struct loader_command *script; /* NULL: none */
+    unsigned commands;
 };
+
+#define MAX_COMMANDS 32
 
 static uint8_t checksum(const void *p, size_t len)
 {
@@ -157,6 +193,53 @@ static uint8_t checksum(const void *p, size_t len)
     for (size_t i = 0; i < len; i++)
         sum += b[i];
     return (uint8_t)-sum;
+}
+
+static struct loader_command *new_command(struct area *a, uint32_t command)
+{
+    struct loader_command *c = &a->script[a->commands++];
+
+    *c = (struct loader_command){.command = command};
+    return c;
+}
+
+static void script_allocate(struct area *a, const char *file, uint32_t align, uint8_t zone)
+{
+    struct loader_command *c = new_command(a, LOADER_ALLOCATE);
+
+    memcpy(c->allocate.file, file, strlen(file));
+    c->allocate.align = align;
+    c->allocate.zone = zone;
+}
+
+static void script_pointer(struct area *a, const char *dest, size_t offset, unsigned size)
+{
+    struct loader_command *c = new_command(a, LOADER_ADD_POINTER);
+
+    memcpy(c->add_pointer.dest, dest, strlen(dest));
+    memcpy(c->add_pointer.src, ACPI_TABLES_FILE, strlen(ACPI_TABLES_FILE));
+    c->add_pointer.offset = (uint32_t)offset;
+    c->add_pointer.size = (uint8_t)size;
+}
+
+static void script_checksum(struct area *a, const char *file, size_t at, size_t start, size_t len)
+{
+    struct loader_command *c = new_command(a, LOADER_ADD_CHECKSUM);
+
+    memcpy(c->add_checksum.file, file, strlen(file));
+    c->add_checksum.offset = (uint32_t)at;
+    c->add_checksum.start = (uint32_t)start;
+    c->add_checksum.length = (uint32_t)len;
+}
+
+/* Makes the `size` bytes at offset `at` point to the table at offset `target`. */
+static void set_pointer(struct area *a, size_t at, unsigned size, size_t target)
+{
+    uint64_t value = a->base + target;
+
+    memcpy(a->image + at, &value, size);
+    if (a->script)
+        script_pointer(a, ACPI_TABLES_FILE, at, size);
 }
 
 static void init_header(struct sdt_header *h, const char *signature, uint8_t revision)
@@ -170,18 +253,26 @@ static void init_header(struct sdt_header *h, const char *signature, uint8_t rev
     h->creator_revision = 1;
 }
 
-static void finish(struct sdt_header *h, size_t len)
+/* Length and checksum of the table that begins at `start` and ends where the area does now. */
+static void finish(struct area *a, size_t start)
 {
+    struct sdt_header *h = (struct sdt_header *)(a->image + start);
+    size_t len = a->len - start;
+
     h->length = (uint32_t)len;
     h->checksum = 0;
-    h->checksum = checksum(h, len);
+    if (a->script)
+        script_checksum(a, ACPI_TABLES_FILE, start + offsetof(struct sdt_header, checksum), start,
+                        len);
+    else
+        h->checksum = checksum(h, len);
 }
 
-/* GPA of the next table, aligned. */
-static uint64_t next_table(struct area *a)
+/* Offset of the next table, aligned. */
+static size_t next_table(struct area *a)
 {
     a->len = (a->len + 63) & ~(size_t)63;
-    return ACPI_AREA + a->len;
+    return a->len;
 }
 
 static int append(struct area *a, const void *data, size_t len)
@@ -237,24 +328,34 @@ static void write_isa_devices(struct aml *a)
     aml_end(a);
 }
 
-static void write_keyboard_and_mouse(struct aml *a)
+static void write_optional_devices(struct aml *a, const struct acpi_config *cfg)
 {
-    begin_pnp_device(a, "KBD_", "PNP0303");
-    aml_begin_resources(a, "_CRS");
-    aml_io(a, I8042_DATA_PORT, 1);
-    aml_io(a, I8042_COMMAND_PORT, 1);
-    aml_irq(a, I8042_KBD_IRQ);
-    aml_end_resources(a);
-    aml_end(a);
+    if (cfg->vga) {
+        begin_pnp_device(a, "KBD_", "PNP0303");
+        aml_begin_resources(a, "_CRS");
+        aml_io(a, I8042_DATA_PORT, 1);
+        aml_io(a, I8042_COMMAND_PORT, 1);
+        aml_irq(a, I8042_KBD_IRQ);
+        aml_end_resources(a);
+        aml_end(a);
 
-    begin_pnp_device(a, "MOU_", "PNP0F13");
-    aml_begin_resources(a, "_CRS");
-    aml_irq(a, I8042_AUX_IRQ);
-    aml_end_resources(a);
-    aml_end(a);
+        begin_pnp_device(a, "MOU_", "PNP0F13");
+        aml_begin_resources(a, "_CRS");
+        aml_irq(a, I8042_AUX_IRQ);
+        aml_end_resources(a);
+        aml_end(a);
+    }
+    if (cfg->parallel) {
+        begin_pnp_device(a, "LPT1", "PNP0400");
+        aml_begin_resources(a, "_CRS");
+        aml_io(a, PARALLEL_PORT, PARALLEL_PORTS);
+        aml_irq(a, PARALLEL_IRQ);
+        aml_end_resources(a);
+        aml_end(a);
+    }
 }
 
-static void write_system_resources(struct aml *a)
+static void write_system_resources(struct aml *a, const struct acpi_config *cfg)
 {
     /* Motherboard resources that are no device's (9.10). */
     begin_pnp_device(a, "MBRD", "PNP0C02");
@@ -263,16 +364,100 @@ static void write_system_resources(struct aml *a)
     aml_begin_resources(a, "_CRS");
     aml_io(a, PIT_SPEAKER_PORT, 1);
     aml_io(a, RESET_FAST_PORT, 1);
-    aml_io(a, ACPI_PM_PORT, ACPI_PM_PORTS);
-    aml_memory_fixed(a, (uint32_t)PCI_ECAM_BASE, (uint32_t)PCI_ECAM_SIZE);
+    aml_io(a, cfg->pm_base, ACPI_PM_PORTS);
+    if (cfg->ecam)
+        aml_memory_fixed(a, (uint32_t)PCI_ECAM_BASE, (uint32_t)PCI_ECAM_SIZE);
     aml_end_resources(a);
+    aml_end(a);
+}
+
+static const char *const link_path[PCI_INTX_PINS] = {"_SB_LNKA", "_SB_LNKB", "_SB_LNKC",
+                                                     "_SB_LNKD"};
+
+/*
+ * A PCI interrupt link (6.2.13): an operating system may read and set the PIIX3's routing of a PIRQ
+ * through it, so the tables hold whatever firmware has routed.
+ */
+static void write_link(struct aml *a, const struct acpi_config *cfg, unsigned n)
+{
+    enum {
+        LOCAL0 = 0x60,
+        ARG0 = 0x68,
+        STORE = 0x70,
+        AND = 0x7b,
+        OR = 0x7d,
+        DWORD_FIELD = 0x8a,
+        RETURN = 0xa4,
+        DISABLED = 0x80,
+        IRQ_OFFSET = 5
+    };
+    static const uint8_t one_irq[] = {0x11, 0x0e, 0x0a, 0x0b, /* Buffer (11) */
+                                      0x89, 0x06, 0x00, 0x09, 0x01, 0, 0, 0, 0, 0x79, 0x00};
+    char prq[] = "_SB_PCI0ISA_PRQ0";
+    uint8_t irqs[PCI_INTX_PINS];
+    unsigned count = 0;
+
+    prq[15] = (char)('0' + n);
+    for (unsigned i = 0; i < PCI_INTX_PINS; i++) {
+        bool known = false;
+
+        for (unsigned k = 0; k < count; k++)
+            known |= irqs[k] == cfg->pirq_irq[i];
+        if (!known)
+            irqs[count++] = cfg->pirq_irq[i];
+    }
+    begin_pnp_device(a, link_path[n] + 4, "PNP0C0F");
+    aml_name(a, "_UID");
+    aml_integer(a, n);
+    aml_begin_resources(a, "_PRS");
+    aml_shared_irqs(a, irqs, count);
+    aml_end_resources(a);
+
+    aml_begin_method(a, "_STA", 0);
+    aml_begin_if(a);
+    aml_bytes(a, (uint8_t[]){AND}, 1);
+    aml_path(a, prq, 4);
+    aml_integer(a, DISABLED);
+    aml_integer(a, 0); /* no target */
+    aml_bytes(a, (uint8_t[]){RETURN}, 1);
+    aml_integer(a, 0x09); /* present, disabled */
+    aml_end(a);
+    aml_bytes(a, (uint8_t[]){RETURN}, 1);
+    aml_integer(a, 0x0b);
+    aml_end(a);
+
+    aml_begin_method(a, "_DIS", 0);
+    aml_bytes(a, (uint8_t[]){OR}, 1);
+    aml_path(a, prq, 4);
+    aml_integer(a, DISABLED);
+    aml_path(a, prq, 4);
+    aml_end(a);
+
+    aml_begin_method(a, "_CRS", 0);
+    aml_bytes(a, (uint8_t[]){STORE}, 1);
+    aml_bytes(a, one_irq, sizeof(one_irq));
+    aml_bytes(a, (uint8_t[]){LOCAL0, DWORD_FIELD, LOCAL0, 0x0a, IRQ_OFFSET}, 5);
+    aml_bytes(a, "IRQN", 4);
+    aml_bytes(a, (uint8_t[]){AND}, 1);
+    aml_path(a, prq, 4);
+    aml_integer(a, 0x0f);
+    aml_bytes(a, "IRQN", 4);
+    aml_bytes(a, (uint8_t[]){RETURN, LOCAL0}, 2);
+    aml_end(a);
+
+    aml_begin_method(a, "_SRS", 1);
+    aml_bytes(a, (uint8_t[]){DWORD_FIELD, ARG0, 0x0a, IRQ_OFFSET}, 4);
+    aml_bytes(a, "IRQN", 4);
+    aml_bytes(a, (uint8_t[]){STORE}, 1);
+    aml_bytes(a, "IRQN", 4);
+    aml_path(a, prq, 4);
+    aml_end(a);
+
     aml_end(a);
 }
 
 static void write_pci_root(struct aml *a, const struct acpi_config *cfg)
 {
-    uint32_t hole = cfg->low_size > 0xc0000000u ? (uint32_t)cfg->low_size : 0xc0000000u;
-
     begin_pnp_device(a, "PCI0", "PNP0A03");
     aml_name(a, "_BBN");
     aml_integer(a, 0);
@@ -283,8 +468,16 @@ static void write_pci_root(struct aml *a, const struct acpi_config *cfg)
     aml_io(a, PCI_CONFIG_PORT, PCI_CONFIG_PORTS);
     aml_io_range(a, 0x0000, PCI_CONFIG_PORT - 1);
     aml_io_range(a, PCI_CONFIG_PORT + PCI_CONFIG_PORTS, 0xffff);
-    aml_memory_range(a, hole, (uint32_t)PCI_ECAM_BASE - 1);
-    aml_memory_range(a, (uint32_t)(PCI_ECAM_BASE + PCI_ECAM_SIZE), (uint32_t)IOAPIC_BASE - 1);
+    if (cfg->vga)
+        aml_memory_range(a, 0xa0000, 0xbffff);
+    if (cfg->ecam) {
+        uint32_t hole = cfg->low_size > 0xc0000000u ? (uint32_t)cfg->low_size : 0xc0000000u;
+
+        aml_memory_range(a, hole, (uint32_t)PCI_ECAM_BASE - 1);
+        aml_memory_range(a, (uint32_t)(PCI_ECAM_BASE + PCI_ECAM_SIZE), (uint32_t)IOAPIC_BASE - 1);
+    } else { /* firmware uses any part of the hole */
+        aml_memory_range(a, (uint32_t)cfg->low_size, (uint32_t)IOAPIC_BASE - 1);
+    }
     aml_end_resources(a);
 
     aml_name(a, "_PRT"); /* 6.2.13 */
@@ -294,8 +487,8 @@ static void write_pci_root(struct aml *a, const struct acpi_config *cfg)
             aml_begin_package(a, 4);
             aml_integer(a, slot << 16 | 0xffff);
             aml_integer(a, pin);
+            aml_path(a, link_path[pci_swizzle(slot, pin)], 2);
             aml_integer(a, 0);
-            aml_integer(a, cfg->pirq_irq[pci_swizzle(slot, pin)]);
             aml_end(a);
         }
     }
@@ -304,9 +497,9 @@ static void write_pci_root(struct aml *a, const struct acpi_config *cfg)
     aml_begin_device(a, "ISA_");
     aml_name(a, "_ADR");
     aml_integer(a, PCI_ISA_SLOT << 16);
+    aml_pci_config_bytes(a, "P40C", 0x60, PCI_INTX_PINS, "PRQ0PRQ1PRQ2PRQ3");
     write_isa_devices(a);
-    if (cfg->vga)
-        write_keyboard_and_mouse(a);
+    write_optional_devices(a, cfg);
     aml_end(a);
 
     aml_end(a);
@@ -330,8 +523,10 @@ static void write_cpus(struct aml *a, const struct acpi_config *cfg)
 static void write_dsdt(struct aml *a, const struct acpi_config *cfg)
 {
     aml_begin_scope(a, "\\_SB_");
-    write_system_resources(a);
+    write_system_resources(a, cfg);
     write_pci_root(a, cfg);
+    for (unsigned n = 0; n < PCI_INTX_PINS; n++)
+        write_link(a, cfg, n);
     write_cpus(a, cfg);
     aml_end(a);
 
@@ -344,7 +539,7 @@ static void write_dsdt(struct aml *a, const struct acpi_config *cfg)
     aml_end(a);
 }
 
-static int build_dsdt(struct area *a, const struct acpi_config *cfg, uint64_t *at)
+static int build_dsdt(struct area *a, const struct acpi_config *cfg, size_t *at)
 {
     struct sdt_header *h;
     struct aml aml;
@@ -358,8 +553,8 @@ static int build_dsdt(struct area *a, const struct acpi_config *cfg, uint64_t *a
     write_dsdt(&aml, cfg);
     if (aml.overflow)
         return -ENOSPC;
-    finish(h, sizeof(*h) + aml.len);
     a->len += sizeof(*h) + aml.len;
+    finish(a, *at);
     return 0;
 }
 
@@ -370,17 +565,16 @@ static struct gas io_register(uint16_t port, uint8_t bits, uint8_t access_size)
     return (struct gas){SPACE_IO, bits, 0, access_size, port};
 }
 
-static int build_fadt(struct area *a, const struct acpi_config *cfg, uint64_t dsdt, uint64_t *at)
+static int build_fadt(struct area *a, const struct acpi_config *cfg, size_t facs, size_t dsdt,
+                      size_t *at)
 {
     enum { ACCESS_BYTE = 1, ACCESS_WORD = 2, ACCESS_DWORD = 3 };
     struct fadt f = {
-        .firmware_ctrl = (uint32_t)ACPI_AREA,
-        .dsdt = (uint32_t)dsdt,
         .sci_int = ACPI_SCI_IRQ,
-        .pm1a_evt = ACPI_PM_PORT + ACPI_PM1_EVT,
-        .pm1a_cnt = ACPI_PM_PORT + ACPI_PM1_CNT,
-        .pm_tmr = ACPI_PM_PORT + ACPI_PM_TMR,
-        .gpe0 = ACPI_PM_PORT + ACPI_GPE0,
+        .pm1a_evt = cfg->pm_base + ACPI_PM1_EVT,
+        .pm1a_cnt = cfg->pm_base + ACPI_PM1_CNT,
+        .pm_tmr = cfg->pm_base + ACPI_PM_TMR,
+        .gpe0 = cfg->pm_base + ACPI_GPE0,
         .pm1_evt_len = 4,
         .pm1_cnt_len = 2,
         .pm_tmr_len = 4,
@@ -396,20 +590,26 @@ static int build_fadt(struct area *a, const struct acpi_config *cfg, uint64_t ds
         .reset_reg = io_register(RESET_CONTROL_PORT, 8, ACCESS_BYTE),
         .reset_value = RESET_CONTROL_FULL,
         .minor = 5,
-        .x_dsdt = dsdt,
-        .x_pm1a_evt = io_register(ACPI_PM_PORT + ACPI_PM1_EVT, 32, ACCESS_WORD),
-        .x_pm1a_cnt = io_register(ACPI_PM_PORT + ACPI_PM1_CNT, 16, ACCESS_WORD),
-        .x_pm_tmr = io_register(ACPI_PM_PORT + ACPI_PM_TMR, 32, ACCESS_DWORD),
-        .x_gpe0 = io_register(ACPI_PM_PORT + ACPI_GPE0, 32, ACCESS_BYTE),
+        .x_pm1a_evt = io_register(cfg->pm_base + ACPI_PM1_EVT, 32, ACCESS_WORD),
+        .x_pm1a_cnt = io_register(cfg->pm_base + ACPI_PM1_CNT, 16, ACCESS_WORD),
+        .x_pm_tmr = io_register(cfg->pm_base + ACPI_PM_TMR, 32, ACCESS_DWORD),
+        .x_gpe0 = io_register(cfg->pm_base + ACPI_GPE0, 32, ACCESS_BYTE),
     };
+    int err;
 
     init_header(&f.h, "FACP", 6);
-    finish(&f.h, sizeof(f));
     *at = next_table(a);
-    return append(a, &f, sizeof(f));
+    err = append(a, &f, sizeof(f));
+    if (err)
+        return err;
+    set_pointer(a, *at + offsetof(struct fadt, firmware_ctrl), 4, facs);
+    set_pointer(a, *at + offsetof(struct fadt, dsdt), 4, dsdt);
+    set_pointer(a, *at + offsetof(struct fadt, x_dsdt), 8, dsdt);
+    finish(a, *at);
+    return 0;
 }
 
-static int build_madt(struct area *a, const struct acpi_config *cfg, uint64_t *at)
+static int build_madt(struct area *a, const struct acpi_config *cfg, size_t *at)
 {
     struct madt m = {.lapic_address = (uint32_t)LAPIC_DEFAULT_BASE, .flags = MADT_PCAT_COMPAT};
     struct madt_ioapic io = {
@@ -419,12 +619,9 @@ static int build_madt(struct area *a, const struct acpi_config *cfg, uint64_t *a
         {2, sizeof(overrides[0]), 0, ACPI_SCI_IRQ, ACPI_SCI_IRQ, INTI_HIGH | INTI_LEVEL},
     };
     struct madt_lapic_nmi nmi = {4, sizeof(nmi), 0xff, INTI_HIGH | INTI_EDGE, 1};
-    struct sdt_header *h;
-    size_t start;
     int err;
 
     *at = next_table(a);
-    start = a->len;
     init_header(&m.h, "APIC", 5);
     err = append(a, &m, sizeof(m));
     for (unsigned i = 0; i < cfg->cpus && !err; i++) {
@@ -435,45 +632,53 @@ static int build_madt(struct area *a, const struct acpi_config *cfg, uint64_t *a
     err = err ? err : append(a, &io, sizeof(io));
     err = err ? err : append(a, overrides, sizeof(overrides));
     err = err ? err : append(a, &nmi, sizeof(nmi));
-    if (err)
-        return err;
-    h = (struct sdt_header *)(a->image + start);
-    finish(h, a->len - start);
-    return 0;
+    if (!err)
+        finish(a, *at);
+    return err;
 }
 
-static int build_mcfg(struct area *a, uint64_t *at)
+static int build_mcfg(struct area *a, size_t *at)
 {
     struct mcfg m = {.base = PCI_ECAM_BASE, .bus_first = 0, .bus_last = 255};
+    int err;
 
     init_header(&m.h, "MCFG", 1);
-    finish(&m.h, sizeof(m));
     *at = next_table(a);
-    return append(a, &m, sizeof(m));
+    err = append(a, &m, sizeof(m));
+    if (!err)
+        finish(a, *at);
+    return err;
 }
 
-static int build_xsdt(struct area *a, uint64_t fadt, uint64_t madt, uint64_t mcfg, uint64_t *at)
+/* RSDT (entries of 4 bytes) or XSDT (8). */
+static int build_root(struct area *a, const char *signature, unsigned size, const size_t *tables,
+                      unsigned n, size_t *at)
 {
-    struct {
-        struct sdt_header h;
-        uint64_t entry[3];
-    } PACKED x = {.entry = {fadt, madt, mcfg}};
+    struct sdt_header h = {0};
+    int err;
 
-    init_header(&x.h, "XSDT", 1);
-    finish(&x.h, sizeof(x));
+    init_header(&h, signature, 1);
     *at = next_table(a);
-    return append(a, &x, sizeof(x));
+    err = append(a, &h, sizeof(h));
+    for (unsigned i = 0; i < n && !err; i++) {
+        err = append(a, &(uint64_t){0}, size);
+        if (!err)
+            set_pointer(a, a->len - size, size, tables[i]);
+    }
+    if (!err)
+        finish(a, *at);
+    return err;
 }
 
-static void build_rsdp(struct rsdp *r, uint64_t xsdt)
+static void build_rsdp(struct rsdp *r, uint64_t rsdt, uint64_t xsdt)
 {
+    memset(r, 0, sizeof(*r));
     memcpy(r->signature, "RSD PTR ", 8);
     memcpy(r->oem_id, "RNGSFT", 6);
     r->revision = 2;
     r->length = sizeof(*r);
+    r->rsdt = (uint32_t)rsdt;
     r->xsdt = xsdt;
-    r->checksum = checksum(r, 20); /* the part ACPI 1.0 had */
-    r->extended_checksum = checksum(r, sizeof(*r));
 }
 
 static void build_facs(struct facs *f)
@@ -483,25 +688,87 @@ static void build_facs(struct facs *f)
     f->version = 2;
 }
 
+/* All tables but the FACS, which is at offset 0, and the RSDP. */
+static int build_tables(struct area *a, const struct acpi_config *cfg, size_t *rsdt, size_t *xsdt)
+{
+    size_t dsdt, table[3];
+    unsigned n = 2;
+    int err = build_dsdt(a, cfg, &dsdt);
+
+    err = err ? err : build_fadt(a, cfg, 0, dsdt, &table[0]);
+    err = err ? err : build_madt(a, cfg, &table[1]);
+    if (cfg->ecam)
+        err = err ? err : build_mcfg(a, &table[n++]);
+    err = err ? err : build_root(a, "RSDT", 4, table, n, rsdt);
+    return err ? err : build_root(a, "XSDT", 8, table, n, xsdt);
+}
+
 int acpi_build(const struct acpi_config *cfg, struct guest_ram *ram)
 {
-    struct area a = {.image = calloc(1, ACPI_AREA_SIZE)};
-    uint64_t dsdt, fadt, madt, mcfg, xsdt;
+    struct area a = {.image = calloc(1, ACPI_AREA_SIZE), .base = ACPI_AREA};
+    size_t rsdt, xsdt;
     int err;
 
     if (!a.image)
         return -ENOMEM;
     build_facs((struct facs *)a.image);
     a.len = ACPI_FACS_SIZE + sizeof(struct rsdp);
-    err = build_dsdt(&a, cfg, &dsdt);
-    err = err ? err : build_fadt(&a, cfg, dsdt, &fadt);
-    err = err ? err : build_madt(&a, cfg, &madt);
-    err = err ? err : build_mcfg(&a, &mcfg);
-    err = err ? err : build_xsdt(&a, fadt, madt, mcfg, &xsdt);
+    err = build_tables(&a, cfg, &rsdt, &xsdt);
     if (!err) {
-        build_rsdp((struct rsdp *)(a.image + ACPI_FACS_SIZE), xsdt);
+        struct rsdp *r = (struct rsdp *)(a.image + ACPI_FACS_SIZE);
+
+        build_rsdp(r, a.base + rsdt, a.base + xsdt);
+        r->checksum = checksum(r, RSDP_V1_SIZE);
+        r->extended_checksum = checksum(r, sizeof(*r));
         err = ram_write(ram, ACPI_AREA, a.image, ACPI_AREA_SIZE);
     }
     free(a.image);
     return err;
+}
+
+int acpi_build_blobs(const struct acpi_config *cfg, struct acpi_blobs *out)
+{
+    struct area a = {
+        .image = calloc(1, ACPI_AREA_SIZE),
+        .script = calloc(MAX_COMMANDS, sizeof(struct loader_command)),
+    };
+    struct rsdp *r = malloc(sizeof(*r));
+    size_t rsdt, xsdt;
+    int err = a.image && a.script && r ? 0 : -ENOMEM;
+
+    if (!err) {
+        script_allocate(&a, ACPI_RSDP_FILE, 16, ZONE_FSEG);
+        script_allocate(&a, ACPI_TABLES_FILE, 64, ZONE_HIGH);
+        build_facs((struct facs *)a.image);
+        a.len = sizeof(struct facs);
+        err = build_tables(&a, cfg, &rsdt, &xsdt);
+    }
+    if (err) {
+        free(a.image);
+        free(a.script);
+        free(r);
+        return err;
+    }
+    build_rsdp(r, rsdt, xsdt);
+    script_pointer(&a, ACPI_RSDP_FILE, offsetof(struct rsdp, rsdt), 4);
+    script_pointer(&a, ACPI_RSDP_FILE, offsetof(struct rsdp, xsdt), 8);
+    script_checksum(&a, ACPI_RSDP_FILE, offsetof(struct rsdp, checksum), 0, RSDP_V1_SIZE);
+    script_checksum(&a, ACPI_RSDP_FILE, offsetof(struct rsdp, extended_checksum), 0, sizeof(*r));
+    *out = (struct acpi_blobs){
+        .tables = a.image,
+        .tables_len = a.len,
+        .rsdp = (uint8_t *)r,
+        .rsdp_len = sizeof(*r),
+        .loader = (uint8_t *)a.script,
+        .loader_len = a.commands * sizeof(*a.script),
+    };
+    return 0;
+}
+
+void acpi_free_blobs(struct acpi_blobs *b)
+{
+    free(b->tables);
+    free(b->rsdp);
+    free(b->loader);
+    *b = (struct acpi_blobs){0};
 }

@@ -22,7 +22,7 @@
 #define ACPI_GPE0_LEN    4
 #define ACPI_SCI_IRQ     9
 #define ACPI_PM_TIMER_HZ 3579545ull
-#define ACPI_SLP_TYP_S5  5
+#define ACPI_SLP_TYP_S5  0 /* what firmware that does not ask ACPI writes on a PIIX4 */
 
 struct acpi_pm {
     struct irq_line sci;

@@ -15,8 +15,15 @@ enum {
     SCOPE_OP = 0x10,
     BUFFER_OP = 0x11,
     PACKAGE_OP = 0x12,
+    METHOD_OP = 0x14,
+    DUAL_NAME_PREFIX = 0x2e,
+    MULTI_NAME_PREFIX = 0x2f,
     EXT_OP_PREFIX = 0x5b,
+    EXT_REGION_OP = 0x80,
+    EXT_FIELD_OP = 0x81,
     EXT_DEVICE_OP = 0x82,
+    ROOT_CHAR = 0x5c,
+    IF_OP = 0xa0,
 };
 
 /* Package lengths are written in the three-byte form, whatever they turn out to be: its value
@@ -101,6 +108,60 @@ void aml_begin_package(struct aml *a, uint8_t elements)
     put(a, elements);
 }
 
+void aml_begin_method(struct aml *a, const char *name, unsigned args)
+{
+    put(a, METHOD_OP);
+    open_length(a);
+    put_bytes(a, name, 4);
+    put(a, (uint8_t)args);
+}
+
+void aml_begin_if(struct aml *a)
+{
+    put(a, IF_OP);
+    open_length(a);
+}
+
+void aml_bytes(struct aml *a, const void *bytes, size_t len)
+{
+    put_bytes(a, bytes, len);
+}
+
+void aml_path(struct aml *a, const char *names, unsigned segments)
+{
+    put(a, ROOT_CHAR);
+    if (segments == 2) {
+        put(a, DUAL_NAME_PREFIX);
+    } else if (segments > 2) {
+        put(a, MULTI_NAME_PREFIX);
+        put(a, (uint8_t)segments);
+    }
+    put_bytes(a, names, 4 * segments);
+}
+
+void aml_pci_config_bytes(struct aml *a, const char *region, uint8_t offset, unsigned n,
+                          const char *names)
+{
+    enum { PCI_CONFIG = 2, BYTE_ACCESS = 1 };
+
+    put(a, EXT_OP_PREFIX);
+    put(a, EXT_REGION_OP);
+    put_bytes(a, region, 4);
+    put(a, PCI_CONFIG);
+    aml_integer(a, offset);
+    aml_integer(a, n);
+    put(a, EXT_OP_PREFIX);
+    put(a, EXT_FIELD_OP);
+    open_length(a);
+    put_bytes(a, region, 4);
+    put(a, BYTE_ACCESS); /* no lock, preserve */
+    for (unsigned i = 0; i < n; i++) {
+        put_bytes(a, names + 4 * i, 4);
+        put(a, 8); /* bits */
+    }
+    aml_end(a);
+}
+
 void aml_integer(struct aml *a, uint64_t value)
 {
     if (value <= 1) {
@@ -181,6 +242,16 @@ void aml_irq(struct aml *a, unsigned irq)
 {
     put(a, 0x22); /* without the flags byte: edge, active high, not shared */
     put_le(a, 1u << irq, 2);
+}
+
+void aml_shared_irqs(struct aml *a, const uint8_t *irqs, unsigned n)
+{
+    put(a, 0x89);
+    put_le(a, 2 + 4 * n, 2);
+    put(a, 0x09); /* consumer, level-triggered, active high, shared */
+    put(a, (uint8_t)n);
+    for (unsigned i = 0; i < n; i++)
+        put_le(a, irqs[i], 4);
 }
 
 /* WordAddressSpace and DWordAddressSpace: producer, positive decode, fixed at both ends. */

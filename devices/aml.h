@@ -32,8 +32,21 @@ void aml_begin_package(struct aml *a, uint8_t elements);
 /* Name (name, ResourceTemplate () {...}): descriptors follow, then aml_end_resources(). */
 void aml_begin_resources(struct aml *a, const char *name);
 void aml_end_resources(struct aml *a);
-/* Closes the innermost scope, device or package. */
+/* Closes the innermost scope, device, package, method or If. */
 void aml_end(struct aml *a);
+
+/* Method (name, args) {...}, not serialized. */
+void aml_begin_method(struct aml *a, const char *name, unsigned args);
+/* If (condition) {...}: the condition is written next, then the body. */
+void aml_begin_if(struct aml *a);
+/* Bytes as they are: for terms that are used once. */
+void aml_bytes(struct aml *a, const void *bytes, size_t len);
+/* An absolute path of `segments` names of four characters each: "_SB_PCI0" is \_SB.PCI0. */
+void aml_path(struct aml *a, const char *names, unsigned segments);
+/* OperationRegion (region, PCI_Config, offset, n) and a Field of n bytes over it, which are
+ * called `names`, four characters each. */
+void aml_pci_config_bytes(struct aml *a, const char *region, uint8_t offset, unsigned n,
+                          const char *names);
 
 void aml_integer(struct aml *a, uint64_t value);
 /* A compressed EISA ID such as "PNP0501". */
@@ -43,6 +56,8 @@ void aml_string(struct aml *a, const char *s);
 /* Resource descriptors (ACPI 6.5, 6.4). */
 void aml_io(struct aml *a, uint16_t port, uint8_t len);
 void aml_irq(struct aml *a, unsigned irq); /* edge-triggered, active high, exclusive */
+/* Interrupt (ResourceConsumer, Level, ActiveHigh, Shared) {...} */
+void aml_shared_irqs(struct aml *a, const uint8_t *irqs, unsigned n);
 /* Address ranges a bus passes on, [first, last]. */
 void aml_bus_range(struct aml *a, uint16_t first, uint16_t last);
 void aml_io_range(struct aml *a, uint16_t first, uint16_t last);

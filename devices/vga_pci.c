@@ -1,6 +1,8 @@
 /* The VGA as a PCI function: see vga_pci.h. */
 #include "devices/vga_pci.h"
 
+#include <linux/pci_regs.h>
+
 #include <errno.h>
 #include <string.h>
 
@@ -89,6 +91,9 @@ int vga_pci_init(struct vga_pci *d, const struct vga_pci_config *cfg)
     vga_init(&d->vga, vram, cfg->timers);
     d->vga.before_write = before_write;
     d->vga.before_write_opaque = d;
+    /* It decodes the legacy ports, which no BAR stands for; a BIOS looks whether that is enabled.
+     */
+    d->pci.writable[PCI_COMMAND] |= PCI_COMMAND_IO;
     err = pci_add_bar(&d->pci, BAR_FRAME_BUFFER, PCI_BAR_MEM32, VGA_VRAM_SIZE, NULL, NULL);
     if (!err)
         err = pci_add_bar(&d->pci, BAR_REGISTERS, PCI_BAR_MEM32, VGA_MMIO_SIZE, &vga_mmio_ops,

@@ -67,8 +67,8 @@ int guest_boot_open(struct guest_boot *b, const char *kernel, enum boot_format f
                     const char *initrd, const char *cmdline, char *err, size_t errlen)
 {
     *b = (struct guest_boot){.kernel.fd = -1, .initrd.fd = -1, .cmdline = cmdline};
-    int code = image_open(&b->kernel, kernel, err, errlen);
-    if (!code)
+    int code = kernel ? image_open(&b->kernel, kernel, err, errlen) : 0;
+    if (!code && kernel)
         code = boot_detect(&b->kernel, format, &b->format, err, errlen);
     if (!code && initrd) {
         if (boot_takes_modules(b->format))
@@ -85,8 +85,27 @@ int guest_boot_open(struct guest_boot *b, const char *kernel, enum boot_format f
     return code;
 }
 
+int guest_boot_open_firmware(struct guest_boot *b, const char *what, const char *vars, char *err,
+                             size_t errlen)
+{
+    char path[4096];
+    int code = firmware_open(&b->firmware, what, vars, err, errlen);
+
+    if (code) {
+        guest_boot_close(b);
+        return code;
+    }
+    if (!firmware_find("vgabios-stdvga.bin", path, sizeof(path)))
+        firmware_read_file(path, 1u << 20, &b->vga_rom, &b->vga_rom_len);
+    return 0;
+}
+
 void guest_boot_close(struct guest_boot *b)
 {
+    if (b->firmware.code)
+        firmware_close(&b->firmware);
+    free(b->vga_rom);
+    b->vga_rom = NULL;
     image_close(&b->kernel);
     image_close(&b->initrd);
     for (unsigned i = 0; i < b->nmodules; i++) {

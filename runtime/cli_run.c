@@ -21,8 +21,9 @@
 
 static const char help_text[] =
     "Usage: ringshift run [OPTIONS] --kernel FILE\n"
+    "       ringshift run [OPTIONS] --disk FILE | --firmware NAME\n"
     "\n"
-    "Boots a 64-bit Linux kernel.  Its first serial port is this terminal; pipes, files and\n"
+    "Boots a 64-bit Linux kernel, or starts a PC's firmware, which boots from disks.  Its first serial port is this terminal; pipes, files and\n"
     "/dev/null do as well.\n"
     "\n"
     "The guest:\n"
@@ -43,6 +44,11 @@ static const char help_text[] =
     "                     for two drives\n"
     "  --snapshot         what the guest writes to its disks is lost at the end\n"
     "  --rng              a virtio entropy device, fed by the host\n"
+    "  --firmware NAME    start in 'seabios' (the default with a disk and no kernel), 'ovmf' (UEFI)\n"
+    "                     or an image FILE\n"
+    "  --firmware-vars FILE  keep UEFI variables in this file, made if it does not exist\n"
+    "  --boot ORDER       what the firmware boots from: letters, first to last, a floppy, c disk,\n"
+    "                     d CD, n network; ',menu' after them, or 'menu' alone, offers a choice\n"
     "  --memory SIZE      its memory, with K, M or G; 512M unless given, 16M at least\n"
     "  --cpus N           its processors; only 1 is supported yet\n"
     "  --cpu MODEL        what CPUID shows: 'host', all that this processor can and Ringshift\n"
@@ -52,6 +58,8 @@ static const char help_text[] =
     "\n"
     "Seeing what happens:\n"
     "  --stats            figures on stderr at the end\n"
+    "  --debugcon FILE    what the guest writes to the debug consoles (ports 0x402 and 0xe9);\n"
+    "                     '-' is stderr\n"
     "  --trace KINDS      any of these, joined by commas:\n"
     "                       traps   exceptions, software interrupts, system calls\n"
     "                       irq     interrupts and NMIs delivered\n"
@@ -80,6 +88,7 @@ static const char help_text[] =
     "  6  the guest stopped by a triple fault\n"
     "  7  the guest went into a mode that is not supported yet\n"
     "  8  a failure inside Ringshift\n"
+    "  (V << 1) | 1  the guest wrote V to the debug exit port, 0xf4\n"
     "  128+N  signal N ended it (141: the reader of stdout went away)\n"
     "\n"
     "Examples:\n"
@@ -93,6 +102,9 @@ static const char help_text[] =
 struct options {
     const char *kernel, *initrd, *append, *trace_file, *cpu, *vga;
     enum boot_format format;
+    const char *firmware, *firmware_vars, *boot_order, *debugcon;
+    char boot_letters[8];
+    bool boot_menu;
     uint64_t memory;
     bool no_reboot, stats, snapshot, rng;
     struct drive_options *drive; /* allocated */
@@ -224,6 +236,56 @@ static int add_drive(struct options *o, enum drive_kind kind, const char *text)
     return CLI_OK;
 }
 
+/* Letters of acdn, each at most once; ",menu" or "menu". */
+static int parse_boot(const char *text, struct options *o)
+{
+    size_t n = strcspn(text, ","), i = 0;
+    bool menu = !strcmp(text, "menu"), good = menu || n <= 4;
+
+    if (!menu) {
+        for (; good && i < n; i++)
+            good = strchr("acdn", text[i]) && !memchr(text, text[i], i);
+        menu = !strcmp(text + n, ",menu");
+        good = good && n && (menu || !text[n]);
+    }
+    if (!good) {
+        cli_say("--boot takes letters of a, c, d and n, such as dc, 'menu', or both, such as "
+                "dc,menu; not '%s'",
+                text);
+        return CLI_USAGE;
+    }
+    memcpy(o->boot_letters, text, i);
+    o->boot_letters[i] = '\0';
+    o->boot_order = i ? o->boot_letters : NULL;
+    o->boot_menu = menu;
+    return CLI_OK;
+}
+
+static int check_firmware_options(struct options *o)
+{
+    if (!o->firmware && !o->kernel && o->ndrives)
+        o->firmware = "seabios";
+    if (!o->firmware && (o->firmware_vars || o->boot_order || o->boot_menu)) {
+        cli_say("%s is for firmware, which --kernel alone does not start; add --firmware",
+                o->firmware_vars ? "--firmware-vars" : "--boot");
+        return CLI_USAGE;
+    }
+    if (o->firmware && o->kernel) {
+        cli_say("--kernel starts without firmware in this version; leave out --firmware");
+        return CLI_USAGE;
+    }
+    if (!o->firmware && !o->kernel) {
+        cli_say("run needs something to boot: --kernel FILE, a bzImage or an ELF64 kernel, --disk "
+                "FILE, or --firmware NAME (see 'ringshift help run')");
+        return CLI_USAGE;
+    }
+    if (!o->kernel && o->initrd) {
+        cli_say("--initrd is for a kernel given with --kernel");
+        return CLI_USAGE;
+    }
+    return CLI_OK;
+}
+
 static int parse_options(int argc, char **argv, struct options *o)
 {
     enum {
@@ -234,6 +296,10 @@ static int parse_options(int argc, char **argv, struct options *o)
         DISK,
         CDROM,
         FLOPPY,
+        FIRMWARE,
+        FIRMWARE_VARS,
+        BOOT,
+        DEBUGCON,
         SNAPSHOT,
         RNG,
         MEMORY,
@@ -257,6 +323,10 @@ static int parse_options(int argc, char **argv, struct options *o)
         {"disk", required_argument, NULL, DISK},
         {"cdrom", required_argument, NULL, CDROM},
         {"floppy", required_argument, NULL, FLOPPY},
+        {"firmware", required_argument, NULL, FIRMWARE},
+        {"firmware-vars", required_argument, NULL, FIRMWARE_VARS},
+        {"boot", required_argument, NULL, BOOT},
+        {"debugcon", required_argument, NULL, DEBUGCON},
         {"snapshot", no_argument, NULL, SNAPSHOT},
         {"rng", no_argument, NULL, RNG},
         {"memory", required_argument, NULL, MEMORY},
@@ -301,6 +371,18 @@ static int parse_options(int argc, char **argv, struct options *o)
             break;
         case FLOPPY:
             code = add_drive(o, DRIVE_FLOPPY, optarg);
+            break;
+        case FIRMWARE:
+            o->firmware = optarg;
+            break;
+        case FIRMWARE_VARS:
+            o->firmware_vars = optarg;
+            break;
+        case BOOT:
+            code = parse_boot(optarg, o);
+            break;
+        case DEBUGCON:
+            o->debugcon = optarg;
             break;
         case SNAPSHOT:
             o->snapshot = true;
@@ -355,10 +437,9 @@ static int parse_options(int argc, char **argv, struct options *o)
         cli_say("run takes options only, not '%s'; a kernel is named with --kernel", argv[optind]);
         return CLI_USAGE;
     }
-    if (!o->kernel) {
-        cli_say("run needs --kernel FILE, a bzImage or an ELF64 kernel (see 'ringshift help run')");
-        return CLI_USAGE;
-    }
+    code = check_firmware_options(o);
+    if (code)
+        return code;
     if (strcmp(o->cpu, "host") && strcmp(o->cpu, "baseline")) {
         cli_say("--cpu knows host and baseline, not '%s'", o->cpu);
         return CLI_USAGE;
@@ -400,6 +481,8 @@ static int result_code(enum machine_result result, struct machine *m, const stru
         return CLI_OK;
     case MACHINE_QUIT:
         return terminal_end_signal(t) ? 128 + terminal_end_signal(t) : CLI_OK;
+    case MACHINE_EXIT:
+        return machine_exit_code(m);
     case MACHINE_TRIPLE_FAULT:
         return CLI_TRIPLE;
     case MACHINE_ERROR:
@@ -408,6 +491,14 @@ static int result_code(enum machine_result result, struct machine *m, const stru
     if (b->load_error)
         return CLI_FILE;
     return machine_vcpu(m, 0)->exit == VCPU_EXIT_UNSUPPORTED ? CLI_UNSUPPORTED : CLI_INTERNAL;
+}
+
+static void write_debugcon(void *opaque, const char *text, size_t len)
+{
+    FILE *f = opaque;
+
+    fwrite(text, 1, len, f);
+    fflush(f);
 }
 
 static int run_machine(const struct options *o, struct guest_boot *b, struct drive_set *drives,
@@ -422,8 +513,16 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct dri
         .engine_cfg = o->engine,
         .serial0 = terminal_chardev(t),
         .drives = drives,
-        .vga = o->vga && !strcmp(o->vga, "std"),
         .rng = o->rng,
+        .vga = o->vga ? !strcmp(o->vga, "std") : o->firmware != NULL,
+        .firmware = o->firmware ? &b->firmware : NULL,
+        .boot_order = o->boot_order,
+        .boot_menu = o->boot_menu,
+        .serial_console = true,
+        .debugcon = b->debugcon ? write_debugcon : NULL,
+        .debugcon_opaque = b->debugcon,
+        .vga_rom = b->vga_rom,
+        .vga_rom_len = b->vga_rom_len,
         .baseline_cpu = !strcmp(o->cpu, "baseline"),
         .no_reboot = o->no_reboot,
         .load = guest_boot_load,
@@ -504,7 +603,7 @@ static int run_with_files(struct options *o, struct guest_boot *b)
 static int run_options(struct options *o)
 {
     struct guest_boot b;
-    char err[400];
+    char err[5000];
     int code;
 
     uint64_t limit = host_memory_limit();
@@ -514,13 +613,23 @@ static int run_options(struct options *o)
                 (unsigned long long)(limit / MiB));
         return CLI_RESOURCE;
     }
-    if (guest_boot_open(&b, o->kernel, o->format, o->initrd, o->append, err, sizeof(err))) {
+    if (guest_boot_open(&b, o->kernel, o->format, o->initrd, o->append, err, sizeof(err)) ||
+        (o->firmware &&
+         guest_boot_open_firmware(&b, o->firmware, o->firmware_vars, err, sizeof(err)))) {
         cli_say("%s", err);
         return CLI_FILE;
     }
     if (!o->append && b.format <= BOOT_ELF)
         b.cmdline = STD_CMDLINE;
     b.vga_text = o->vga && !strcmp(o->vga, "std");
+    if (o->debugcon) {
+        b.debugcon = strcmp(o->debugcon, "-") ? fopen(o->debugcon, "we") : stderr;
+        if (!b.debugcon) {
+            cli_say("cannot write the debug console to %s: %s", o->debugcon, strerror(errno));
+            guest_boot_close(&b);
+            return CLI_FILE;
+        }
+    }
     if (o->engine.trace_mask) {
         o->engine.trace = o->trace_file ? fopen(o->trace_file, "we") : stderr;
         if (!o->engine.trace) {
@@ -530,6 +639,10 @@ static int run_options(struct options *o)
         }
     }
     code = run_with_files(o, &b);
+    if (b.debugcon && b.debugcon != stderr && fclose(b.debugcon)) {
+        cli_say("the debug output in %s is incomplete: %s", o->debugcon, strerror(errno));
+        code = code ? code : CLI_FILE;
+    }
     if (o->engine.trace && o->engine.trace != stderr && fclose(o->engine.trace)) {
         cli_say("the trace in %s is incomplete: %s", o->trace_file, strerror(errno));
         code = code ? code : CLI_FILE;

@@ -30,12 +30,17 @@
 #include "devices/acpi_pm.h"
 #include "devices/bus.h"
 #include "devices/chipset.h"
+#include "devices/debug_ports.h"
+#include "devices/fw_cfg.h"
 #include "devices/i8042.h"
 #include "devices/ioapic.h"
 #include "devices/irq_router.h"
 #include "devices/lapic.h"
+#include "devices/parallel.h"
 #include "devices/pci.h"
+#include "devices/pflash.h"
 #include "devices/pic.h"
+#include "devices/piix4_pm.h"
 #include "devices/pit.h"
 #include "devices/reset.h"
 #include "devices/rtc.h"
@@ -46,6 +51,7 @@
 #include "mmu/ram.h"
 #include "runtime/drive.h"
 #include "runtime/event_loop.h"
+#include "runtime/firmware.h"
 #include "runtime/storage.h"
 #include "runtime/trace.h"
 #include "runtime/tsc.h"
@@ -58,7 +64,7 @@
 #define PCI_HOLE_BASE   0xc0000000ull /* RAM_LOW_MAX at the earliest */
 #define HIGH_RAM        0x100000u     /* conventional memory ends, extended memory begins */
 
-enum stop { STOP_NONE, STOP_POWEROFF, STOP_RESET, STOP_TRIPLE, STOP_ERROR };
+enum stop { STOP_NONE, STOP_POWEROFF, STOP_RESET, STOP_TRIPLE, STOP_ERROR, STOP_EXIT };
 
 /* Where an application processor is in its start-up (SDM vol. 3, 8.4). */
 enum startup { STARTUP_RUNNING, STARTUP_WAIT_SIPI };
@@ -119,6 +125,12 @@ struct machine {
     struct pci_host pci;
     struct chipset chipset;
     struct storage storage;
+    struct piix4_pm piix4_pm;
+    struct fw_cfg fw_cfg; /* these two: with firmware only */
+    struct pflash vars;
+    struct debug_ports debug;
+    struct parallel lpt1;
+    int exit_code;
     struct event_fd *block_fd;
     struct vga_pci vga;
     struct virtio_blk *virtio_disk[DRIVES_MAX];
@@ -227,6 +239,14 @@ static void on_power_off(void *opaque)
 static void on_reset(void *opaque)
 {
     request_stop(opaque, STOP_RESET);
+}
+
+static void on_debug_exit(void *opaque, int code)
+{
+    struct machine *m = opaque;
+
+    if (request_stop(m, STOP_EXIT))
+        m->exit_code = code;
 }
 
 /* -- What the local APICs say to their vCPUs
@@ -493,14 +513,86 @@ static int write_bios_data(struct machine *m)
     return 0;
 }
 
+static const uint8_t pirq_irq[PCI_INTX_PINS] = {10, 10, 11, 11};
+
+static struct acpi_config acpi_config(const struct machine *m)
+{
+    struct acpi_config acpi = {
+        .cpus = m->cfg.cpus,
+        .low_size = m->ram.low_size,
+        .pm_base = ACPI_PM_PORT,
+        .ecam = !m->cfg.firmware, /* the 440FX has none, and firmware puts BARs there */
+        .vga = m->cfg.vga,
+        .parallel = true,
+    };
+
+    if (m->piix4_pm.pm_base != PIIX4_UNMAPPED)
+        acpi.pm_base = (uint16_t)m->piix4_pm.pm_base;
+    memcpy(acpi.pirq_irq, pirq_irq, sizeof(pirq_irq));
+    return acpi;
+}
+
+/* The tables name the ports where firmware has put the ACPI registers by the time it asks. */
+static void describe_acpi(void *opaque)
+{
+    struct machine *m = opaque;
+    struct acpi_config acpi = acpi_config(m);
+    struct acpi_blobs b;
+
+    if (acpi_build_blobs(&acpi, &b))
+        return; /* what was there stays */
+    fw_cfg_set_file(&m->fw_cfg, ACPI_TABLES_FILE, b.tables, (uint32_t)b.tables_len);
+    fw_cfg_set_file(&m->fw_cfg, ACPI_RSDP_FILE, b.rsdp, (uint32_t)b.rsdp_len);
+    fw_cfg_set_file(&m->fw_cfg, ACPI_LOADER_FILE, b.loader, (uint32_t)b.loader_len);
+    acpi_free_blobs(&b);
+}
+
+static int create_firmware(struct machine *m)
+{
+    struct firmware_facts facts = {
+        .cpus = m->cfg.cpus,
+        .ram_low = m->ram.low_size,
+        .ram_high = m->ram.high_size,
+        .graphics = m->cfg.vga,
+        .serial_console = m->cfg.serial_console,
+        .boot_menu = m->cfg.boot_menu,
+        .menu_wait_ms = 5000,
+        .tsc_mhz = (uint32_t)(m->platform.tsc_hz / 1000000),
+    };
+    uint32_t id[4];
+    int err;
+
+    if (!m->cfg.firmware)
+        return 0;
+    cpu_cpuid(m->cpu[0].v, 1, 0, id);
+    facts.cpuid_eax = id[0];
+    facts.cpuid_edx = id[3];
+    err = firmware_install(m->cfg.firmware, &m->ram, &m->mmio, &m->chipset, &m->vars);
+    err = err ? err : fw_cfg_init(&m->fw_cfg, &m->ram);
+    err = err ? err : firmware_describe(&m->fw_cfg, &facts);
+    if (err)
+        return err;
+    describe_acpi(m);
+    err = fw_cfg_on_select(&m->fw_cfg, ACPI_TABLES_FILE, describe_acpi, m);
+    err = err ? err : fw_cfg_on_select(&m->fw_cfg, ACPI_RSDP_FILE, describe_acpi, m);
+    err = err ? err : fw_cfg_on_select(&m->fw_cfg, ACPI_LOADER_FILE, describe_acpi, m);
+    err = err ? err : io_bus_add(&m->ports, FW_CFG_PORT, FW_CFG_PORTS, &fw_cfg_io_ops, &m->fw_cfg);
+    return err ? err
+               : io_bus_add(&m->ports, FW_CFG_DMA_PORT, FW_CFG_DMA_LEN, &fw_cfg_dma_ops,
+                            &m->fw_cfg);
+}
+
+/* What firmware would have done, for a guest that starts without. */
 static int firmware(struct machine *m)
 {
-    static const uint8_t pirq_irq[PCI_INTX_PINS] = {10, 10, 11, 11};
-    struct acpi_config acpi = {.cpus = m->cfg.cpus, .low_size = m->ram.low_size, .vga = m->cfg.vga};
     uint16_t level_triggered = 1u << ACPI_SCI_IRQ;
-    int err = write_bios_data(m);
+    struct acpi_config acpi;
+    int err;
 
-    memcpy(acpi.pirq_irq, pirq_irq, sizeof(pirq_irq));
+    chipset_shadow(&m->chipset);
+    piix4_pm_assign(&m->piix4_pm);
+    err = write_bios_data(m);
+    acpi = acpi_config(m);
     for (unsigned i = 0; i < PCI_INTX_PINS; i++)
         level_triggered |= (uint16_t)(1u << pirq_irq[i]);
     pic_elcr_ops.write(&m->pic, 0, 1, level_triggered & 0xff);
@@ -579,6 +671,13 @@ static void reset_all(struct machine *m)
     i8042_reset(&m->i8042);
     reset_control_reset(&m->reset_control);
     storage_reset(&m->storage);
+    debug_ports_flush(&m->debug);
+    parallel_reset(&m->lpt1);
+    if (m->cfg.firmware) {
+        fw_cfg_reset(&m->fw_cfg);
+        if (m->cfg.firmware->vars_len)
+            pflash_reset(&m->vars);
+    }
     pci_host_reset(&m->pci);
     pic_reset(&m->pic);
     ioapic_reset(&m->ioapic);
@@ -860,7 +959,7 @@ static void boot_and_run(struct machine *m)
 
     machine_lock(m);
     reset_all(m);
-    code = firmware(m);
+    code = m->cfg.firmware ? 0 : firmware(m);
     machine_unlock(m);
     if (code) {
         stop_with_message(m, STOP_ERROR, "cannot write the firmware tables: %s", strerror(-code));
@@ -868,7 +967,7 @@ static void boot_and_run(struct machine *m)
     }
     if (attach(c))
         return;
-    code = m->cfg.load ? m->cfg.load(m, m->cfg.load_opaque, err, sizeof(err)) : 0;
+    code = m->cfg.load && !m->cfg.firmware ? m->cfg.load(m, m->cfg.load_opaque, err, sizeof(err)) : 0;
     if (code) {
         stop_with_message(m, STOP_ERROR, "%s", *err ? err : strerror(-code));
     } else {
@@ -927,6 +1026,9 @@ enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen)
         break;
     case STOP_RESET:
         result = atomic_load(&m->quit) ? MACHINE_QUIT : MACHINE_REBOOT;
+        break;
+    case STOP_EXIT:
+        result = MACHINE_EXIT;
         break;
     case STOP_TRIPLE:
         result = MACHINE_TRIPLE_FAULT;
@@ -1006,7 +1108,11 @@ static int connect_devices(struct machine *m)
         {RTC_PORT, 2, &rtc_io_ops, &m->rtc},
         {RESET_FAST_PORT, 1, &reset_fast_ops, &m->reset_control},
         {SERIAL_COM1_PORT, SERIAL_PORTS, &serial_io_ops, &m->com1},
-        {ACPI_PM_PORT, ACPI_PM_PORTS, &acpi_pm_ops, &m->pm},
+        {PIIX4_APM_PORT, PIIX4_APM_PORTS, &piix4_apm_ops, &m->piix4_pm},
+        {DEBUGCON_BOCHS_PORT, 1, &debugcon_ops, &m->debug},
+        {DEBUGCON_PORT, 1, &debugcon_ops, &m->debug},
+        {DEBUG_EXIT_PORT, DEBUG_EXIT_PORTS, &debug_exit_ops, &m->debug},
+        {PARALLEL_PORT, PARALLEL_PORTS, &parallel_io_ops, &m->lpt1},
         {PCI_CONFIG_PORT, PCI_CONFIG_PORTS, &pci_host_ops, &m->pci},
     };
 
@@ -1018,7 +1124,10 @@ static int connect_devices(struct machine *m)
     }
     int err = io_bus_add(&m->mmio, IOAPIC_BASE, IOAPIC_SIZE, &ioapic_io_ops, &m->ioapic);
 
-    return err ? err : io_bus_add(&m->mmio, PCI_ECAM_BASE, PCI_ECAM_SIZE, &pci_ecam_ops, &m->pci);
+    err = err ? err : io_bus_add(&m->mmio, PAM_BASE, PAM_SIZE, &chipset_pam_ops, &m->chipset);
+    if (!err && !m->cfg.firmware)
+        err = io_bus_add(&m->mmio, PCI_ECAM_BASE, PCI_ECAM_SIZE, &pci_ecam_ops, &m->pci);
+    return err ? err : create_firmware(m);
 }
 
 static void poll_blocks(void *opaque, uint32_t events)
@@ -1089,6 +1198,14 @@ static void destroy_drives(struct machine *m)
         virtio_blk_destroy(m->virtio_disk[i]);
 }
 
+static void debug_sink(void *opaque, const char *text, size_t len)
+{
+    struct machine *m = opaque;
+
+    if (m->cfg.debugcon)
+        m->cfg.debugcon(m->cfg.debugcon_opaque, text, len);
+}
+
 static int create_devices(struct machine *m)
 {
     struct timer_queue *timers = event_loop_timers(m->loop);
@@ -1121,7 +1238,9 @@ static int create_devices(struct machine *m)
                                                      .opaque = m});
     for (unsigned i = 0; i < ISA_IRQS; i++)
         isa[i] = irq_router_isa(&m->irqs, i);
+    debug_ports_init(&m->debug, debug_sink, on_debug_exit, m);
     err = chipset_init(&m->chipset, &m->pci, isa);
+    err = err ? err : piix4_pm_init(&m->piix4_pm, &m->pci, &m->pm);
 
     if (!err && m->cfg.vga)
         err = vga_pci_init(&m->vga, &(struct vga_pci_config){.host = &m->pci,
@@ -1235,6 +1354,9 @@ void machine_destroy(struct machine *m)
         m->engine->ops->destroy(m->engine);
     vga_pci_destroy(&m->vga);
     storage_destroy(&m->storage);
+    debug_ports_flush(&m->debug);
+    fw_cfg_destroy(&m->fw_cfg);
+    piix4_pm_destroy(&m->piix4_pm);
     pci_function_destroy(&m->chipset.host_bridge);
     pci_function_destroy(&m->chipset.isa_bridge);
     io_bus_destroy(&m->ports);
@@ -1335,6 +1457,11 @@ void machine_mouse(struct machine *m, int dx, int dy, int dz, uint8_t buttons)
     machine_lock(m);
     i8042_mouse(&m->i8042, dx, dy, dz, buttons);
     machine_unlock(m);
+}
+
+int machine_exit_code(const struct machine *m)
+{
+    return m->exit_code;
 }
 
 struct guest_ram *machine_ram(struct machine *m)

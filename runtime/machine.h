@@ -22,6 +22,7 @@
 #include "runtime/engine.h"
 
 struct chardev;
+struct firmware;
 struct drive_set;
 struct event_loop;
 struct machine;
@@ -34,6 +35,7 @@ enum machine_result {
     MACHINE_REBOOT,       /* the guest asked for a reset and no_reboot is set */
     MACHINE_TRIPLE_FAULT, /* a vCPU shut down; the message says where */
     MACHINE_QUIT,         /* machine_quit() */
+    MACHINE_EXIT,         /* a write to the debug exit port: machine_exit_code() */
     MACHINE_ERROR,        /* the host or the loader failed, or the guest entered a mode that
                              is not supported; the message is one sentence */
 };
@@ -46,6 +48,17 @@ struct machine_config {
     struct chardev *serial0;        /* COM1's backend, or NULL; not owned, outlives the machine */
     const struct drive_set *drives; /* or NULL; not owned, outlives the machine */
     bool rng;                       /* a virtio entropy device */
+    /*
+     * NULL: the machine starts in what `load` sets up.  Else the guest starts in this firmware, at
+     * the reset vector; `load` is not called.  Not owned, outlives the machine.
+     */
+    struct firmware *firmware;
+    const char *boot_order; /* letters: a floppy, c disk, d CD, n network; NULL: "cad" */
+    bool boot_menu;         /* the firmware offers a choice of what to boot */
+    bool serial_console;    /* SeaBIOS shows its screen on COM1, too */
+    /* Output on the debug consoles (ports 0xe9 and 0x402), or NULL.  Machine lock held. */
+    void (*debugcon)(void *opaque, const char *text, size_t len);
+    void *debugcon_opaque;
     bool baseline_cpu;              /* CPUID shows cpu_model_baseline(), not cpu_model_host() */
     bool no_reboot;                 /* end machine_run() on a guest reset instead of restarting */
     bool vga;                       /* a VGA, and keyboard and mouse at the 8042 */
@@ -70,6 +83,9 @@ void machine_destroy(struct machine *m);
 /* Runs the guest on this thread until it ends.  msg gets one sentence ("" if nothing to say).
  * Call at most once. */
 enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen);
+
+/* After MACHINE_EXIT: what the guest said, (value << 1) | 1. */
+int machine_exit_code(const struct machine *m);
 
 /* Asks machine_run() to return MACHINE_QUIT soon.  Any thread, with or without the lock;
  * async-signal-safe. */

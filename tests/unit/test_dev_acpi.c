@@ -201,7 +201,7 @@ static const uint8_t *table(const struct guest_ram *ram, uint64_t gpa, const cha
 
 static void check_tables(unsigned cpus)
 {
-    struct acpi_config cfg = {.cpus = cpus, .low_size = 16u << 20};
+    struct acpi_config cfg = {.cpus = cpus, .low_size = 16u << 20, .pm_base = 0x600, .ecam = true};
     struct guest_ram ram;
     const uint8_t *rsdp, *xsdt, *fadt, *madt;
     unsigned lapics = 0;

@@ -155,7 +155,7 @@ static char msg[400];
 
 static enum vcpu_exit do_power_off(struct vcpu *v)
 {
-    v->platform->ops->pio_write(v->platform, 0x604, 2, 5 << 10 | 1 << 13);
+    v->platform->ops->pio_write(v->platform, 0x604, 2, 1 << 13);
     cr_assert(v->events & EV_STOP);
     cr_assert(v->exit_request);
     return VCPU_EXIT_NONE;
