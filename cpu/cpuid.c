@@ -603,6 +603,9 @@ void cpu_cpuid(const struct vcpu *v, uint32_t leaf, uint32_t sub, uint32_t out[4
         }
         break;
     case 0x80000001:
+        /* Intel announces SYSCALL where it exists: in 64-bit mode (SDM vol. 2, CPUID). */
+        if (m->vendor != CPU_VENDOR_AMD && !vcpu_long64(v))
+            out[3] &= ~FX1D_SYSCALL;
         if (m->vendor == CPU_VENDOR_AMD && !(v->apic_base & 1 << 11))
             out[3] &= ~F1D_APIC;
         break;

@@ -50,7 +50,8 @@ static void delivered(struct vcpu *v)
     cpu_mode_changed(v);
 }
 
-/* -- Real mode, and the 8086 program's own handlers in virtual-8086 mode. ------------------------ */
+/* -- Real mode, and the 8086 program's own handlers in virtual-8086 mode. ------------------------
+ */
 
 /* Through the vector table at linear address `table`: pushes `flags`, CS and IP as 16-bit words, no
  * error code. */
@@ -82,7 +83,8 @@ static int deliver_real(struct vcpu *v, const struct event *e)
     return through_vector_table(v, v->idtr.base, e, e->rflags, FL_IF | FL_TF | FL_AC | FL_RF);
 }
 
-/* -- Protected mode. ----------------------------------------------------------------------------- */
+/* -- Protected mode. -----------------------------------------------------------------------------
+ */
 
 static int through_task_gate(struct vcpu *v, uint64_t gate, const struct event *e)
 {
@@ -184,7 +186,8 @@ static int deliver_protected(struct vcpu *v, const struct event *e)
     return 0;
 }
 
-/* -- IA-32e mode. -------------------------------------------------------------------------------- */
+/* -- IA-32e mode. --------------------------------------------------------------------------------
+ */
 
 static int deliver_long(struct vcpu *v, const struct event *e)
 {

@@ -54,7 +54,8 @@ static void set_sp(struct vcpu *v, uint64_t sp, unsigned width)
     v->gpr[RSP] = cpu_stack_merge(v->gpr[RSP], sp, width);
 }
 
-/* -- Real-address and virtual-8086 mode. --------------------------------------------------------- */
+/* -- Real-address and virtual-8086 mode. ---------------------------------------------------------
+ */
 
 static enum cpu_result real_transfer(struct vcpu *v, uint16_t sel, uint64_t ip)
 {
@@ -132,7 +133,8 @@ static enum cpu_result real_iret(struct vcpu *v, unsigned size)
     return real_transfer(v, f[1], f[0]);
 }
 
-/* -- Far JMP and CALL. --------------------------------------------------------------------------- */
+/* -- Far JMP and CALL. ---------------------------------------------------------------------------
+ */
 
 /* Target of a far JMP or CALL (not through a gate): privilege, presence, mode. */
 static enum cpu_result check_code(struct vcpu *v, uint16_t sel, uint64_t d)
@@ -318,14 +320,15 @@ enum cpu_result cpu_far_call(struct vcpu *v, uint16_t sel, uint64_t offset, unsi
     return CPU_JUMP;
 }
 
-/* -- Far RET and IRET. --------------------------------------------------------------------------- */
+/* -- Far RET and IRET. ---------------------------------------------------------------------------
+ */
 
 /* A return in protected mode as it is put together from the stack. */
 struct far_return {
     uint64_t rip, cs_desc, cs_lin;
     uint64_t sp, ss_desc, ss_lin; /* with `outer` or `with_ss` */
     uint16_t cs, ss;
-    bool with_ss;                 /* SS and the stack pointer were popped too */
+    bool with_ss; /* SS and the stack pointer were popped too */
 };
 
 static enum cpu_result return_cs(struct vcpu *v, struct far_return *r)
@@ -440,8 +443,8 @@ static enum cpu_result iret_to_v86(struct vcpu *v, const struct cpu_stack *s, co
         return CPU_EXCEPTION;
     if ((uint32_t)f[0] > 0xffff)
         return gp(v, 0);
-    uint64_t mask = FL_HOST | FL_TF | FL_IF | FL_IOPL | FL_NT | FL_RF | FL_VM | FL_AC | FL_VIF |
-                    FL_VIP | FL_ID;
+    uint64_t mask =
+        FL_HOST | FL_TF | FL_IF | FL_IOPL | FL_NT | FL_RF | FL_VM | FL_AC | FL_VIF | FL_VIP | FL_ID;
     cpu_set_rflags(v, without_idle_rf(v, (f[2] & mask) | FL_FIXED1));
     v->cpl = 3;
     cpu_load_real_segment(v, SEG_CS, f[1]);
@@ -520,7 +523,8 @@ enum cpu_result cpu_iret(struct vcpu *v, unsigned size, uint64_t next_rip)
     return cpu_virtual_interrupt_due(v) ? gp(v, 0) : CPU_JUMP;
 }
 
-/* -- SYSCALL, SYSENTER. -------------------------------------------------------------------------- */
+/* -- SYSCALL, SYSENTER. --------------------------------------------------------------------------
+ */
 
 static enum cpu_result enter_flat(struct vcpu *v, struct segment cs, uint16_t ss, unsigned cpl)
 {
@@ -573,9 +577,8 @@ enum cpu_result cpu_sysret(struct vcpu *v, unsigned size)
     if (vcpu_long(v))
         fl = (v->gpr[R11] & 0x3c7fd7) | FL_FIXED1;
     cpu_set_rflags(v, without_idle_rf(v, fl));
-    return enter_flat(
-        v, to64 ? cpu_flat_code64((sel + 16) | 3, 3) : cpu_flat_code32(sel | 3, 3), (sel + 8) | 3,
-        3);
+    return enter_flat(v, to64 ? cpu_flat_code64((sel + 16) | 3, 3) : cpu_flat_code32(sel | 3, 3),
+                      (sel + 8) | 3, 3);
 }
 
 enum cpu_result cpu_sysenter(struct vcpu *v)

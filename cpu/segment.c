@@ -30,7 +30,8 @@ static uint16_t err_sel(uint16_t sel)
     return sel & ~3;
 }
 
-/* -- Descriptors. -------------------------------------------------------------------------------- */
+/* -- Descriptors. --------------------------------------------------------------------------------
+ */
 
 int cpu_read_descriptor_as(struct vcpu *v, uint8_t vector, uint16_t sel, uint32_t ext,
                            uint64_t *desc, uint64_t *lin)
@@ -100,7 +101,7 @@ int cpu_update_byte(struct vcpu *v, uint64_t lin, uint8_t and, uint8_t or)
         return old;
     case MMU_MMIO: {
         mmu_mmio_read(v, gpa, &old, 1);
-        uint8_t new = (old & and) | or;
+        uint8_t new = (old & and) | or ;
         mmu_mmio_write(v, gpa, &new, 1);
         return old;
     }
@@ -147,7 +148,8 @@ struct segment cpu_flat_data(uint16_t sel, unsigned dpl)
     return (struct segment){.sel = sel, .attr = ATTR_DATA | dpl << 5, .limit = 0xffffffff};
 }
 
-/* -- Checks. ------------------------------------------------------------------------------------- */
+/* -- Checks. -------------------------------------------------------------------------------------
+ */
 
 static bool expand_down(const struct segment *s)
 {
@@ -229,8 +231,7 @@ uint32_t cpu_segment_key(const struct vcpu *v)
                (uint32_t)SEGK_BASE << (SEGKEY_KIND_SHIFT + 2 * SEG_FS) |
                (uint32_t)SEGK_BASE << (SEGKEY_KIND_SHIFT + 2 * SEG_GS);
 
-    uint32_t key =
-        log_size(vcpu_code_size(v)) | log_size(vcpu_stack_size(v)) << SEGKEY_STACK_SHIFT;
+    uint32_t key = log_size(vcpu_code_size(v)) | log_size(vcpu_stack_size(v)) << SEGKEY_STACK_SHIFT;
     if (vcpu_real(v))
         key |= SEGKEY_REAL;
     if (vcpu_v86(v))
@@ -247,7 +248,8 @@ void cpu_mode_changed(struct vcpu *v)
     v->mode_key = cpu_segment_key(v);
 }
 
-/* -- Loads. -------------------------------------------------------------------------------------- */
+/* -- Loads. --------------------------------------------------------------------------------------
+ */
 
 void cpu_load_real_segment(struct vcpu *v, enum seg seg, uint16_t sel)
 {
@@ -404,9 +406,11 @@ enum cpu_result cpu_ltr(struct vcpu *v, uint16_t sel)
     return CPU_NEXT;
 }
 
-/* -- Questions about selectors. ------------------------------------------------------------------ */
+/* -- Questions about selectors. ------------------------------------------------------------------
+ */
 
-/* Descriptor for LAR, LSL, VERR, VERW: 1 if readable at this privilege, 0 if not, -1 with a fault. */
+/* Descriptor for LAR, LSL, VERR, VERW: 1 if readable at this privilege, 0 if not, -1 with a fault.
+ */
 static int probe(struct vcpu *v, uint16_t sel, uint64_t *d)
 {
     uint64_t lin;

@@ -6,9 +6,9 @@
  * All functions here follow the rule of cpu_result: CPU_EXCEPTION leaves v->exc filled in and no
  * architectural state changed (accessed bits in descriptors may have been set).  Control transfers
  * return CPU_JUMP with v->rip at the target.  Exceptions are task switches, whose faults belong to
- * the new task once the old one has been left (SDM vol. 3, 7.3), and IRET to code that has a virtual
- * interrupt waiting: v->rip is at the target then.  Either way CPU_EXCEPTION means: deliver v->exc
- * at v->rip.
+ * the new task once the old one has been left (SDM vol. 3, 7.3), and IRET to code that has a
+ * virtual interrupt waiting: v->rip is at the target then.  Either way CPU_EXCEPTION means: deliver
+ * v->exc at v->rip.
  */
 #ifndef RINGSHIFT_CPU_SEGMENT_H
 #define RINGSHIFT_CPU_SEGMENT_H
@@ -80,12 +80,14 @@ int cpu_mark_accessed(struct vcpu *v, uint64_t lin, uint64_t *desc);
 /* The register image of a code or data descriptor. */
 struct segment cpu_segment_of(uint16_t sel, uint64_t desc);
 
-/* A flat segment as SYSCALL and friends load it: 64-bit or 32-bit code or writable data at `dpl`. */
+/* A flat segment as SYSCALL and friends load it: 64-bit or 32-bit code or writable data at `dpl`.
+ */
 struct segment cpu_flat_code64(uint16_t sel, unsigned dpl);
 struct segment cpu_flat_code32(uint16_t sel, unsigned dpl);
 struct segment cpu_flat_data(uint16_t sel, unsigned dpl);
 
-/* -- Checks. ------------------------------------------------------------------------------------- */
+/* -- Checks. -------------------------------------------------------------------------------------
+ */
 
 /* Do the limit and direction of `s` allow [offset, offset + size)?  SDM vol. 3, 5.3.  A limit of
  * 4 GiB - 1 allows everything: an access that wraps there is not faulted but goes on at offset 0
@@ -119,12 +121,12 @@ bool cpu_segment_flat(const struct vcpu *v, unsigned seg);
  * variant).  In 64-bit mode every kind is SEGK_FLAT but those of FS and GS, which are SEGK_BASE.
  */
 enum segment_kind {
-    SEGK_FLAT,    /* base 0, limit 4 GiB - 1, read and write: no base, no check                     */
-    SEGK_BASE,    /* limit 4 GiB - 1, read and write: add the base, no check                        */
+    SEGK_FLAT, /* base 0, limit 4 GiB - 1, read and write: no base, no check                     */
+    SEGK_BASE, /* limit 4 GiB - 1, read and write: add the base, no check                        */
     SEGK_BASE64K, /* expand-up, limit at least FFFFH, read and write: add the base; an access with
                      a 16-bit address needs a check only if it may cross offset FFFFH, one with a
-                     32-bit address needs cpu_linear()                                              */
-    SEGK_CHECKED, /* cpu_linear() decides                                                           */
+                     32-bit address needs cpu_linear() */
+    SEGK_CHECKED, /* cpu_linear() decides */
 };
 enum {
     SEGKEY_CODE_MASK = 3,
@@ -145,7 +147,8 @@ static inline enum segment_kind cpu_key_kind(uint32_t key, unsigned seg)
  * or EFER.LMA; everything in cpu/ does. */
 void cpu_mode_changed(struct vcpu *v);
 
-/* -- Loads. -------------------------------------------------------------------------------------- */
+/* -- Loads. --------------------------------------------------------------------------------------
+ */
 
 /* Loads ES, SS, DS, FS or GS as MOV and POP do.  The caller sets the interrupt shadow for SS. */
 enum cpu_result cpu_load_segment(struct vcpu *v, enum seg seg, uint16_t sel);
@@ -167,7 +170,8 @@ int cpu_lsl(struct vcpu *v, uint16_t sel, uint32_t *out);
 /* VERR, VERW: 1, 0, or -1 with a fault. */
 int cpu_verify(struct vcpu *v, uint16_t sel, bool write);
 
-/* -- Transfers. ---------------------------------------------------------------------------------- */
+/* -- Transfers. ----------------------------------------------------------------------------------
+ */
 
 /* `size` is the operand size in bytes (2, 4, 8); next_rip the address behind the instruction.
  * An offset is cut to the operand size by the caller. */

@@ -8,12 +8,12 @@
 #include "cpu/vcpu.h"
 
 struct cpu_stack {
-    struct segment seg;    /* SS                                                                */
-    uint64_t sp;           /* stack pointer, all 64 bits of it                                  */
-    unsigned width;        /* of the stack pointer in bytes: 2, 4, 8                            */
-    unsigned access;       /* MMU_SYSTEM for the stack of an inner privilege                    */
-    uint32_t error;        /* error code of #SS                                                 */
-    uint64_t desc, lin;    /* from a TSS: SS's descriptor and where it is, else 0               */
+    struct segment seg; /* SS                                                                */
+    uint64_t sp;        /* stack pointer, all 64 bits of it                                  */
+    unsigned width;     /* of the stack pointer in bytes: 2, 4, 8                            */
+    unsigned access;    /* MMU_SYSTEM for the stack of an inner privilege                    */
+    uint32_t error;     /* error code of #SS                                                 */
+    uint64_t desc, lin; /* from a TSS: SS's descriptor and where it is, else 0               */
 };
 
 /* The stack in use. */

@@ -46,8 +46,8 @@ static struct access_mode access_mode(const struct vcpu *v, unsigned access)
     };
 }
 
-/* Bits that must be 0 in a present entry at `level` of 4-level or PAE paging. SDM vol. 3, tables 4-9
- * to 4-11 and 4-15 to 4-20. */
+/* Bits that must be 0 in a present entry at `level` of 4-level or PAE paging. SDM vol. 3, tables
+ * 4-9 to 4-11 and 4-15 to 4-20. */
 static uint64_t reserved_bits(const struct vcpu *v, unsigned level, uint64_t value)
 {
     uint64_t rsvd = ((1ull << 52) - 1) & ~GUEST_PHYS_MASK;
@@ -162,7 +162,7 @@ static bool access_allowed(const struct vcpu *v, const struct walk *w, struct ac
     bool user_page = w->all & PTE_US;
 
     if (m.exec && (w->any & PTE_XD)) /* 32-bit entries have none */
-        return false; /* with NXE = 0 a set XD was a reserved bit */
+        return false;                /* with NXE = 0 a set XD was a reserved bit */
     if (m.user)
         return user_page && (!m.write || (w->all & PTE_RW));
     if (user_page && m.exec && (v->cr4 & CR4_SMEP))
