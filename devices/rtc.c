@@ -380,13 +380,21 @@ static void put16(struct rtc *r, unsigned low, unsigned high, uint64_t value)
     r->cmos[high] = (uint8_t)(value >> 8);
 }
 
+static void update_checksum(struct rtc *r)
+{
+    unsigned sum = 0;
+
+    for (unsigned i = 0x10; i <= 0x2d; i++)
+        sum += r->cmos[i];
+    put16(r, 0x2f, 0x2e, sum);
+}
+
 /* What setup programs leave in the RAM bytes, and operating systems and boot loaders may ask. */
 static void fill_cmos(struct rtc *r, uint64_t ram_low, uint64_t ram_high)
 {
     uint64_t ext_kb = ram_low > 0x100000 ? (ram_low - 0x100000) >> 10 : 0;
     uint64_t above_16m = ram_low > 0x1000000 ? (ram_low - 0x1000000) >> 16 : 0;
     uint64_t high = ram_high >> 16;
-    unsigned sum = 0;
 
     if (ext_kb > 0xffff)
         ext_kb = 0xffff;
@@ -401,9 +409,15 @@ static void fill_cmos(struct rtc *r, uint64_t ram_low, uint64_t ram_high)
     put16(r, 0x34, 0x35, above_16m);
     put16(r, 0x5b, 0x5c, high);
     r->cmos[0x5d] = (uint8_t)(high >> 16);
-    for (unsigned i = 0x10; i <= 0x2d; i++)
-        sum += r->cmos[i];
-    put16(r, 0x2f, 0x2e, sum);
+    update_checksum(r);
+}
+
+void rtc_set_nvram(struct rtc *r, unsigned index, uint8_t value)
+{
+    if (index < 0x10 || index >= sizeof(r->cmos) || index == RTC_CENTURY)
+        return;
+    r->cmos[index] = value;
+    update_checksum(r);
 }
 
 void rtc_reset(struct rtc *r)

@@ -40,6 +40,9 @@ void rtc_init(struct rtc *r, struct irq_line irq, struct timer_queue *timers,
 /* CMOS contents and time survive, as with a battery. */
 void rtc_reset(struct rtc *r);
 void rtc_destroy(struct rtc *r);
+/* Sets a byte of the RAM that the standard configuration is in (0x10-0x7f, but not the century), as
+ * a setup program does. */
+void rtc_set_nvram(struct rtc *r, unsigned index, uint8_t value);
 
 extern const struct io_ops rtc_io_ops; /* opaque: struct rtc; 2 ports */
 

@@ -49,6 +49,7 @@
 #include "devices/virtio_blk.h"
 #include "devices/virtio_rng.h"
 #include "mmu/ram.h"
+#include "runtime/boot_order.h"
 #include "runtime/drive.h"
 #include "runtime/event_loop.h"
 #include "runtime/firmware.h"
@@ -135,6 +136,7 @@ struct machine {
     struct vga_pci vga;
     struct virtio_blk *virtio_disk[DRIVES_MAX];
     unsigned virtio_disks;
+    uint8_t virtio_slot[DRIVES_MAX];
     struct virtio_rng rng;
 
     uint64_t pio_accesses, mmio_accesses, lapic_accesses;
@@ -559,11 +561,17 @@ static int create_firmware(struct machine *m)
         .menu_wait_ms = 5000,
         .tsc_mhz = (uint32_t)(m->platform.tsc_hz / 1000000),
     };
+    const char *letters = m->cfg.boot_order ? m->cfg.boot_order : BOOT_ORDER_DEFAULT;
+    char order[BOOT_ORDER_MAX];
     uint32_t id[4];
     int err;
 
+    boot_order_cmos(letters, &m->storage, m->cfg.vga, &m->rtc);
+    rtc_set_nvram(&m->rtc, 0x5f, (uint8_t)(m->cfg.cpus - 1));
     if (!m->cfg.firmware)
         return 0;
+    if (boot_order_paths(letters, &m->storage, m->virtio_slot, order))
+        facts.boot_order = order;
     cpu_cpuid(m->cpu[0].v, 1, 0, id);
     facts.cpuid_eax = id[0];
     facts.cpuid_edx = id[3];
@@ -1127,7 +1135,7 @@ static int connect_devices(struct machine *m)
     err = err ? err : io_bus_add(&m->mmio, PAM_BASE, PAM_SIZE, &chipset_pam_ops, &m->chipset);
     if (!err && !m->cfg.firmware)
         err = io_bus_add(&m->mmio, PCI_ECAM_BASE, PCI_ECAM_SIZE, &pci_ecam_ops, &m->pci);
-    return err ? err : create_firmware(m);
+    return err;
 }
 
 static void poll_blocks(void *opaque, uint32_t events)
@@ -1142,6 +1150,7 @@ static int attach_virtio(struct machine *m, const struct drive *d)
 
     if (slot < 0 || m->virtio_disks == DRIVES_MAX)
         return -ENOSPC;
+    m->virtio_slot[m->virtio_disks] = (uint8_t)slot;
     return virtio_blk_create(&m->virtio_disk[m->virtio_disks++], &m->pci, PCI_DEVFN_OF(slot, 0),
                              d->dev);
 }
@@ -1294,6 +1303,7 @@ static int create(struct machine *m, char *err, unsigned errlen)
         code = create_devices(m);
         code = code ? code : connect_devices(m);
         code = code ? code : create_drives(m, err, errlen);
+        code = code ? code : create_firmware(m);
     }
     if (code && errlen && !*err)
         snprintf(err, errlen, "cannot create the machine: %s", strerror(-code));
