@@ -750,8 +750,13 @@ static enum cpu_result execute(struct vcpu *v, const struct insn *in)
         return cpu_sysexit(v, in->rex & 8 ? 8 : 4);
 
     /* Flags and the stack. */
-    case OP_PUSHF:
-        return push(v, cpu_flags_for_push(v), stack_size(v, in)) ? CPU_EXCEPTION : CPU_NEXT;
+    case OP_PUSHF: {
+        uint64_t image;
+        r = cpu_pushf(v, stack_size(v, in), &image);
+        if (r == CPU_NEXT && push(v, image, stack_size(v, in)))
+            r = CPU_EXCEPTION;
+        return r;
+    }
     case OP_POPF:
         return do_popf(v, in);
     case OP_ENTER:
