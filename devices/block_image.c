@@ -267,8 +267,16 @@ static int lock_image(int fd, bool read_only)
 
 /* -- Opening ----------------------------------------------------------------------------------- */
 
-static int open_file(struct block_file *f, const char *path, bool read_only, char *err,
-                     size_t errlen)
+static bool in_chain(const struct block_chain *c, const struct block_file *f)
+{
+    for (; c; c = c->up)
+        if (c->dev == f->dev && c->ino == f->ino)
+            return true;
+    return false;
+}
+
+static int open_file(struct block_file *f, const char *path, bool read_only,
+                     const struct block_chain *chain, char *err, size_t errlen)
 {
     struct stat st;
     off_t end;
@@ -298,6 +306,11 @@ static int open_file(struct block_file *f, const char *path, bool read_only, cha
     f->size = (uint64_t)end;
     f->dev = S_ISBLK(st.st_mode) ? UINT64_MAX : st.st_dev;
     f->ino = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_ino;
+    if (in_chain(chain, f)) {
+        close(f->fd);
+        return block_error(err, errlen, -ELOOP, "the disk image '%s' is its own backing file",
+                           path);
+    }
     code = lock_image(f->fd, read_only);
     if (code == -EBUSY) {
         close(f->fd);
@@ -311,14 +324,6 @@ fail:
     close(f->fd);
     return block_error(err, errlen, code, "cannot use the disk image '%s': %s", path,
                        strerror(-code));
-}
-
-static bool in_chain(const struct block_chain *c, const struct block_file *f)
-{
-    for (; c; c = c->up)
-        if (c->dev == f->dev && c->ino == f->ino)
-            return true;
-    return false;
 }
 
 int block_image_open_chain(struct block_image **out, const struct block_open_options *o,
@@ -335,14 +340,9 @@ int block_image_open_chain(struct block_image **out, const struct block_open_opt
         return block_error(err, errlen, -ELOOP,
                            "the chain of backing files is longer than %d images at '%s'",
                            BLOCK_MAX_CHAIN, o->path);
-    code = open_file(&f, o->path, o->read_only || o->snapshot, err, errlen);
+    code = open_file(&f, o->path, o->read_only || o->snapshot, up, err, errlen);
     if (code)
         return code;
-    if (in_chain(up, &f)) {
-        close(f.fd);
-        return block_error(err, errlen, -ELOOP, "the disk image '%s' is its own backing file",
-                           o->path);
-    }
     here.dev = f.dev;
     here.ino = f.ino;
     if (format == BLOCK_FORMAT_AUTO) {
