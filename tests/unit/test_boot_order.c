@@ -73,7 +73,7 @@ Test(boot_order, cmos, .init = setup)
     cr_assert_eq(rtc.cmos[0x38], 0x01);
     for (unsigned i = 0x10; i <= 0x2d; i++)
         sum += rtc.cmos[i];
-    cr_assert_eq(rtc.cmos[0x2e] << 8 | rtc.cmos[0x2f], sum, "the checksum follows");
+    cr_assert_eq((unsigned)(rtc.cmos[0x2e] << 8 | rtc.cmos[0x2f]), sum, "the checksum follows");
     rtc_set_nvram(&rtc, 0x0b, 0xff);
     rtc_set_nvram(&rtc, 0x80, 0xff);
     cr_assert_neq(rtc.cmos[0x0b], 0xff, "clock registers are not RAM");
