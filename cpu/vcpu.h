@@ -162,6 +162,25 @@ struct vcpu_bt {
     uint64_t xsave_rax, xsave_rdx; /* the guest's own RAX/RDX while an XSAVE runs with a masked one */
 };
 
+/* What a vCPU thread can be busy with (host_time.h). */
+enum host_cause {
+    HOST_VMM,       /* the dispatcher, events, all that is not named below */
+    HOST_GUEST,     /* translated code, and the host's delivery of signals */
+    HOST_TRANSLATE, /* the translator                                      */
+    HOST_VERIFY,    /* the verifier of --verify                            */
+    HOST_CALLOUT,   /* instructions done in C                              */
+    HOST_MEMORY,    /* soft-TLB misses, bounce copies, window faults       */
+    HOST_DEVICE,    /* device models, with the wait for the machine lock   */
+    HOST_IDLE,      /* asleep: HLT, or the machine is stopped              */
+    HOST_CAUSES,
+};
+struct host_time {
+    bool on;
+    enum host_cause cause; /* now */
+    uint64_t since;        /* TSC */
+    uint64_t spent[HOST_CAUSES];
+};
+
 struct vcpu {
     /* -- Hot: addressed by emitted code at small offsets from the host's GS base. -------------- */
     uint64_t gpr[16]; /* r10/r11 live here; the others only while the vCPU is in C code        */
@@ -209,6 +228,7 @@ struct vcpu {
     struct guest_ram *ram;
     struct engine_vcpu *engine; /* the engine's own per-vCPU state */
     const struct cpu_model *model; /* what CPUID says: cpu/cpuid.h */
+    struct host_time host_time;
     _Atomic int host_tid;       /* thread to signal, 0 while not running guest code */
 
     /* Guest FP/SIMD state while fp_saved; XSAVE standard format, all components of host XCR0. */

@@ -523,6 +523,7 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct dri
         .debugcon_opaque = b->debugcon,
         .vga_rom = b->vga_rom,
         .vga_rom_len = b->vga_rom_len,
+        .stats = o->stats,
         .baseline_cpu = !strcmp(o->cpu, "baseline"),
         .no_reboot = o->no_reboot,
         .load = guest_boot_load,

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -24,6 +25,7 @@
 
 #include "cpu/cpuid.h"
 #include "cpu/fpu.h"
+#include "cpu/host_time.h"
 #include "cpu/platform.h"
 #include "cpu/reset.h"
 #include "devices/acpi.h"
@@ -380,20 +382,36 @@ static void platform_pio_write(struct platform *p, uint16_t port, unsigned size,
     machine_unlock(m);
 }
 
+/* The lock, and the books of --stats.  For calls that name their vCPU; the others' callers keep
+ * them. */
+static enum host_cause enter_devices(struct machine *m, struct vcpu *v)
+{
+    enum host_cause was = host_time_switch(v, HOST_DEVICE);
+
+    machine_lock(m);
+    return was;
+}
+
+static void leave_devices(struct machine *m, struct vcpu *v, enum host_cause was)
+{
+    machine_unlock(m);
+    host_time_switch(v, was);
+}
+
 static uint64_t platform_mmio_read(struct platform *p, struct vcpu *v, uint64_t gpa, unsigned size)
 {
     struct machine *m = machine_of(p);
     struct lapic *l = &cpu_of(v)->lapic;
     uint64_t value;
 
-    machine_lock(m);
+    enum host_cause was = enter_devices(m, v);
     m->mmio_accesses++;
     if (lapic_claims(l, gpa))
         value = lapic_mmio_read(l, gpa, size);
     else
         value = io_bus_read(&m->mmio, gpa, size);
     trace_io(m, "mmio", 'R', gpa, size, value);
-    machine_unlock(m);
+    leave_devices(m, v, was);
     return value;
 }
 
@@ -403,14 +421,14 @@ static void platform_mmio_write(struct platform *p, struct vcpu *v, uint64_t gpa
     struct machine *m = machine_of(p);
     struct lapic *l = &cpu_of(v)->lapic;
 
-    machine_lock(m);
+    enum host_cause was = enter_devices(m, v);
     m->mmio_accesses++;
     trace_io(m, "mmio", 'W', gpa, size, value);
     if (lapic_claims(l, gpa))
         lapic_mmio_write(l, gpa, size, value);
     else
         io_bus_write(&m->mmio, gpa, size, value);
-    machine_unlock(m);
+    leave_devices(m, v, was);
 }
 
 static int platform_intr_ack(struct platform *p, struct vcpu *v)
@@ -419,7 +437,7 @@ static int platform_intr_ack(struct platform *p, struct vcpu *v)
     struct machine_vcpu *c = cpu_of(v);
     int vector;
 
-    machine_lock(m);
+    enum host_cause was = enter_devices(m, v);
     vector = lapic_acknowledge(&c->lapic);
     if (vector == LAPIC_EXTINT)
         vector = pic_acknowledge(&m->pic);
@@ -428,7 +446,7 @@ static int platform_intr_ack(struct platform *p, struct vcpu *v)
         atomic_fetch_and(&v->events, ~(uint32_t)EV_INTR);
     else
         c->interrupts++;
-    machine_unlock(m);
+    leave_devices(m, v, was);
     return vector;
 }
 
@@ -437,10 +455,10 @@ static int platform_apic_read_msr(struct platform *p, struct vcpu *v, uint32_t m
     struct machine *m = machine_of(p);
     int err;
 
-    machine_lock(m);
+    enum host_cause was = enter_devices(m, v);
     m->lapic_accesses++;
     err = lapic_read_msr(&cpu_of(v)->lapic, msr, value);
-    machine_unlock(m);
+    leave_devices(m, v, was);
     return err;
 }
 
@@ -450,11 +468,11 @@ static int platform_apic_write_msr(struct platform *p, struct vcpu *v, uint32_t 
     struct lapic *l = &cpu_of(v)->lapic;
     int err;
 
-    machine_lock(m);
+    enum host_cause was = enter_devices(m, v);
     m->lapic_accesses++;
     err = lapic_write_msr(l, msr, value);
     v->apic_base = l->base; /* CPUID shows whether it is enabled */
-    machine_unlock(m);
+    leave_devices(m, v, was);
     return err;
 }
 
@@ -462,9 +480,9 @@ static void platform_set_cr8(struct platform *p, struct vcpu *v, uint8_t tpr_cla
 {
     struct machine *m = machine_of(p);
 
-    machine_lock(m);
+    enum host_cause was = enter_devices(m, v);
     lapic_set_cr8(&cpu_of(v)->lapic, tpr_class);
-    machine_unlock(m);
+    leave_devices(m, v, was);
 }
 
 static uint8_t platform_get_cr8(struct platform *p, struct vcpu *v)
@@ -472,9 +490,9 @@ static uint8_t platform_get_cr8(struct platform *p, struct vcpu *v)
     struct machine *m = machine_of(p);
     uint8_t value;
 
-    machine_lock(m);
+    enum host_cause was = enter_devices(m, v);
     value = lapic_cr8(&cpu_of(v)->lapic);
-    machine_unlock(m);
+    leave_devices(m, v, was);
     return value;
 }
 
@@ -727,6 +745,7 @@ static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
 
     if (awake(v, atomic_load(&v->events), wait_sipi))
         return;
+    enum host_cause was = host_time_switch(v, HOST_IDLE);
     machine_lock(m);
     adopted = event_loop_adopt_timers(m->loop, &deadline);
     machine_unlock(m);
@@ -735,9 +754,11 @@ static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
         futex_wait(&v->events, events, adopted ? deadline : TIMER_NEVER);
         if (!adopted || atomic_load(&v->events) != events)
             continue;
+        host_time_switch(v, HOST_DEVICE);
         machine_lock(m);
         deadline = event_loop_run_adopted(m->loop);
         machine_unlock(m);
+        host_time_switch(v, HOST_IDLE);
     }
     atomic_store(&c->sleeping, false);
     if (adopted) {
@@ -745,6 +766,7 @@ static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
         event_loop_hand_back_timers(m->loop);
         machine_unlock(m);
     }
+    host_time_switch(v, was);
 }
 
 /* Under machine_stop(): sleeps until machine_cont(), or the end. */
@@ -839,9 +861,12 @@ static bool take_startup(struct machine_vcpu *c)
     return run;
 }
 
-/* Timeouts of this thread's sleeps are exact: the default lets them be 50 us late. */
-static void exact_timeouts(void)
+/* Starts the books of --stats, if they are wanted.  Timeouts of this thread's sleeps are exact: the
+ * default lets them be 50 us late. */
+static void prepare_thread(struct machine_vcpu *c)
 {
+    c->v->host_time.on = c->machine->cfg.stats;
+    c->v->host_time.since = __rdtsc();
     prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
 }
 
@@ -854,7 +879,9 @@ static void run_vcpu(struct machine_vcpu *c)
     count_running(m, 1);
     while (!stopping(m)) {
         if (atomic_load(&m->paused)) {
+            host_time_switch(v, HOST_IDLE);
             sleep_while_paused(c);
+            host_time_switch(v, HOST_VMM);
             continue;
         }
         if (!take_startup(c)) {
@@ -909,7 +936,7 @@ static void *vcpu_thread(void *opaque)
 {
     struct machine_vcpu *c = opaque;
 
-    exact_timeouts();
+    prepare_thread(c);
     while (!park(c->machine)) {
         if (!attach(c))
             run_vcpu(c);
@@ -998,7 +1025,7 @@ enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen)
     if (msglen)
         msg[0] = '\0';
     m->cpu[0].thread = pthread_self();
-    exact_timeouts();
+    prepare_thread(&m->cpu[0]);
     err = event_loop_start(m->loop);
     if (!err)
         err = start_threads(m, &started);
@@ -1504,6 +1531,41 @@ void machine_unlock(struct machine *m)
     pthread_mutex_unlock(&m->lock);
 }
 
+/* What the vCPU threads did since machine_run() began, and what the process used. */
+static void print_host_time(struct machine *m, FILE *out)
+{
+    static const char *const names[HOST_CAUSES] = {
+        [HOST_GUEST] = "guest code",     [HOST_TRANSLATE] = "translating",
+        [HOST_VERIFY] = "verifying",     [HOST_CALLOUT] = "callouts",
+        [HOST_MEMORY] = "memory misses", [HOST_DEVICE] = "devices",
+        [HOST_VMM] = "dispatcher",       [HOST_IDLE] = "idle",
+    };
+    static const uint8_t order[] = {HOST_GUEST,  HOST_TRANSLATE, HOST_VERIFY, HOST_CALLOUT,
+                                    HOST_MEMORY, HOST_DEVICE,    HOST_VMM,    HOST_IDLE};
+    struct rusage use;
+
+    for (unsigned i = 0; i < m->cfg.cpus; i++) {
+        const struct host_time *t = &m->cpu[i].v->host_time;
+        uint64_t total = 0;
+
+        if (!t->on)
+            continue;
+        for (unsigned c = 0; c < HOST_CAUSES; c++)
+            total += t->spent[c];
+        fprintf(out, "host time:    vCPU %u: %.3f s:", i,
+                (double)total / (double)m->platform.tsc_hz);
+        for (unsigned k = 0; k < sizeof(order); k++)
+            if (t->spent[order[k]] || order[k] != HOST_VERIFY)
+                fprintf(out, "%s %s %.1f %%", k ? "," : "", names[order[k]],
+                        (double)t->spent[order[k]] * 100 / (double)total);
+        fputc('\n', out);
+    }
+    if (!getrusage(RUSAGE_SELF, &use))
+        fprintf(out, "host CPU:     %ld.%03ld s in user mode, %ld.%03ld s in the kernel\n",
+                use.ru_utime.tv_sec, use.ru_utime.tv_usec / 1000, use.ru_stime.tv_sec,
+                use.ru_stime.tv_usec / 1000);
+}
+
 void machine_print_stats(struct machine *m, FILE *out)
 {
     fprintf(out,
@@ -1514,5 +1576,6 @@ void machine_print_stats(struct machine *m, FILE *out)
     for (unsigned i = 0; i < m->cfg.cpus; i++)
         fprintf(out, "vCPU %u: %" PRIu64 " interrupts, %" PRIu64 " halts\n", i,
                 m->cpu[i].interrupts, m->cpu[i].halts);
+    print_host_time(m, out);
     m->engine->ops->print_stats(m->engine, out);
 }

@@ -61,6 +61,7 @@ struct machine_config {
     void *debugcon_opaque;
     bool baseline_cpu;              /* CPUID shows cpu_model_baseline(), not cpu_model_host() */
     bool no_reboot;                 /* end machine_run() on a guest reset instead of restarting */
+    bool stats;                     /* keep books of the vCPU threads' time (host_time.h) */
     bool vga;                       /* a VGA, and keyboard and mouse at the 8042 */
     const void *vga_rom; /* the VGA's BIOS, or NULL; used only while the machine is created */
     uint32_t vga_rom_len;

@@ -196,6 +196,9 @@ struct cache_region {
 };
 
 #define CACHE_REGIONS 8u
+/* Small enough that a booting kernel evicts all the time, large enough that a program the size of gdb
+ * still gets somewhere. */
+#define CHAOS_CACHE (8u << 20)
 #define TB_HASH_BITS  18u
 
 struct bt_stats {

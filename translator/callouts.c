@@ -9,6 +9,7 @@
 #include "cpu/cpuid.h"
 #include "cpu/exception.h"
 #include "cpu/fpu.h"
+#include "cpu/host_time.h"
 #include "cpu/msr.h"
 #include "cpu/platform.h"
 #include "cpu/segment.h"
@@ -243,6 +244,7 @@ static enum cpu_result do_in_out(struct vcpu *v, const struct insn *in)
         return r;
     vcpu_fp_save(v);
     const struct platform_ops *ops = v->platform->ops;
+    enum host_cause was = host_time_switch(v, HOST_DEVICE);
     if (in->op == OP_IN)
         write_gpr(v, RAX, size, ops->pio_read(v->platform, port, size));
     else
@@ -250,6 +252,7 @@ static enum cpu_result do_in_out(struct vcpu *v, const struct insn *in)
                        size == 1   ? (uint8_t)v->gpr[RAX]
                        : size == 2 ? (uint16_t)v->gpr[RAX]
                                    : (uint32_t)v->gpr[RAX]);
+    host_time_switch(v, was);
     callout_watch(v, DEBUG_IO, port, size);
     return CPU_NEXT;
 }

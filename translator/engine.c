@@ -15,6 +15,7 @@
 
 #include "cpu/exception.h"
 #include "cpu/fpu.h"
+#include "cpu/host_time.h"
 #include "cpu/platform.h"
 #include "cpu/system.h"
 #include "mmu/mmu.h"
@@ -227,7 +228,12 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
 static bool verified(struct vcpu *v, const struct tb *tb)
 {
     struct bt_engine *bt = v->engine->bt;
-    if (!bt->cfg.verify || bt_verify_block(bt, tb))
+    if (!bt->cfg.verify)
+        return true;
+    enum host_cause was = host_time_switch(v, HOST_VERIFY);
+    bool ok = bt_verify_block(bt, tb);
+    host_time_switch(v, was);
+    if (ok)
         return true;
     __builtin_snprintf(v->exit_reason, sizeof v->exit_reason,
                        "the verifier rejected the translation of the block at %#llx",
@@ -268,7 +274,9 @@ static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
         vcpu_fp_save(v);
         if (bt->cfg.reached && gva == bt->cfg.reached_gva)
             bt->cfg.reached(bt->cfg.reached_opaque);
+        enum host_cause was = host_time_switch(v, HOST_TRANSLATE);
         tb = translate_block(bt, v, gva, gpa, key, NULL);
+        host_time_switch(v, was);
         if (!tb)
             return NULL;
         if (!verified(v, tb))
@@ -302,7 +310,7 @@ static void split_flags(struct vcpu *v)
     v->bt.hflags = (v->rflags & FL_HOST) | FL_FIXED1 | FL_IF;
 }
 
-uint64_t bt_callout(struct vcpu *v, struct callout *c)
+static uint64_t callout(struct vcpu *v, struct callout *c)
 {
     struct engine_vcpu *ev = v->engine;
     merge_flags(v);
@@ -366,6 +374,14 @@ uint64_t bt_callout(struct vcpu *v, struct callout *c)
     v->bt.exit_arg = r;
     split_flags(v); /* enter() merges them back */
     return 1;
+}
+
+uint64_t bt_callout(struct vcpu *v, struct callout *c)
+{
+    enum host_cause was = host_time_switch(v, HOST_CALLOUT);
+    uint64_t leave = callout(v, c);
+    host_time_switch(v, was);
+    return leave;
 }
 
 /* A jump-cache miss whose target is translated already: the way back without the dispatcher. */
@@ -438,7 +454,9 @@ static void enter(struct vcpu *v, uint64_t host)
     v->engine->bt->stats.enters++;
     void (*door)(void) = (void (*)(void))(uintptr_t)v->engine->bt->stub_enter;
     /* The door follows the C ABI but for FP state, which is the guest's from here on. */
+    host_time_switch(v, HOST_GUEST);
     door();
+    host_time_switch(v, HOST_VMM);
     merge_flags(v);
 }
 
@@ -490,7 +508,9 @@ static struct tb *heat_up(struct vcpu *v, struct tb *tb)
     if (tb->dead)
         return NULL;
     vcpu_fp_save(v);
+    enum host_cause was = host_time_switch(v, HOST_TRANSLATE);
     struct tb *hot = translate_block(bt, v, tb->gva, tb->gpa, tb->key, tb);
+    host_time_switch(v, was);
     bt->stats.hot_blocks++;
     if (hot && !verified(v, hot))
         return NULL;
@@ -659,7 +679,9 @@ static void bt_run(struct engine *e, struct vcpu *v)
         case EXIT_WFAULT: {
             struct tb *from = (struct tb *)(uintptr_t)v->bt.exit_arg;
             bt->stats.wfaults++;
+            host_time_switch(v, HOST_MEMORY);
             soft_once = !windows_resolve_fault(v);
+            host_time_switch(v, HOST_VMM);
             if (ev->ws.failed) {
                 __builtin_snprintf(v->exit_reason, sizeof v->exit_reason,
                                    "the host refused to change memory mappings");
@@ -703,7 +725,7 @@ static int bt_create(const struct engine_config *cfg, struct guest_ram *ram, str
     bt->ram = ram;
     bt->code_fd = -1;
     bt->bmi2 = __builtin_cpu_supports("bmi2");
-    int r = cache_init(bt, cfg->chaos && !cfg->cache_size ? 2u << 20 : cfg->cache_size, err, errlen);
+    int r = cache_init(bt, cfg->chaos && !cfg->cache_size ? CHAOS_CACHE : cfg->cache_size, err, errlen);
     if (!r)
         r = signals_init_process(err, errlen);
     if (r) {

@@ -12,6 +12,7 @@
 
 #include "cpu/exception.h"
 #include "cpu/fpu.h"
+#include "cpu/host_time.h"
 #include "cpu/segment.h"
 #include "translator/callouts.h"
 #include "cpu/system.h"
@@ -125,7 +126,7 @@ bool bt_guard_fault(struct vcpu *v, uint64_t address)
     return true;
 }
 
-uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
+static uint64_t prepare(struct vcpu *v, struct mem_site *s)
 {
     struct engine_vcpu *ev = v->engine;
     uint64_t gva = v->bt.r10;
@@ -252,7 +253,7 @@ void bt_fix_fip(struct vcpu *v, const struct insn *in, uint8_t *image)
     }
 }
 
-uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s)
+static uint64_t commit(struct vcpu *v, struct mem_site *s)
 {
     struct engine_vcpu *ev = v->engine;
     bool x87 = true;
@@ -285,4 +286,22 @@ uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s)
         ev->bounce.active = false;
     }
     return resume_at(v, s->resume_done);
+}
+
+/* -- The doors from emitted code ------------------------------------------------------------------ */
+
+uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
+{
+    enum host_cause was = host_time_switch(v, HOST_MEMORY);
+    uint64_t leave = prepare(v, s);
+    host_time_switch(v, was);
+    return leave;
+}
+
+uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s)
+{
+    enum host_cause was = host_time_switch(v, HOST_MEMORY);
+    uint64_t leave = commit(v, s);
+    host_time_switch(v, was);
+    return leave;
 }

@@ -15,6 +15,7 @@
 
 #include "cpu/exception.h"
 #include "cpu/fpu.h"
+#include "cpu/host_time.h"
 #include "cpu/platform.h"
 #include "cpu/segment.h"
 #include "cpu/system.h"
@@ -451,7 +452,9 @@ static int one_io(const struct string *s)
         if (mmu_load(v, linear(s, RSI), &value, s->size, MMU_READ, false))
             return -1;
         vcpu_fp_save(v);
+        enum host_cause was = host_time_switch(v, HOST_DEVICE);
         ops->pio_write(v->platform, port, s->size, value);
+        host_time_switch(v, was);
         return 0;
     }
     uint64_t gva = linear(s, RDI), gpa;
@@ -461,7 +464,9 @@ static int one_io(const struct string *s)
          mmu_translate(v, gva + s->size - 1, MMU_WRITE, false, &host, &gpa) < 0))
         return -1;
     vcpu_fp_save(v);
+    enum host_cause was = host_time_switch(v, HOST_DEVICE);
     value = ops->pio_read(v->platform, port, s->size);
+    host_time_switch(v, was);
     return mmu_store(v, gva, &value, s->size, MMU_WRITE, false);
 }
 

@@ -982,7 +982,13 @@ def stats_and_trace():
     g = Guest(run_and_off("/bin/true") + ["--stats", "--trace", "traps,irq", "--trace-file", trace],
               tty=False, stdin=subprocess.DEVNULL)
     g.wait(0, 120)
-    check(re.search(r"\d", g.stderr()), "--stats printed nothing")
+    share = {name: float(percent) for name, percent in
+             re.findall(r"(guest code|translating|verifying|callouts|memory misses|devices|"
+                        r"dispatcher|idle) ([\d.]+) %", g.stderr())}
+    check(len(share) == (8 if VERIFY else 7), f"--stats printed these times: {share}")
+    check(99 < sum(share.values()) < 101, f"the times of --stats add up to {share}")
+    took = float(re.search(r"vCPU 0: ([\d.]+) s:", g.stderr()).group(1))
+    check(0.1 < took < time.monotonic() - g.started, f"--stats counts {took} s")
     check(os.stat(trace).st_size > 1000, "the trace is empty")
 
 
@@ -1066,13 +1072,11 @@ print("lua " .. #table.concat(t))
     g.power_off()
 
 
-@test
-def gdb():
-    """Breakpoints, single steps and watchpoints on a real program."""
+def run_gdb(*extra):
     tree = FILES.guest("gdb")
     image = FILES.initramfs("gdb", "--tree", tree, "--program", "usr/bin/gdb")
     g = Guest(vm_command(FILES.guest("cloud/vmlinuz"), image, memory="1G",
-                         append="console=ttyS0 quiet"))
+                         append="console=ttyS0 quiet", extra=extra))
     g.shell(120)
     text = g.cmd("gdb -nx -batch -ex starti -ex 'stepi 2000' -ex 'p $rip' -ex 'p $rsp' "
                  "-ex continue --args /bin/busybox echo stepped", 120)
@@ -1081,6 +1085,18 @@ def gdb():
                  "-ex 'info watchpoints' /bin/busybox", 120)
     check("watchpoint" in text.lower(), text)
     g.power_off()
+
+
+@test
+def gdb():
+    """Breakpoints, single steps and watchpoints on a real program."""
+    run_gdb()
+
+
+@test(verify=False)
+def gdb_chaos():
+    needs_ringshift()
+    run_gdb("--chaos")
 
 
 # ---- Running them --------------------------------------------------------------------------------
