@@ -305,7 +305,7 @@ static void post_signature(struct ahci_port *p)
     p->fis_due = true;
     if (p->cmd & CMD_FRE) {
         p->fis_due = false;
-        send_d2h(p, &tf, true);
+        send_d2h(p, &tf, false); /* no interrupt: nobody gave a command */
     }
 }
 
@@ -517,7 +517,7 @@ static void write_cmd(struct ahci_port *p, uint32_t value)
 
         p->fis_due = false;
         ata_signature(&p->dev, &tf);
-        send_d2h(p, &tf, true);
+        send_d2h(p, &tf, false); /* no interrupt: nobody gave a command */
     }
     if ((old & CMD_ST) && !(p->cmd & CMD_ST)) {
         stop_port(p);

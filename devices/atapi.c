@@ -165,9 +165,10 @@ static void close_tray(struct ata_device *d)
     }
 }
 
-void atapi_eject_request(struct ata_device *d)
+/* The eject button, while the guest has locked the tray: it is told, and may eject by itself. */
+static void eject_requested(void *opaque)
 {
-    event(d, ATAPI_EVENT_EJECT_REQUEST);
+    event(opaque, ATAPI_EVENT_EJECT_REQUEST);
 }
 
 static void media_changed(void *opaque, bool present)
@@ -185,6 +186,7 @@ static void media_changed(void *opaque, bool present)
 void atapi_attach(struct ata_device *d)
 {
     d->block->media_changed = media_changed;
+    d->block->eject_requested = eject_requested;
     d->block->media_opaque = d;
 }
 

@@ -34,9 +34,6 @@ void atapi_reset(struct ata_device *d);
 
 /* Watches the drive's medium: a change is a unit attention condition and a media event. */
 void atapi_attach(struct ata_device *d);
-/* Somebody pressed the eject button while the guest has locked the tray: it is told, and may eject
- * by itself. */
-void atapi_eject_request(struct ata_device *d);
 
 /* cmd->packet has been filled in: executes it. */
 void atapi_execute(struct ata_command *cmd);

@@ -73,6 +73,8 @@ struct block_device {
     bool locked; /* the guest forbids ejecting */
     /* The medium went (present = false) or came.  May be NULL. */
     void (*media_changed)(void *opaque, bool present);
+    /* Somebody wants the medium out while it is locked.  May be NULL. */
+    void (*eject_requested)(void *opaque);
     void *media_opaque;
 
     uint64_t ops[BLOCK_OPS], bytes[BLOCK_OPS], errors; /* statistics of ended requests */

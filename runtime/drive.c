@@ -159,13 +159,27 @@ static int check_floppy(const struct block_image *image, const char *path, char 
                path, image->size);
 }
 
+/* Opens the image that o describes and makes sure that it is one for this kind of drive. */
+static int open_medium(struct block_image **out, const struct drive_options *o, bool snapshot,
+                       char *err, size_t errlen)
+{
+    struct block_open_options open = {
+        .path = o->path, .format = o->format, .read_only = o->read_only, .snapshot = snapshot};
+    int code = block_image_open(out, &open, err, errlen);
+
+    if (!code && o->kind == DRIVE_FLOPPY) {
+        code = check_floppy(*out, o->path, err, errlen);
+        if (code)
+            block_image_close(*out);
+    }
+    return code;
+}
+
 int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_bus bus,
                bool snapshot, char *err, size_t errlen)
 {
     static const char *const names[] = {
         [DRIVE_DISK] = "disk", [DRIVE_CDROM] = "cdrom", [DRIVE_FLOPPY] = "floppy"};
-    struct block_open_options open = {
-        .path = o->path, .format = o->format, .read_only = o->read_only, .snapshot = snapshot};
     struct drive *d = &set->drive[set->count];
     struct block_image *image = NULL;
     char name[16];
@@ -174,19 +188,13 @@ int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_
     if (set->count == DRIVES_MAX)
         return say(err, errlen, -ENOSPC, "a machine has at most %d drives", DRIVES_MAX);
     if (o->path[0]) {
-        code = block_image_open(&image, &open, err, errlen);
+        code = open_medium(&image, o, snapshot, err, errlen);
         if (code)
             return code;
     }
-    if (image && o->kind == DRIVE_FLOPPY) {
-        code = check_floppy(image, o->path, err, errlen);
-        if (code) {
-            block_image_close(image);
-            return code;
-        }
-    }
     snprintf(name, sizeof(name), "%s%u", names[o->kind], count_kind(set, o->kind));
-    *d = (struct drive){.kind = o->kind, .bus = o->bus == DRIVE_BUS_DEFAULT ? bus : o->bus};
+    *d = (struct drive){
+        .kind = o->kind, .bus = o->bus == DRIVE_BUS_DEFAULT ? bus : o->bus, .snapshot = snapshot};
     code = block_device_create(&d->dev, set->queue, name, o->kind != DRIVE_DISK);
     if (code) {
         block_image_close(image);
@@ -196,6 +204,70 @@ int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_
     block_device_set_medium(d->dev, image);
     set->count++;
     return 0;
+}
+
+const struct drive *drives_find(const struct drive_set *set, const char *name)
+{
+    for (unsigned i = 0; i < set->count; i++)
+        if (!strcmp(set->drive[i].dev->name, name))
+            return &set->drive[i];
+    return NULL;
+}
+
+/* Whether the medium may go. */
+static int may_eject(const struct drive *d, bool force, char *err, size_t errlen)
+{
+    struct block_device *dev = d->dev;
+
+    if (!dev->removable)
+        return say(err, errlen, -EINVAL, "%s is no drive whose medium can be changed", dev->name);
+    if (!dev->image || !dev->locked)
+        return 0;
+    if (force) {
+        dev->locked = false;
+        return 0;
+    }
+    if (dev->eject_requested)
+        dev->eject_requested(dev->media_opaque);
+    return say(err, errlen, -EBUSY,
+               "the guest has locked %s; it has been asked to eject the medium: try again, or "
+               "force it",
+               dev->name);
+}
+
+static int set_medium(const struct drive *d, struct block_image *image, char *err, size_t errlen)
+{
+    int code = block_device_set_medium(d->dev, image);
+
+    if (code)
+        return say(err, errlen, code,
+                   "not everything that the guest wrote to the old medium of %s is on it: %s",
+                   d->dev->name, strerror(-code));
+    return 0;
+}
+
+int drive_eject(const struct drive *d, bool force, char *err, size_t errlen)
+{
+    int code = may_eject(d, force, err, errlen);
+
+    return code ? code : set_medium(d, NULL, err, errlen);
+}
+
+int drive_change(const struct drive *d, const char *path, bool read_only, bool force, char *err,
+                 size_t errlen)
+{
+    struct drive_options o = {.kind = d->kind, .format = BLOCK_FORMAT_RAW, .read_only = read_only};
+    struct block_image *image = NULL;
+    int code = may_eject(d, force, err, errlen);
+
+    if (code)
+        return code;
+    if (d->kind == DRIVE_CDROM)
+        o.read_only = true;
+    if ((size_t)snprintf(o.path, sizeof(o.path), "%s", path) >= sizeof(o.path) || !*path)
+        return say(err, errlen, -EINVAL, "%s needs the name of an image file", d->dev->name);
+    code = open_medium(&image, &o, d->snapshot, err, errlen);
+    return code ? code : set_medium(d, image, err, errlen);
 }
 
 int drives_destroy(struct drive_set *set, char *err, size_t errlen)

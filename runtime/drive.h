@@ -29,6 +29,7 @@ struct drive {
     enum drive_kind kind;
     enum drive_bus bus; /* no longer DRIVE_BUS_DEFAULT */
     struct block_device *dev;
+    bool snapshot; /* for the media that come later, too */
 };
 
 /* In the order of the command line. */
@@ -50,6 +51,21 @@ int drives_init(struct drive_set *set, char *err, size_t errlen);
  * errno with one sentence in err. */
 int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_bus bus,
                bool snapshot, char *err, size_t errlen);
+/*
+ * Media, while the machine runs (machine lock held).  What is written to the old medium is on it
+ * before these return.
+ */
+/* The drive of this name ("cdrom0", "floppy0"), or NULL. */
+const struct drive *drives_find(const struct drive_set *set, const char *name);
+/* Takes the medium out; an empty drive stays so.  -EBUSY if the guest has locked the drive, which
+ * is told of the wish then (force takes it out all the same); -EINVAL if it is no removable drive.
+ * One sentence in err. */
+int drive_eject(const struct drive *d, bool force, char *err, size_t errlen);
+/* Puts in the image at path; what was in the drive is ejected as drive_eject() does.  On failure
+ * the old medium is still there. */
+int drive_change(const struct drive *d, const char *path, bool read_only, bool force, char *err,
+                 size_t errlen);
+
 /* Closes all images, after the machine is gone.  0, or a negative errno with one sentence in err
  * if something could not be written. */
 int drives_destroy(struct drive_set *set, char *err, size_t errlen);

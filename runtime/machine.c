@@ -1212,8 +1212,11 @@ static int create_drives(struct machine *m, char *err, unsigned errlen)
         },
         err, errlen);
 
-    if (code || !set)
+    if (code)
         return code;
+    storage_fill_cmos(&m->storage, m->rtc.cmos);
+    if (!set)
+        return 0;
     code = event_loop_add_fd(m->loop, block_queue_fd(set->queue), EPOLLIN, poll_blocks, set->queue,
                              &m->block_fd);
     for (unsigned i = 0; i < set->count && !code; i++)
@@ -1509,6 +1512,11 @@ struct guest_ram *machine_ram(struct machine *m)
 struct vcpu *machine_vcpu(struct machine *m, unsigned index)
 {
     return index < m->cfg.cpus ? m->cpu[index].v : NULL;
+}
+
+const struct drive_set *machine_drives(const struct machine *m)
+{
+    return m->cfg.drives;
 }
 
 struct event_loop *machine_event_loop(struct machine *m)

@@ -139,6 +139,8 @@ void machine_set_listener(struct machine *m, void (*event)(void *opaque, enum ma
 struct guest_ram *machine_ram(struct machine *m);
 struct vcpu *machine_vcpu(struct machine *m, unsigned index);
 struct event_loop *machine_event_loop(struct machine *m);
+/* May be NULL.  Media are changed through drive.h. */
+const struct drive_set *machine_drives(const struct machine *m);
 struct engine *machine_engine(struct machine *m);
 void machine_lock(struct machine *m);
 void machine_unlock(struct machine *m);
