@@ -1212,11 +1212,8 @@ static int create_drives(struct machine *m, char *err, unsigned errlen)
         },
         err, errlen);
 
-    if (code)
+    if (code || !set)
         return code;
-    storage_fill_cmos(&m->storage, m->rtc.cmos);
-    if (!set)
-        return 0;
     code = event_loop_add_fd(m->loop, block_queue_fd(set->queue), EPOLLIN, poll_blocks, set->queue,
                              &m->block_fd);
     for (unsigned i = 0; i < set->count && !code; i++)

@@ -167,60 +167,19 @@ void storage_destroy(struct storage *s)
     ide_destroy(&s->ide);
 }
 
-/* CMOS RAM as AT-compatible BIOSes have it (IBM AT technical reference; RBIL, "CMOS.LST"), and
- * SeaBIOS's disk translation flags. */
-enum {
-    CMOS_FLOPPY = 0x10,
-    CMOS_DISK_TYPES = 0x12,
-    CMOS_EQUIPMENT = 0x14,
-    CMOS_DISK_EXTENDED = 0x19,
-    CMOS_DISK_GEOMETRY = 0x1b, /* nine bytes a drive */
-    CMOS_CHECKSUM = 0x2e,      /* of 10h-2dh, upper byte first */
-    CMOS_TRANSLATION = 0x39,   /* two bits a drive: 0 none, 1 LBA-assisted */
-};
-#define CMOS_USER_TYPE 47
-
-static void cmos_disk(const struct ata_device *d, unsigned n, uint8_t *cmos)
+void storage_cmos(const struct storage *s, struct storage_cmos *out)
 {
-    uint8_t *g = cmos + CMOS_DISK_GEOMETRY + 9 * n;
-
-    cmos[CMOS_DISK_TYPES] |= n ? 0x0f : 0xf0;
-    cmos[CMOS_DISK_EXTENDED + n] = CMOS_USER_TYPE;
-    g[0] = g[6] = (uint8_t)d->cylinders;
-    g[1] = g[7] = (uint8_t)(d->cylinders >> 8);
-    g[2] = d->default_heads;
-    g[3] = g[4] = 0xff; /* no write precompensation */
-    g[5] = (uint8_t)(0xc0 | (d->default_heads > 8) << 3);
-    g[8] = d->default_spt;
-}
-
-void storage_fill_cmos(const struct storage *s, uint8_t *cmos)
-{
-    unsigned floppies = 0;
-    uint16_t sum = 0;
-
-    cmos[CMOS_FLOPPY] = cmos[CMOS_DISK_TYPES] = cmos[CMOS_TRANSLATION] = 0;
-    for (unsigned i = 0; i < FDC_DRIVES; i++) {
-        if (!s->fdc.drive[i].block)
-            continue;
-        cmos[CMOS_FLOPPY] |= (uint8_t)(s->fdc.drive[i].type << (i ? 0 : 4));
-        floppies++;
-    }
-    cmos[CMOS_EQUIPMENT] &= 0x3e;
-    if (floppies)
-        cmos[CMOS_EQUIPMENT] |= (uint8_t)(0x01 | (floppies - 1) << 6);
-    for (unsigned i = 0; i < IDE_DRIVES; i++) {
-        const struct ata_device *d = &s->ide.channel[i >> 1].drive[i & 1].dev;
+    memset(out, 0, sizeof(*out));
+    for (unsigned i = 0; i < FDC_DRIVES; i++)
+        if (s->fdc.drive[i].block)
+            out->floppy[i] = s->fdc.drive[i].type;
+    for (unsigned i = 0; i < 2; i++) {
+        const struct ata_device *d = &s->ide.channel[0].drive[i].dev;
 
         if (d->kind != ATA_DISK)
             continue;
-        if (i < 2)
-            cmos_disk(d, i, cmos);
-        if (d->cylinders > 1024)
-            cmos[CMOS_TRANSLATION] |= (uint8_t)(1u << 2 * i);
+        out->disk[i].cylinders = d->cylinders;
+        out->disk[i].heads = d->default_heads;
+        out->disk[i].sectors = d->default_spt;
     }
-    for (unsigned i = CMOS_FLOPPY; i < CMOS_CHECKSUM; i++)
-        sum = (uint16_t)(sum + cmos[i]);
-    cmos[CMOS_CHECKSUM] = (uint8_t)(sum >> 8);
-    cmos[CMOS_CHECKSUM + 1] = (uint8_t)sum;
 }

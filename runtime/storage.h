@@ -36,14 +36,21 @@ struct storage_config {
     unsigned ahci_slot;             /* the first PCI slot AHCI may take */
 };
 
+/* What firmware tells about drives in CMOS. */
+struct storage_cmos {
+    enum floppy_drive_type floppy[FDC_DRIVES];
+    struct {
+        uint16_t cylinders; /* 0: no disk */
+        uint8_t heads, sectors;
+    } disk[2]; /* the drives of the first IDE channel */
+};
+
 /* s is zeroed and must not move.  0, or a negative errno with one sentence in err. */
 int storage_init(struct storage *s, const struct storage_config *cfg, char *err, unsigned errlen);
 /* What is not on the PCI bus, whose functions are reset with it. */
 void storage_reset(struct storage *s);
 void storage_destroy(struct storage *s);
 
-/* Writes what CMOS RAM says about drives, and the checksum over it: floppy types, the disks of the
- * IDE channels, the equipment byte's floppy bits.  cmos has 128 bytes. */
-void storage_fill_cmos(const struct storage *s, uint8_t *cmos);
+void storage_cmos(const struct storage *s, struct storage_cmos *out);
 
 #endif
