@@ -25,6 +25,8 @@ static uint64_t fast_read(void *opaque, uint64_t offset, unsigned size)
 
     (void)offset;
     (void)size;
+    if (r->get_a20)
+        return (r->port92 & PORT92_INIT) | (r->get_a20(r->opaque) ? PORT92_A20 : 0);
     return r->port92;
 }
 
@@ -36,6 +38,8 @@ static void fast_write(void *opaque, uint64_t offset, unsigned size, uint64_t va
     (void)offset;
     (void)size;
     r->port92 = value & (PORT92_INIT | PORT92_A20);
+    if (r->set_a20)
+        r->set_a20(r->opaque, value & PORT92_A20);
     if (rising)
         r->reset(r->opaque);
 }

@@ -1,10 +1,11 @@
 /*
  * The chipset's reset and A20 logic: ports 0x92 ("fast A20 and INIT") and 0xcf9 (reset control).
- * The A20 gate is stored and not applied: address line 20 is always enabled, as on current CPUs.
+ * The A20 gate is the machine's: port 0x92 and the 8042 both open and close it, the last one wins.
  */
 #ifndef RINGSHIFT_DEVICES_RESET_H
 #define RINGSHIFT_DEVICES_RESET_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "devices/bus.h"
@@ -16,6 +17,9 @@
 struct reset_control {
     void (*reset)(void *opaque);
     void *opaque;
+    /* The A20 gate; may be NULL, then the bit is stored and means nothing. */
+    void (*set_a20)(void *opaque, bool on);
+    bool (*get_a20)(void *opaque);
     uint8_t port92, portcf9;
 };
 

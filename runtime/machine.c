@@ -28,6 +28,7 @@
 #include "cpu/host_time.h"
 #include "cpu/platform.h"
 #include "cpu/reset.h"
+#include "cpu/system.h"
 #include "devices/acpi.h"
 #include "devices/acpi_pm.h"
 #include "devices/bus.h"
@@ -243,6 +244,22 @@ static void on_power_off(void *opaque)
 static void on_reset(void *opaque)
 {
     request_stop(opaque, STOP_RESET);
+}
+
+/* The A20 gate: one wire to all processors.  Lock held. */
+static void set_a20(void *opaque, bool on)
+{
+    struct machine *m = opaque;
+
+    for (unsigned i = 0; i < m->cfg.cpus; i++)
+        vcpu_set_a20(m->cpu[i].v, on);
+}
+
+static bool get_a20(void *opaque)
+{
+    const struct machine *m = opaque;
+
+    return !atomic_load(&m->cpu[0].v->a20_off);
 }
 
 static void on_debug_exit(void *opaque, int code)
@@ -1259,7 +1276,11 @@ static int create_devices(struct machine *m)
     serial_init(&m->com1, irq_router_isa(&m->irqs, SERIAL_COM1_IRQ), m->cfg.serial0);
     acpi_pm_init(&m->pm, irq_router_isa(&m->irqs, ACPI_SCI_IRQ), timers, on_power_off, m);
     reset_control_init(&m->reset_control, on_reset, m);
+    m->reset_control.set_a20 = set_a20;
+    m->reset_control.get_a20 = get_a20;
     i8042_init(&m->i8042, &(struct i8042_config){.reset = on_reset,
+                                                 .set_a20 = set_a20,
+                                                 .get_a20 = get_a20,
                                                  .opaque = m,
                                                  .kbd_irq = irq_router_isa(&m->irqs, I8042_KBD_IRQ),
                                                  .aux_irq = irq_router_isa(&m->irqs, I8042_AUX_IRQ),

@@ -256,6 +256,8 @@ u32 ip_of(unsigned m, const void *p);
 
 struct regs regs_for(unsigned m);
 unsigned run(const struct regs *r);
+/* The kernel's own real-mode handler of a vector, as an entry of an interrupt table. */
+u32 real_vector(unsigned n);
 unsigned run_at(struct regs *r, const void *code);
 bool done(struct regs *r, const void *code);
 /* Expects a fault at the code's first byte with no register changed. */

@@ -425,6 +425,11 @@ struct regs regs_for(unsigned m)
 /* The kernel's interrupt table for real mode; tests may have their own instead. */
 static u32 kernel_ivt[256];
 
+u32 real_vector(unsigned n)
+{
+    return 0x10000000 | ((u32)(real_stubs + 8 * n) & 0xffff);
+}
+
 static void run_real(const struct regs *start)
 {
     struct regs r = *start;
@@ -582,7 +587,7 @@ static void reset_cpu(void)
     write_dr6(0xffff0ff0);
     tables_init();
     for (unsigned i = 0; i < 256; i++)
-        kernel_ivt[i] = 0x10000000 | ((u32)(real_stubs + 8 * i) & 0xffff);
+        kernel_ivt[i] = real_vector(i);
     asm volatile("fninit");
     memset((void *)DS_BASE, 0, 0x10000);
     memset((void *)SS_BASE, 0, 0x10000);
