@@ -94,6 +94,10 @@ struct block_open_options {
     bool read_only;
     bool snapshot;   /* writes go to an unnamed temporary file; the image is opened read-only */
     bool no_backing; /* refuse images that refer to another file */
+    /* Raw images: how large the disk is that a file of this many bytes holds, no less than that
+     * (NULL: whole sectors).  What the file lacks reads as zeros, and comes into being when it is
+     * written. */
+    uint64_t (*fit)(uint64_t bytes);
 };
 
 /*

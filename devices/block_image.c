@@ -353,7 +353,7 @@ int block_image_open_chain(struct block_image **out, const struct block_open_opt
     }
     if (format == BLOCK_FORMAT_QCOW2)
         return block_qcow2_open(out, &f, o, &here, err, errlen);
-    code = block_raw_open(out, &f, o->read_only || o->snapshot);
+    code = block_raw_open(out, &f, o->read_only || o->snapshot, o->fit);
     if (code)
         return block_error(err, errlen, code, "cannot use the disk image '%s': %s", o->path,
                            code == -EINVAL ? "it is empty" : strerror(-code));

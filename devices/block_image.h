@@ -57,7 +57,8 @@ int block_error(char *err, size_t errlen, int code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
 /* The formats' open functions own `file` (closed on failure, too). */
-int block_raw_open(struct block_image **out, const struct block_file *file, bool read_only);
+int block_raw_open(struct block_image **out, const struct block_file *file, bool read_only,
+                   uint64_t (*fit)(uint64_t bytes));
 int block_qcow2_open(struct block_image **out, const struct block_file *file,
                      const struct block_open_options *o, const struct block_chain *chain, char *err,
                      size_t errlen);

@@ -48,9 +48,11 @@ static const struct block_format raw_format = {
     .close = raw_close,
 };
 
-int block_raw_open(struct block_image **out, const struct block_file *file, bool read_only)
+int block_raw_open(struct block_image **out, const struct block_file *file, bool read_only,
+                   uint64_t (*fit)(uint64_t bytes))
 {
     struct block_image *i = file->size ? malloc(sizeof(*i)) : NULL;
+    uint64_t size = fit ? fit(file->size) : file->size;
 
     if (!i) {
         close(file->fd);
@@ -59,7 +61,7 @@ int block_raw_open(struct block_image **out, const struct block_file *file, bool
     /* A last sector that the file ends in is whole to the guest: its rest reads as zeros, and
      * comes into being when it is written. */
     *i = (struct block_image){.format = &raw_format,
-                              .size = (file->size + BLOCK_SECTOR - 1) & ~(BLOCK_SECTOR - 1ull),
+                              .size = (size + BLOCK_SECTOR - 1) & ~(BLOCK_SECTOR - 1ull),
                               .read_only = read_only,
                               .direct_fd = file->fd};
     *out = i;

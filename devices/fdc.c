@@ -74,6 +74,33 @@ const struct floppy_format *floppy_format(uint64_t size)
     return NULL;
 }
 
+uint64_t floppy_image_size(uint64_t bytes)
+{
+    static const uint64_t usual[] = {2880 * FDC_SECTOR, 5760 * FDC_SECTOR};
+    uint64_t sectors = (bytes + FDC_SECTOR - 1) / FDC_SECTOR;
+
+    if (floppy_format(sectors * FDC_SECTOR))
+        return sectors * FDC_SECTOR;
+    for (unsigned i = 0; i < 2; i++)
+        if (bytes <= usual[i])
+            return usual[i];
+    return bytes;
+}
+
+enum floppy_drive_type floppy_drive_for(const struct floppy_format *format)
+{
+    if (!format || format->drive == FLOPPY_720K)
+        return FLOPPY_1M44;
+    return format->drive == FLOPPY_360K ? FLOPPY_1M2 : format->drive;
+}
+
+const char *floppy_drive_name(enum floppy_drive_type type)
+{
+    static const char *const names[] = {"no", "360K", "1.2M", "720K", "1.44M", "2.88M"};
+
+    return names[type];
+}
+
 bool floppy_fits(enum floppy_drive_type type, const struct floppy_format *format)
 {
     switch (format->drive) {

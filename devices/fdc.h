@@ -93,6 +93,14 @@ void fdc_reset(struct fdc *f);
 
 /* The format of an image of this size (bytes), NULL if it is no floppy's. */
 const struct floppy_format *floppy_format(uint64_t size);
+/* How large the disk is that an image file of this many bytes holds: files that end early, as those
+ * of boot sectors and of GRUB do, are 1.44M or else 2.88M disks whose rest was never written.  What
+ * is larger than both stays as it is. */
+uint64_t floppy_image_size(uint64_t bytes);
+/* The drive to have for a disk of this format: the smallest modern one; NULL: an empty drive. */
+enum floppy_drive_type floppy_drive_for(const struct floppy_format *format);
+/* "1.44M" and so on. */
+const char *floppy_drive_name(enum floppy_drive_type type);
 /* Whether a drive of this type can read the format. */
 bool floppy_fits(enum floppy_drive_type type, const struct floppy_format *format);
 

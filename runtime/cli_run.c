@@ -38,10 +38,11 @@ static const char help_text[] =
     "  --disk FILE[,if=ide|ahci|virtio][,format=raw|qcow2][,readonly]\n"
     "                     a disk: an image file or a block device; repeat it for more\n"
     "  --cdrom FILE[,if=ide|ahci]\n"
-    "                     a CD or DVD: an ISO image; '' is an empty drive; repeat it for more\n"
+    "                     a CD or DVD: an ISO image; '' is an empty drive, which is there\n"
+    "                     anyway, and 'none' is none; repeat it for more\n"
     "  --floppy FILE[,readonly]\n"
-    "                     a floppy disk: an image of 360K to 2.88M; '' is an empty drive; twice\n"
-    "                     for two drives\n"
+    "                     a floppy disk: an image of up to 2.88M; '' is an empty drive, which is\n"
+    "                     there anyway, and 'none' is none; twice for two drives\n"
     "  --snapshot         what the guest writes to its disks is lost at the end\n"
     "  --rng              a virtio entropy device, fed by the host\n"
     "  --firmware NAME    start in 'seabios' (the default with a disk and no kernel), 'ovmf' (UEFI)\n"
@@ -591,6 +592,10 @@ static int run_with_files(struct options *o, struct guest_boot *b)
             cli_say("%s", err);
             code = CLI_FILE;
         }
+    }
+    if (!code && drives_add_usual(&drives, o->drive, o->ndrives, o->snapshot, err, sizeof(err))) {
+        cli_say("%s", err);
+        code = CLI_RESOURCE;
     }
     if (!code)
         code = run_with_drives(o, b, &drives);

@@ -8,7 +8,9 @@
 #include <string.h>
 
 #include "devices/block_image.h"
-#include "devices/fdc.h"
+
+#define CD_SECTOR  2048u
+#define IDE_PLACES 4
 
 static int say(char *err, size_t errlen, int code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
@@ -108,6 +110,10 @@ int drive_parse(struct drive_options *out, enum drive_kind kind, const char *tex
         return say(err, errlen, -EINVAL, "%s: the file's name is too long", name);
     if (!o.path[0] && kind == DRIVE_DISK)
         return say(err, errlen, -EINVAL, "%s needs the name of a file", name);
+    o.absent = kind != DRIVE_DISK && !strcmp(o.path, "none");
+    if (o.absent && *at)
+        return say(err, errlen, -EINVAL,
+                   "%s none means no drive, which has no settings (./none is a file)", name);
     /* Discs and floppies are sectors and nothing else. */
     if (kind != DRIVE_DISK)
         o.format = BLOCK_FORMAT_RAW;
@@ -149,22 +155,33 @@ static unsigned count_kind(const struct drive_set *set, enum drive_kind kind)
     return n;
 }
 
+/* A last sector that the file ends in is whole. */
+static uint64_t disc_image_size(uint64_t bytes)
+{
+    return (bytes + CD_SECTOR - 1) / CD_SECTOR * CD_SECTOR;
+}
+
 static int check_floppy(const struct block_image *image, const char *path, char *err, size_t errlen)
 {
     if (floppy_format(image->size))
         return 0;
     return say(err, errlen, -EINVAL,
-               "'%s' has %" PRIu64 " bytes, which is no floppy disk's size (1474560 for 1.44M, "
-               "2949120 for 2.88M, 1228800 for 1.2M, 737280 for 720K, 368640 for 360K)",
-               path, image->size);
+               "'%s' is larger than the largest floppy disk (2.88M, 2949120 bytes); use --disk for "
+               "a hard disk's image",
+               path);
 }
 
 /* Opens the image that o describes and makes sure that it is one for this kind of drive. */
 static int open_medium(struct block_image **out, const struct drive_options *o, bool snapshot,
                        char *err, size_t errlen)
 {
-    struct block_open_options open = {
-        .path = o->path, .format = o->format, .read_only = o->read_only, .snapshot = snapshot};
+    struct block_open_options open = {.path = o->path,
+                                      .format = o->format,
+                                      .read_only = o->read_only,
+                                      .snapshot = snapshot,
+                                      .fit = o->kind == DRIVE_FLOPPY  ? floppy_image_size
+                                             : o->kind == DRIVE_CDROM ? disc_image_size
+                                                                      : NULL};
     int code = block_image_open(out, &open, err, errlen);
 
     if (!code && o->kind == DRIVE_FLOPPY) {
@@ -185,6 +202,8 @@ int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_
     char name[16];
     int code;
 
+    if (o->absent)
+        return 0;
     if (set->count == DRIVES_MAX)
         return say(err, errlen, -ENOSPC, "a machine has at most %d drives", DRIVES_MAX);
     if (o->path[0]) {
@@ -202,8 +221,42 @@ int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_
                    strerror(-code));
     }
     block_device_set_medium(d->dev, image);
+    if (o->kind == DRIVE_FLOPPY)
+        d->floppy = floppy_drive_for(floppy_format(d->dev->size));
     set->count++;
     return 0;
+}
+
+static bool mentions(const struct drive_options *o, unsigned n, enum drive_kind kind)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (o[i].kind == kind)
+            return true;
+    return false;
+}
+
+static unsigned count_ide(const struct drive_set *set)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < set->count; i++)
+        n += set->drive[i].kind != DRIVE_FLOPPY && set->drive[i].bus == DRIVE_BUS_IDE;
+    return n;
+}
+
+int drives_add_usual(struct drive_set *set, const struct drive_options *o, unsigned n,
+                     bool snapshot, char *err, size_t errlen)
+{
+    struct drive_options cd = {
+        .kind = DRIVE_CDROM, .bus = DRIVE_BUS_IDE, .format = BLOCK_FORMAT_RAW, .read_only = true};
+    struct drive_options floppy = {.kind = DRIVE_FLOPPY, .format = BLOCK_FORMAT_RAW};
+    int code = 0;
+
+    if (!mentions(o, n, DRIVE_CDROM) && count_ide(set) < IDE_PLACES && set->count < DRIVES_MAX)
+        code = drives_add(set, &cd, DRIVE_BUS_IDE, snapshot, err, errlen);
+    if (!code && !mentions(o, n, DRIVE_FLOPPY) && set->count < DRIVES_MAX)
+        code = drives_add(set, &floppy, DRIVE_BUS_DEFAULT, snapshot, err, errlen);
+    return code;
 }
 
 const struct drive *drives_find(const struct drive_set *set, const char *name)
@@ -267,6 +320,15 @@ int drive_change(const struct drive *d, const char *path, bool read_only, bool f
     if ((size_t)snprintf(o.path, sizeof(o.path), "%s", path) >= sizeof(o.path) || !*path)
         return say(err, errlen, -EINVAL, "%s needs the name of an image file", d->dev->name);
     code = open_medium(&image, &o, d->snapshot, err, errlen);
+    if (!code && d->kind == DRIVE_FLOPPY && !floppy_fits(d->floppy, floppy_format(image->size))) {
+        uint64_t kib = image->size / 1024;
+
+        block_image_close(image);
+        return say(err, errlen, -EINVAL,
+                   "'%s' is a disk of %" PRIu64 " KiB, which %s, a %s drive, cannot read; give it "
+                   "with --floppy when the machine starts to have a drive for it",
+                   path, kib, d->dev->name, floppy_drive_name(d->floppy));
+    }
     return code ? code : set_medium(d, image, err, errlen);
 }
 

@@ -9,6 +9,7 @@
 #include <stddef.h>
 
 #include "devices/block.h"
+#include "devices/fdc.h"
 
 #define DRIVES_MAX 32
 
@@ -22,6 +23,7 @@ struct drive_options {
     enum drive_bus bus;
     enum block_format_id format;
     bool read_only;
+    bool absent;     /* --cdrom none, --floppy none: no drive, not even the one that PCs have */
     char path[4096]; /* "": an empty drive */
 };
 
@@ -29,7 +31,8 @@ struct drive {
     enum drive_kind kind;
     enum drive_bus bus; /* no longer DRIVE_BUS_DEFAULT */
     struct block_device *dev;
-    bool snapshot; /* for the media that come later, too */
+    bool snapshot;                 /* for the media that come later, too */
+    enum floppy_drive_type floppy; /* FLOPPY_NONE unless it is a floppy drive */
 };
 
 /* In the order of the command line. */
@@ -40,8 +43,9 @@ struct drive_set {
 };
 
 /* The argument of --disk, FILE[,if=ide|ahci|virtio][,format=raw|qcow2][,readonly], of --cdrom,
- * FILE[,if=ide|ahci], or of --floppy, FILE[,readonly]; an empty FILE is an empty drive (of the last
- * two); a comma in the file's name is written twice.  0, or -EINVAL with one sentence in err. */
+ * FILE[,if=ide|ahci], or of --floppy, FILE[,readonly]; of the last two, an empty FILE is an empty
+ * drive and `none` is no drive; a comma in the file's name is written twice.  0, or -EINVAL with
+ * one sentence in err. */
 int drive_parse(struct drive_options *out, enum drive_kind kind, const char *text, char *err,
                 size_t errlen);
 
@@ -51,6 +55,11 @@ int drives_init(struct drive_set *set, char *err, size_t errlen);
  * errno with one sentence in err. */
 int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_bus bus,
                bool snapshot, char *err, size_t errlen);
+/* Adds what every PC has unless the list o of n options says otherwise: an empty CD drive, if the
+ * disks leave it a place on the IDE channels, and an empty floppy drive.  As drives_add(). */
+int drives_add_usual(struct drive_set *set, const struct drive_options *o, unsigned n,
+                     bool snapshot, char *err, size_t errlen);
+
 /*
  * Media, while the machine runs (machine lock held).  What is written to the old medium is on it
  * before these return.

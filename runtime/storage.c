@@ -61,23 +61,11 @@ static int attach_ahci(struct storage *s, const struct drive *drive, char *err, 
     return -ENOSPC;
 }
 
-/* The drive that a disk of this format goes into: the smallest modern one. */
-static enum floppy_drive_type drive_for(const struct block_device *b)
-{
-    const struct floppy_format *format = floppy_format(b->size);
-
-    if (!format)
-        return FLOPPY_1M44;
-    return format->drive == FLOPPY_720K   ? FLOPPY_1M44
-           : format->drive == FLOPPY_360K ? FLOPPY_1M2
-                                          : format->drive;
-}
-
 static int attach_floppy(struct storage *s, const struct drive *drive, char *err, unsigned errlen)
 {
     for (unsigned i = 0; i < FDC_DRIVES; i++) {
         if (!s->fdc.drive[i].block) {
-            fdc_attach(&s->fdc, i, drive->dev, drive_for(drive->dev));
+            fdc_attach(&s->fdc, i, drive->dev, drive->floppy);
             return 0;
         }
     }
