@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-const struct cli_verb *const cli_verbs[] = {&cli_run, &cli_explain, &cli_help, &cli_version, NULL};
+const struct cli_verb *const cli_verbs[] = {&cli_run, &cli_explain, &cli_ctl, &cli_help, &cli_version, NULL};
 
 const struct cli_verb *cli_find(const char *name)
 {

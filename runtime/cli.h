@@ -14,6 +14,7 @@
 /* The exit codes, as the man page documents them. A signal N that ends us gives 128 + N. */
 enum cli_exit {
     CLI_OK = 0,          /* the guest powered off, rebooted under --no-reboot, or Ctrl-A X */
+    CLI_REFUSED = 1,     /* ctl: the virtual machine refused the command                   */
     CLI_USAGE = 2,       /* the command line is wrong                                      */
     CLI_FILE = 3,        /* a file cannot be read, or is no kernel that can be booted      */
     CLI_RESOURCE = 4,    /* the host refuses memory or another resource                    */
@@ -31,7 +32,7 @@ struct cli_verb {
     int (*run)(int argc, char **argv);
 };
 
-extern const struct cli_verb cli_run, cli_explain, cli_help, cli_version;
+extern const struct cli_verb cli_run, cli_explain, cli_ctl, cli_help, cli_version;
 
 /* NULL-terminated. */
 extern const struct cli_verb *const cli_verbs[];

@@ -9,7 +9,9 @@
 
 #include "runtime/boot.h"
 #include "runtime/cli.h"
+#include "runtime/display.h"
 #include "runtime/drive.h"
+#include "runtime/monitor.h"
 #include "runtime/terminal.h"
 #include "runtime/trace.h"
 
@@ -23,7 +25,8 @@ static const char help_text[] =
     "Usage: ringshift run [OPTIONS] --kernel FILE\n"
     "       ringshift run [OPTIONS] --disk FILE | --firmware NAME\n"
     "\n"
-    "Boots a 64-bit Linux kernel, or starts a PC's firmware, which boots from disks.  Its first serial port is this terminal; pipes, files and\n"
+    "Boots a 64-bit Linux kernel, or starts a PC's firmware, which boots from disks.  Its first "
+    "serial port is this terminal; pipes, files and\n"
     "/dev/null do as well.\n"
     "\n"
     "The guest:\n"
@@ -45,7 +48,8 @@ static const char help_text[] =
     "                     there anyway, and 'none' is none; twice for two drives\n"
     "  --snapshot         what the guest writes to its disks is lost at the end\n"
     "  --rng              a virtio entropy device, fed by the host\n"
-    "  --firmware NAME    start in 'seabios' (the default with a disk and no kernel), 'ovmf' (UEFI)\n"
+    "  --firmware NAME    start in 'seabios' (the default with a disk and no kernel), 'ovmf' "
+    "(UEFI)\n"
     "                     or an image FILE\n"
     "  --firmware-vars FILE  keep UEFI variables in this file, made if it does not exist\n"
     "  --boot ORDER       what the firmware boots from: letters, first to last, a floppy, c disk,\n"
@@ -54,7 +58,12 @@ static const char help_text[] =
     "  --cpus N           its processors; only 1 is supported yet\n"
     "  --cpu MODEL        what CPUID shows: 'host', all that this processor can and Ringshift\n"
     "                     passes on, or 'baseline', the same everywhere; 'host' unless given\n"
-    "  --vga TYPE         'std', a VGA with keyboard and mouse, or 'none'; 'none' unless given\n"
+    "  --vga TYPE         'std', a VGA with keyboard and mouse, or 'none'; 'none' unless a "
+    "display\n"
+    "                     shows it\n"
+    "  --display WAY      how to watch it: 'none', 'vnc[=ADDRESS:PORT][,password-file=FILE]'\n"
+    "                     (127.0.0.1:5900 unless given), or 'sdl', a window; 'none' unless given\n"
+    "  --monitor unix:PATH  a control socket, for 'ringshift ctl PATH' and programs\n"
     "  --no-reboot        end when the guest reboots, instead of starting it anew\n"
     "\n"
     "Seeing what happens:\n"
@@ -101,7 +110,8 @@ static const char help_text[] =
     "  ringshift run --kernel vmlinuz --trace traps,irq --trace-file trace.txt\n";
 
 struct options {
-    const char *kernel, *initrd, *append, *trace_file, *cpu, *vga;
+    const char *kernel, *initrd, *append, *trace_file, *cpu, *vga, *monitor;
+    struct display_options display;
     enum boot_format format;
     const char *firmware, *firmware_vars, *boot_order, *debugcon;
     char boot_letters[8];
@@ -287,6 +297,34 @@ static int check_firmware_options(struct options *o)
     return CLI_OK;
 }
 
+/* A VGA is there when it is asked for, for firmware, and for a display to show. */
+static bool has_vga(const struct options *o)
+{
+    if (o->vga)
+        return !strcmp(o->vga, "std");
+    return o->firmware || o->display.kind != DISPLAY_NONE;
+}
+
+static int parse_display(const char *text, struct display_options *out)
+{
+    char err[5000];
+
+    if (!display_parse(out, text, err, sizeof(err)))
+        return CLI_OK;
+    cli_say("%s", err);
+    return CLI_USAGE;
+}
+
+static int parse_monitor(const char *text, const char **path)
+{
+    if (!strncmp(text, "unix:", 5) && text[5]) {
+        *path = text + 5;
+        return CLI_OK;
+    }
+    cli_say("--monitor takes unix:PATH, such as unix:/tmp/vm.sock, not '%s'", text);
+    return CLI_USAGE;
+}
+
 static int parse_options(int argc, char **argv, struct options *o)
 {
     enum {
@@ -307,6 +345,8 @@ static int parse_options(int argc, char **argv, struct options *o)
         CPUS,
         CPU,
         VGA,
+        DISPLAY,
+        MONITOR,
         NO_REBOOT,
         STATS,
         TRACE,
@@ -334,6 +374,8 @@ static int parse_options(int argc, char **argv, struct options *o)
         {"cpus", required_argument, NULL, CPUS},
         {"cpu", required_argument, NULL, CPU},
         {"vga", required_argument, NULL, VGA},
+        {"display", required_argument, NULL, DISPLAY},
+        {"monitor", required_argument, NULL, MONITOR},
         {"no-reboot", no_argument, NULL, NO_REBOOT},
         {"stats", no_argument, NULL, STATS},
         {"trace", required_argument, NULL, TRACE},
@@ -403,6 +445,12 @@ static int parse_options(int argc, char **argv, struct options *o)
         case VGA:
             o->vga = optarg;
             break;
+        case DISPLAY:
+            code = parse_display(optarg, &o->display);
+            break;
+        case MONITOR:
+            code = parse_monitor(optarg, &o->monitor);
+            break;
         case NO_REBOOT:
             o->no_reboot = true;
             break;
@@ -447,6 +495,10 @@ static int parse_options(int argc, char **argv, struct options *o)
     }
     if (o->vga && strcmp(o->vga, "std") && strcmp(o->vga, "none")) {
         cli_say("--vga knows std and none, not '%s'", o->vga);
+        return CLI_USAGE;
+    }
+    if (o->display.kind != DISPLAY_NONE && !has_vga(o)) {
+        cli_say("--display needs a VGA to show; leave out --vga none");
         return CLI_USAGE;
     }
     return CLI_OK;
@@ -502,6 +554,36 @@ static void write_debugcon(void *opaque, const char *text, size_t len)
     fflush(f);
 }
 
+/* What watches and controls the machine from other threads than the vCPUs' and the event loop's. */
+struct frontends {
+    struct display *display;
+    struct monitor *monitor;
+};
+
+static void stop_frontends(struct frontends *f)
+{
+    if (f->monitor)
+        monitor_destroy(f->monitor);
+    display_destroy(f->display);
+    *f = (struct frontends){0};
+}
+
+static int start_frontends(struct frontends *f, const struct options *o, struct machine *m)
+{
+    char err[5000];
+    int code;
+
+    *f = (struct frontends){0};
+    code = display_create(&f->display, m, &o->display, err, sizeof(err));
+    if (!code && o->monitor)
+        code = monitor_create(&f->monitor, m, o->monitor, err, sizeof(err));
+    if (!code)
+        return CLI_OK;
+    cli_say("%s", err);
+    stop_frontends(f);
+    return CLI_RESOURCE;
+}
+
 static int run_machine(const struct options *o, struct guest_boot *b, struct drive_set *drives,
                        struct terminal *t)
 {
@@ -515,7 +597,7 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct dri
         .serial0 = terminal_chardev(t),
         .drives = drives,
         .rng = o->rng,
-        .vga = o->vga ? !strcmp(o->vga, "std") : o->firmware != NULL,
+        .vga = has_vga(o),
         .firmware = o->firmware ? &b->firmware : NULL,
         .boot_order = o->boot_order,
         .boot_menu = o->boot_menu,
@@ -543,7 +625,16 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct dri
         machine_destroy(m);
         return CLI_INTERNAL;
     }
+    struct frontends frontends;
+    code = start_frontends(&frontends, o, m);
+    if (code) {
+        terminal_detach(t);
+        terminal_restore(t);
+        machine_destroy(m);
+        return code;
+    }
     enum machine_result result = machine_run(m, msg, sizeof(msg));
+    stop_frontends(&frontends);
     terminal_detach(t);
     terminal_restore(t);
     int exit_code = result_code(result, m, b, t);
@@ -627,7 +718,7 @@ static int run_options(struct options *o)
     }
     if (!o->append && b.format <= BOOT_ELF)
         b.cmdline = STD_CMDLINE;
-    b.vga_text = o->vga && !strcmp(o->vga, "std");
+    b.vga_text = has_vga(o);
     if (o->debugcon) {
         b.debugcon = strcmp(o->debugcon, "-") ? fopen(o->debugcon, "we") : stderr;
         if (!b.debugcon) {

@@ -1445,22 +1445,27 @@ void machine_reset(struct machine *m)
     request_stop(m, STOP_RESET);
 }
 
-void machine_stop(struct machine *m)
+static bool hold(struct machine *m, bool quiet)
 {
+    bool was_running;
+
     machine_lock(m);
-    if (!m->paused && !m->ending) {
+    was_running = !m->paused;
+    if (was_running) {
         atomic_store(&m->paused, true);
         raise_all(m, EV_STOP);
         while (m->running)
             pthread_cond_wait(&m->stopped_cond, &m->lock);
         event_loop_freeze(m->loop);
         m->frozen_tsc = __rdtsc();
-        tell(m, MACHINE_EVENT_STOP);
+        if (!quiet)
+            tell(m, MACHINE_EVENT_STOP);
     }
     machine_unlock(m);
+    return was_running;
 }
 
-void machine_cont(struct machine *m)
+static void release(struct machine *m, bool quiet)
 {
     machine_lock(m);
     if (m->paused) {
@@ -1471,10 +1476,31 @@ void machine_cont(struct machine *m)
         for (unsigned i = 0; i < m->cfg.cpus; i++)
             m->cpu[i].v->tsc_offset -= lost;
         atomic_store(&m->paused, false);
-        tell(m, MACHINE_EVENT_RESUME);
+        if (!quiet)
+            tell(m, MACHINE_EVENT_RESUME);
         raise_all(m, EV_STOP);
     }
     machine_unlock(m);
+}
+
+void machine_stop(struct machine *m)
+{
+    hold(m, false);
+}
+
+void machine_cont(struct machine *m)
+{
+    release(m, false);
+}
+
+bool machine_hold(struct machine *m)
+{
+    return hold(m, true);
+}
+
+void machine_release(struct machine *m)
+{
+    release(m, true);
 }
 
 bool machine_stopped(const struct machine *m)
@@ -1487,6 +1513,11 @@ void machine_set_listener(struct machine *m, void (*event)(void *opaque, enum ma
 {
     m->listener = event;
     m->listener_opaque = opaque;
+}
+
+bool machine_has_screen(const struct machine *m)
+{
+    return m->cfg.vga;
 }
 
 bool machine_screen(struct machine *m, struct vga_regs *regs, const uint8_t **vram)
@@ -1508,6 +1539,21 @@ bool machine_key(struct machine *m, unsigned key, bool down)
     known = i8042_key(&m->i8042, key, down);
     machine_unlock(m);
     return known;
+}
+
+unsigned machine_keys_pending(struct machine *m)
+{
+    unsigned n;
+
+    machine_lock(m);
+    n = m->i8042.kbd.queue.count;
+    machine_unlock(m);
+    return n;
+}
+
+const struct drive_set *machine_drives(const struct machine *m)
+{
+    return m->cfg.drives;
 }
 
 void machine_mouse(struct machine *m, int dx, int dy, int dz, uint8_t buttons)

@@ -107,11 +107,16 @@ void machine_reset(struct machine *m);
  */
 void machine_stop(struct machine *m);
 void machine_cont(struct machine *m);
+/* The same without telling the listener: for a look at the guest's state.  hold returns false, and
+ * release need not be called, if the machine was stopped already. */
+bool machine_hold(struct machine *m);
+void machine_release(struct machine *m);
 /* Whether machine_stop() is in effect.  Any thread. */
 bool machine_stopped(const struct machine *m);
 
 /* -- Screen, keyboard and mouse; without a VGA there are none. ----------------------------------
  */
+bool machine_has_screen(const struct machine *m);
 /* Copies what the picture depends on, and gives video memory, which can be read without the lock as
  * long as the machine lives.  False without a VGA.  Any thread, without the lock. */
 bool machine_screen(struct machine *m, struct vga_regs *regs, const uint8_t **vram);
@@ -121,6 +126,8 @@ bool machine_key(struct machine *m, unsigned key, bool down);
 /* The mouse moves by dx to the right and dy down, its wheel by dz clicks towards the user, and has
  * these buttons (enum ps2_button) held.  Without the lock. */
 void machine_mouse(struct machine *m, int dx, int dy, int dz, uint8_t buttons);
+/* How many bytes of keys the guest has not read yet: who types waits for it. Without the lock. */
+unsigned machine_keys_pending(struct machine *m);
 
 /* -- News. ------------------------------------------------------------------------------------- */
 enum machine_event {
@@ -154,6 +161,9 @@ void machine_screen_info(const struct machine *m, struct screen_info *out);
 
 /* GPA of the ACPI RSDP (for boot_params.acpi_rsdp_addr or the PVH start info). */
 uint64_t machine_acpi_rsdp(const struct machine *m);
+
+/* The drives of the configuration, or NULL. */
+const struct drive_set *machine_drives(const struct machine *m);
 
 void machine_print_stats(struct machine *m, FILE *out);
 

@@ -715,3 +715,103 @@ Test(tsc, calibration_repeats, .timeout = 100)
                 (double)(hi - lo) * 1e6 / (double)lo);
     cr_assert_lt((hi - lo) * 1000000 / lo, 50);
 }
+
+/* -- Stop and go on ---------------------------------------------------------------------------- */
+
+static _Atomic uint64_t steps, guest_tsc;
+static _Atomic unsigned events_seen[MACHINE_EVENT_SHUTDOWN + 1];
+
+static enum vcpu_exit counting_guest(struct vcpu *v)
+{
+    steps++;
+    guest_tsc = __rdtsc() + v->tsc_offset;
+    usleep(500);
+    return VCPU_EXIT_NONE;
+}
+
+static void count_event(void *opaque, enum machine_event what)
+{
+    events_seen[what]++;
+}
+
+static _Atomic uint64_t timer_ticks;
+static struct vm_timer tick_timer;
+
+static void tick(void *opaque)
+{
+    timer_ticks++;
+    vm_timer_set(&tick_timer, tick_timer.deadline + 5000000);
+}
+
+static void *stop_and_go_on(void *opaque)
+{
+    struct machine *m = opaque;
+    struct timer_queue *q = event_loop_timers(machine_event_loop(m));
+    uint64_t at, tsc, now, later;
+
+    while (steps < 5)
+        usleep(1000);
+    machine_lock(m);
+    vm_timer_init(&tick_timer, q, tick, NULL);
+    vm_timer_set(&tick_timer, timer_now(q) + 5000000);
+    machine_unlock(m);
+    while (timer_ticks < 3)
+        usleep(1000);
+
+    machine_stop(m);
+    cr_assert(machine_stopped(m));
+    at = steps;
+    tsc = guest_tsc;
+    machine_lock(m);
+    now = timer_now(q);
+    machine_unlock(m);
+    uint64_t ticks_before = timer_ticks;
+    usleep(300000);
+    cr_assert_eq(steps, at, "the guest stands still");
+    cr_assert_eq(timer_ticks, ticks_before, "and so do its timers");
+    machine_lock(m);
+    later = timer_now(q);
+    machine_unlock(m);
+    cr_assert_eq(now, later);
+    cr_assert(!machine_hold(m), "already stopped");
+    machine_cont(m);
+    cr_assert(!machine_stopped(m));
+    while (steps < at + 2 || timer_ticks < ticks_before + 2)
+        usleep(1000);
+    /* 300 ms at 1 GHz would be more than this; a slow host may take long, but not that long. */
+    cr_assert_lt(guest_tsc - tsc, machine_vcpu(m, 0)->platform->tsc_hz / 4,
+                 "the TSC did not see the pause");
+
+    cr_assert(machine_hold(m));
+    machine_release(m);
+    machine_stop(m);
+    machine_reset(m); /* while stopped: the guest starts anew when it goes on */
+    usleep(50000);
+    cr_assert(machine_stopped(m));
+    machine_cont(m);
+    at = steps;
+    while (steps < at + 2)
+        usleep(1000);
+    machine_stop(m);
+    machine_quit(m); /* a stopped machine can end */
+    return NULL;
+}
+
+Test(machine, stop_and_cont, .timeout = 60)
+{
+    struct machine *m = create(1, false);
+    pthread_t thread;
+    char msg[200];
+
+    guest[0] = counting_guest;
+    machine_set_listener(m, count_event, NULL);
+    pthread_create(&thread, NULL, stop_and_go_on, m);
+    cr_assert_eq(machine_run(m, msg, sizeof(msg)), MACHINE_QUIT);
+    pthread_join(thread, NULL);
+    cr_assert_eq(events_seen[MACHINE_EVENT_STOP], 3, "hold and release say nothing");
+    cr_assert_eq(events_seen[MACHINE_EVENT_RESUME], 2);
+    cr_assert_eq(events_seen[MACHINE_EVENT_RESET], 1);
+    cr_assert_eq(events_seen[MACHINE_EVENT_SHUTDOWN], 1);
+    cr_assert_eq(loads, 2);
+    machine_destroy(m);
+}
