@@ -28,6 +28,7 @@ const struct display_frontend display_sdl = {.open = sdl_open};
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "devices/ps2.h"
 
@@ -39,6 +40,7 @@ const struct display_frontend display_sdl = {.open = sdl_open};
     F(SDL_Quit)                                                                                    \
     F(SDL_SetHint)                                                                                 \
     F(SDL_GetError)                                                                                \
+    F(SDL_GetCurrentVideoDriver)                                                                   \
     F(SDL_CreateWindow)                                                                            \
     F(SDL_DestroyWindow)                                                                           \
     F(SDL_SetWindowSize)                                                                           \
@@ -80,6 +82,22 @@ static int fail(struct sdl *s, char *err, size_t errlen, const char *what)
              "where)",
              what, s->lib.SDL_GetError());
     return -EIO;
+}
+
+/* Where there is no desktop, SDL draws into memory that nobody sees. */
+static bool invisible(struct sdl *s)
+{
+    const char *driver = s->lib.SDL_GetCurrentVideoDriver();
+
+    return !driver || !strcmp(driver, "dummy") || !strcmp(driver, "offscreen");
+}
+
+static int no_desktop(char *err, size_t errlen)
+{
+    snprintf(err, errlen,
+             "there is no desktop for a window ($DISPLAY and $WAYLAND_DISPLAY name none); "
+             "--display vnc needs none");
+    return -ENODEV;
 }
 
 static int load_library(struct sdl_library *lib, char *err, size_t errlen)
@@ -350,6 +368,8 @@ static int sdl_open(struct display *d, const struct display_options *o, uint32_t
         s->lib.SDL_SetHint(SDL_HINT_NO_SIGNAL_HANDLERS, "1");
         if (s->lib.SDL_InitSubSystem(SDL_INIT_VIDEO))
             code = fail(s, err, errlen, "open a window");
+        else if (!getenv("SDL_VIDEODRIVER") && invisible(s))
+            code = no_desktop(err, errlen);
     }
     if (!code) {
         s->window =

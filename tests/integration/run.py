@@ -1101,6 +1101,244 @@ def gdb_chaos():
 
 # ---- Running them --------------------------------------------------------------------------------
 
+# ---- Screen, keyboard and mouse ------------------------------------------------------------------
+
+class Screen:
+    """A guest whose console is its VGA text screen, seen and typed to through the monitor."""
+
+    def __init__(self, name, *args, kernel="amd64/vmlinuz", modules=(), append=""):
+        needs_ringshift()
+        self.last = None
+        initramfs = FILES.initramfs(name, *[a for m in modules for a in ("--module", m)])
+        self.directory = tempfile.TemporaryDirectory()
+        self.socket = os.path.join(self.directory.name, "vm.sock")
+        self.guest = Guest(vm_command(FILES.guest(kernel), initramfs,
+                                      append=f"console=ttyS0 console=tty0 {append}",
+                                      extra=["--monitor", f"unix:{self.socket}", *args]))
+        wait_until(lambda: os.path.exists(self.socket), 30, "there is no monitor socket")
+
+    def ctl(self, *args, code=0):
+        """Its output; code None: whatever it returns."""
+        done = cli("ctl", self.socket, *args, timeout=90)
+        if done.stdout != self.last:
+            with open(os.path.join(LOG_DIR, f"{CURRENT}.log"), "a") as log:
+                log.write(f"\n$ ctl {shlex.join(args)} -> {done.returncode}\n"
+                          f"{done.stdout}{done.stderr}")
+        self.last = done.stdout
+        check(code is None or done.returncode == code,
+              f"ctl {shlex.join(args)}: {done.returncode} {done.stderr}")
+        return done.stdout
+
+    def qmp(self, command, **arguments):
+        return json.loads(self.ctl(json.dumps({"execute": command, "arguments": arguments})))["return"]
+
+    def wait_for(self, pattern, timeout=150):
+        """Waits until the text screen shows it."""
+        found = []
+
+        def look():
+            found[:] = [re.search(pattern, self.ctl("screen", code=None), re.M)]
+            return found[0]
+        wait_until(look, timeout, f"the screen never showed {pattern!r}")
+        return found[0]
+
+    def shell(self):
+        self.wait_for(r"^~ #\s*\Z")
+
+    def type(self, command):
+        self.ctl("type", command + "\\n")
+
+
+def rfb_read(s, n):
+    data = b""
+    while len(data) < n:
+        part = s.recv(n - len(data))
+        check(part, "the VNC server hung up")
+        data += part
+    return data
+
+
+@test
+def screen_text():
+    """The kernel's messages on the VGA text screen, and a shell that is typed to."""
+    s = Screen("mouse", "--vga", "std", modules=["psmouse"])
+    s.shell()
+    s.wait_for(r"A busybox shell")
+    s.type("clear; echo $((6 * 7)) '~{|}:<>?@#%^&_+'")
+    s.wait_for(r"^42 ~\{\|\}:<>\?@#%\^&_\+$")
+    # Mouse: enable, move, click, and see the packets that mousedev makes of it.
+    s.type("clear; grep -c PS/2.*Mouse /proc/bus/input/devices; "
+           "(dd if=/dev/input/mice bs=3 count=1 2>/dev/null | hexdump -C) & sleep 1; echo ready")
+    s.wait_for(r"^1$")
+    s.wait_for(r"^ready$")
+    s.ctl("mouse", "5", "-3")
+    s.wait_for(r"^0+ +08 [0-9a-f]{2} [0-9a-f]{2}")
+    # Magic SysRq by its key combination: the kernel itself answers.
+    s.type("echo 1 > /proc/sys/kernel/sysrq; dmesg -n 8; clear")
+    s.ctl("send-key", "alt-sysrq-h")
+    s.wait_for(r"sysrq: HELP")
+    s.type("poweroff -f")
+    s.guest.wait(0, 60)
+    check(not os.path.exists(s.socket), "the monitor's socket was left behind")
+
+
+@test
+def screen_graphics():
+    """bochs-drm on the linear frame buffer, the console on it, and pictures of both formats."""
+    s = Screen("bochs", "--vga", "std", modules=["bochs"], append="drm.debug=0")
+    wait_until(lambda: s.qmp("query-screen")["mode"] == "graphics", 150, "no graphics mode came")
+    wait_until(lambda: s.qmp("query-cpus")[0]["halted"], 60, "the guest never idles")
+    mode = s.qmp("query-screen")
+    check(mode["width"] >= 1024 and mode["depth"] == 32, f"an odd mode: {mode}")
+    path = os.path.join(s.directory.name, "shot")
+
+    def picture():
+        s.ctl("screendump", path + ".ppm")
+        with open(path + ".ppm", "rb") as f:
+            return f.read()
+
+    def lit():
+        data = picture()
+        return len(data) - data.count(0)
+    wait_until(lambda: lit() > 10000, 60, "the screen stays dark")
+    head = b"P6\n%d %d\n255\n" % (mode["width"], mode["height"])
+    data = picture()
+    check(data.startswith(head) and len(data) == len(head) + 3 * mode["width"] * mode["height"],
+          "the PPM file is malformed")
+    before = lit()
+    s.type("seq 1 200")
+    wait_until(lambda: lit() != before, 30, "typing changes nothing on the screen")
+    s.ctl("screendump", path + ".png")
+    with open(path + ".png", "rb") as f:
+        png = f.read()
+    check(png.startswith(b"\x89PNG") and struct.unpack(">II", png[16:24])
+          == (mode["width"], mode["height"]), "the PNG file is malformed")
+    one_sentence(cli("ctl", s.socket, "screen").stderr, "shows no text")
+    s.type("poweroff -f")
+    s.guest.wait(0, 60)
+    return f"{mode['width']}x{mode['height']}"
+
+
+@test
+def monitor_stop_and_cont():
+    """A stopped guest does nothing and does not notice; events tell of it all."""
+    s = Screen("plain", "--vga", "std", kernel="cloud/vmlinuz")
+    s.shell()
+    events = subprocess.Popen([os.path.join(FILES.build, "ringshift"), "ctl", s.socket, "events"],
+                              stdout=subprocess.PIPE, text=True)
+    s.type("while true; do cut -d. -f1 /proc/uptime; sleep 1; done")
+    s.wait_for(r"^\d+\n\d+\n\d+$")
+    check(s.ctl("status").strip() == "running", "it does not run")
+    s.ctl("stop")
+    check(s.ctl("status").strip() == "paused", "it is not stopped")
+    then = s.ctl("screen")
+    time.sleep(6)
+    check(s.ctl("screen") == then, "a stopped guest goes on")
+    s.ctl("cont")
+    wait_until(lambda: s.ctl("screen") != then, 30, "it does not go on")
+    seconds = [int(n) for n in re.findall(r"^(\d+)$", s.ctl("screen"), re.M)]
+    steps = [b - a for a, b in zip(seconds, seconds[1:])]
+    check(steps and max(steps) <= 4, f"the guest noticed the pause: {seconds}")
+    s.ctl("send-key", "ctrl-c")
+    s.type("clear; dmesg | grep -ciE 'stall|lockup|unstable'")
+    s.wait_for(r"^0$")
+    s.ctl("powerdown")
+    s.ctl("reset")
+    s.shell()
+    s.ctl("quit")
+    s.guest.wait(0, 30)
+    told = events.communicate(timeout=30)[0].split()
+    for event in ("STOP", "RESUME", "POWERDOWN", "RESET", "SHUTDOWN"):
+        check(event in told, f"no event {event}: {told}")
+
+
+@test
+def monitor_hostile_clients():
+    """Clients that send garbage, too much, or nothing at all do not disturb the guest."""
+    s = Screen("plain", "--vga", "std", kernel="cloud/vmlinuz")
+    check(os.stat(s.socket).st_mode & 0o777 == 0o600, "the socket is not private")
+    bad = [b"\0" * 70000, b"{" * 100000 + b"\n", b"[" * 100000, os.urandom(50000),
+           b'{"execute":"type","arguments":{"text":"' + b"a" * 60000 + b'"}}\n',
+           b'{"execute":"query-commands"}\n' * 20000]
+    held = []
+    for data in bad:
+        c = socket.socket(socket.AF_UNIX)
+        c.settimeout(5)
+        c.connect(s.socket)
+        try:
+            c.sendall(data)
+        except OSError:
+            pass
+        held.append(c)  # and reads nothing
+    check(s.ctl("status").strip() == "running", "the monitor hangs")
+    for c in held:
+        c.close()
+    wait_until(lambda: "typing" not in cli("ctl", s.socket, "send-key", "shift").stderr, 40,
+               "the keyboard is not given back")
+    s.shell()
+    one_sentence(cli("ctl", s.socket, "send-key", "ctrl-nosuchkey").stderr, "no key")
+    one_sentence(cli("ctl", s.socket, "eject", "disk7").stderr, "no drive disk7")
+    one_sentence(cli("ctl", s.socket, "screendump", "/nonexistent/x.png").stderr, "cannot write")
+    one_sentence(cli("ctl", s.socket + ".no", "status").stderr, "no virtual machine")
+    s.ctl("quit")
+    s.guest.wait(0, 30)
+
+
+@test
+def display_vnc():
+    """What a VNC viewer sees and types."""
+    probe = socket.socket()
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+    probe.close()
+    command = cloud(append="console=ttyS0 console=tty0",
+                    extra=["--display", f"vnc=127.0.0.1:{port}"])
+    needs_ringshift()
+    g = Guest(command)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            v = socket.create_connection(("127.0.0.1", port), 10)
+            break
+        except ConnectionRefusedError:
+            if g.process.poll() is not None and b"built without" in g.stderr().encode():
+                raise Skip("this build has no VNC")
+            check(time.monotonic() < deadline, f"nobody listens: {g.stderr()}")
+            time.sleep(0.2)
+    v.settimeout(60)
+    rfb_read(v, 12)
+    v.sendall(b"RFB 003.008\n")
+    check(1 in rfb_read(v, rfb_read(v, 1)[0]), "a password is asked for")
+    v.sendall(b"\1")
+    check(rfb_read(v, 4) == bytes(4), "the server refuses")
+    v.sendall(b"\1")
+    width, height = struct.unpack(">HH", rfb_read(v, 20)[:4])
+    rfb_read(v, struct.unpack(">I", rfb_read(v, 4))[0])
+    check((width, height) == (720, 400), f"the text screen is {width}x{height}")
+    v.sendall(struct.pack(">BxHi", 2, 1, 0))
+
+    def lit():
+        v.sendall(struct.pack(">BBHHHH", 3, 0, 0, 0, width, height))
+        kind, n = struct.unpack(">BxH", rfb_read(v, 4))
+        check(kind == 0, f"message {kind}")
+        total = 0
+        for _ in range(n):
+            w, h = struct.unpack(">HHHHi", rfb_read(v, 12))[2:4]
+            data = rfb_read(v, w * h * 4)
+            total += len(data) - data.count(0)
+        return total
+    wait_until(lambda: lit() > 20000, 120, "the screen stays dark")
+    time.sleep(3)
+    for c in b"poweroff -f\n" * 3:  # again if the shell was not there yet
+        try:
+            for down in (1, 0):
+                v.sendall(struct.pack(">BBxxI", 4, down, 0xff0d if c == 10 else c))
+        except OSError:
+            break  # it is off
+        time.sleep(0.05 if c != 10 else 4)
+    g.wait(0, 60)
+
+
 def run_one(name, function, options):
     """Returns (status, note)."""
     global CURRENT, VERIFY
