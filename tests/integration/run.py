@@ -1174,7 +1174,8 @@ def screen_text():
     s.ctl("mouse", "5", "-3")
     s.wait_for(r"0{8}  [01]8 05 03 ")
     # Magic SysRq by its key combination: the kernel itself answers.
-    s.type("echo 1 > /proc/sys/kernel/sysrq; dmesg -n 8; clear")
+    s.type("echo 1 > /proc/sys/kernel/sysrq; dmesg -n 8; clear; echo armed")
+    s.wait_for(r"^armed$")
     s.ctl("send-key", "alt-sysrq-h")
     s.wait_for(r"sysrq: HELP")
     s.type("poweroff -f")
