@@ -1551,11 +1551,6 @@ unsigned machine_keys_pending(struct machine *m)
     return n;
 }
 
-const struct drive_set *machine_drives(const struct machine *m)
-{
-    return m->cfg.drives;
-}
-
 void machine_mouse(struct machine *m, int dx, int dy, int dz, uint8_t buttons)
 {
     machine_lock(m);

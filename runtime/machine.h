@@ -162,9 +162,6 @@ void machine_screen_info(const struct machine *m, struct screen_info *out);
 /* GPA of the ACPI RSDP (for boot_params.acpi_rsdp_addr or the PVH start info). */
 uint64_t machine_acpi_rsdp(const struct machine *m);
 
-/* The drives of the configuration, or NULL. */
-const struct drive_set *machine_drives(const struct machine *m);
-
 void machine_print_stats(struct machine *m, FILE *out);
 
 #endif

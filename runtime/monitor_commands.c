@@ -234,97 +234,67 @@ static int cmd_query_block(struct monitor *mon, json_t *args, json_t **result, c
 }
 
 /* The drive that "device" (or QMP's "id") names, or NULL with a sentence in err. */
-static struct block_device *find_drive(struct monitor *mon, json_t *args, char *err, size_t errlen)
+static const struct drive *find_drive(struct monitor *mon, json_t *args, char *err, size_t errlen)
 {
     const struct drive_set *set = machine_drives(mon->machine);
     const char *name = get_string(args, json_object_get(args, "id") ? "id" : "device", err, errlen);
+    const struct drive *d;
 
     if (!name)
         return NULL;
-    for (unsigned i = 0; set && i < set->count; i++)
-        if (!strcmp(set->drive[i].dev->name, name))
-            return set->drive[i].dev;
-    monitor_fail(err, errlen, -ENODEV, "there is no drive %.40s; query-block lists them", name);
-    return NULL;
+    d = set ? drives_find(set, name) : NULL;
+    if (!d)
+        monitor_fail(err, errlen, -ENODEV, "there is no drive %.40s; query-block lists them", name);
+    return d;
 }
 
-static void tray_moved(struct monitor *mon, const struct block_device *d, bool open)
+static void tray_moved(struct monitor *mon, const char *name, bool open)
 {
-    json_t *data =
-        json_pack("{s:s, s:s, s:b}", "device", d->name, "id", d->name, "tray-open", open);
+    json_t *data = json_pack("{s:s, s:s, s:b}", "device", name, "id", name, "tray-open", open);
 
     monitor_broadcast(mon, "DEVICE_TRAY_MOVED", data);
     json_decref(data);
 }
 
-/* Takes the medium out, and puts another one in unless it is NULL (which this then owns). */
-static int set_medium(struct monitor *mon, struct block_device *d, struct block_image *image,
-                      bool force, char *err, size_t errlen)
+/* Ejects, and puts the image at path in unless it is NULL; tells what happened to the tray. */
+static int set_medium(struct monitor *mon, const struct drive *d, const char *path, json_t *args,
+                      char *err, size_t errlen)
 {
-    bool was_in, refused;
-    int code = 0;
+    bool force = json_is_true(json_object_get(args, "force"));
+    bool read_only = json_is_true(json_object_get(args, "read-only"));
+    const struct block_image *before, *after;
+    int code;
 
     machine_lock(mon->machine);
-    was_in = d->image;
-    refused = d->locked && was_in && !force;
-    if (!refused)
-        code = block_device_set_medium(d, image);
+    before = d->dev->image;
+    code = path ? drive_change(d, path, read_only, force, err, errlen)
+                : drive_eject(d, force, err, errlen);
+    after = d->dev->image;
     machine_unlock(mon->machine);
-    if (refused) {
-        block_image_close(image);
-        return monitor_fail(err, errlen, -EBUSY,
-                            "the guest has locked %s; unmount it there, or use force", d->name);
-    }
-    if (was_in)
-        tray_moved(mon, d, true);
-    if (image)
-        tray_moved(mon, d, false);
-    return code
-               ? monitor_fail(err, errlen, code, "the old medium of %s was not written in full: %s",
-                              d->name, strerror(-code))
-               : 0;
+    if (before && (!code || !after))
+        tray_moved(mon, d->dev->name, true);
+    if (path && !code)
+        tray_moved(mon, d->dev->name, false);
+    return code;
 }
 
 static int cmd_eject(struct monitor *mon, json_t *args, json_t **result, char *err, size_t errlen)
 {
-    struct block_device *d = find_drive(mon, args, err, errlen);
+    const struct drive *d = find_drive(mon, args, err, errlen);
 
-    if (!d)
-        return -ENODEV;
-    if (!d->removable)
-        return monitor_fail(err, errlen, -EINVAL, "%s is no drive with media that can be changed",
-                            d->name);
-    return set_medium(mon, d, NULL, json_is_true(json_object_get(args, "force")), err, errlen);
+    return d ? set_medium(mon, d, NULL, args, err, errlen) : -ENODEV;
 }
 
 static int cmd_change(struct monitor *mon, json_t *args, json_t **result, char *err, size_t errlen)
 {
-    struct block_device *d = find_drive(mon, args, err, errlen);
-    /* QEMU's human "change" calls it target. */
-    const char *path =
-        get_string(args, json_object_get(args, "target") ? "target" : "filename", err, errlen);
-    struct block_image *image;
-    bool floppy;
-    int code;
+    const struct drive *d = find_drive(mon, args, err, errlen);
+    const char *path;
 
-    if (!d || !path)
-        return -EINVAL;
-    if (!d->removable)
-        return monitor_fail(err, errlen, -EINVAL, "%s is no drive with media that can be changed",
-                            d->name);
-    floppy = !strncmp(d->name, "floppy", 6);
-    code = block_image_open(
-        &image,
-        &(struct block_open_options){
-            .path = path,
-            .format = BLOCK_FORMAT_RAW,
-            .read_only = !floppy || json_is_true(json_object_get(args, "read-only")),
-            .no_backing = true,
-        },
-        err, errlen);
-    if (code)
-        return code;
-    return set_medium(mon, d, image, json_is_true(json_object_get(args, "force")), err, errlen);
+    if (!d)
+        return -ENODEV;
+    /* QEMU's human "change" calls it target. */
+    path = get_string(args, json_object_get(args, "target") ? "target" : "filename", err, errlen);
+    return path ? set_medium(mon, d, path, args, err, errlen) : -EINVAL;
 }
 
 /* -- Looking inside ---------------------------------------------------------------------------- */
