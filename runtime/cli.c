@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-const struct cli_verb *const cli_verbs[] = {&cli_run, &cli_explain, &cli_ctl, &cli_help, &cli_version, NULL};
+const struct cli_verb *const cli_verbs[] = {&cli_run,  &cli_explain, &cli_ctl,
+                                            &cli_help, &cli_version, NULL};
 
 const struct cli_verb *cli_find(const char *name)
 {
@@ -31,10 +32,20 @@ void cli_say(const char *format, ...)
 
 int cli_bad_option(const char *verb, int opt, char **argv)
 {
+    /* getopt is past a long option; of letters such as -kernel's, it may stand before the rest. */
+    const char *text = optopt > 0 && optopt < 256 && argv[optind] && argv[optind][0] == '-' &&
+                               argv[optind][1] != '-'
+                           ? argv[optind]
+                           : argv[optind - 1];
+
     if (opt == ':')
-        cli_say("%s %s needs a value (see 'ringshift help %s')", verb, argv[optind - 1], verb);
+        cli_say("%s %s needs a value (see 'ringshift help %s')", verb, text, verb);
+    else if (optopt >= 256 && strchr(text, '='))
+        cli_say("%s %.*s takes no value (see 'ringshift help %s')", verb, (int)strcspn(text, "="),
+                text, verb);
     else
-        cli_say("%s does not know %s (see 'ringshift help %s')", verb, argv[optind - 1], verb);
+        cli_say("%s does not know %s%s (see 'ringshift help %s')", verb, text,
+                text[0] == '-' && text[1] != '-' ? "; options begin with --" : "", verb);
     return CLI_USAGE;
 }
 

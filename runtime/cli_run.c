@@ -25,9 +25,8 @@ static const char help_text[] =
     "Usage: ringshift run [OPTIONS] --kernel FILE\n"
     "       ringshift run [OPTIONS] --disk FILE | --firmware NAME\n"
     "\n"
-    "Boots a 64-bit Linux kernel, or starts a PC's firmware, which boots from disks.  Its first "
-    "serial port is this terminal; pipes, files and\n"
-    "/dev/null do as well.\n"
+    "Boots a kernel, or starts a PC's firmware, which boots from disks.  The guest's first serial\n"
+    "port is this terminal; pipes, files and /dev/null do as well.\n"
     "\n"
     "The guest:\n"
     "  --kernel FILE      a Linux kernel (vmlinuz, vmlinux), a multiboot, multiboot2 or PVH\n"
@@ -117,7 +116,7 @@ struct options {
     char boot_letters[8];
     bool boot_menu;
     uint64_t memory;
-    bool no_reboot, stats, snapshot, rng;
+    bool no_reboot, stats, snapshot, rng, trace_range;
     struct drive_options *drive; /* allocated */
     unsigned ndrives;
     struct engine_config engine;
@@ -465,6 +464,7 @@ static int parse_options(int argc, char **argv, struct options *o)
             break;
         case TRACE_RANGE:
             code = parse_range(optarg, &o->engine);
+            o->trace_range = true;
             break;
         case MEM:
             code = parse_mem_mode(optarg, &o->engine.mem_mode);
@@ -491,6 +491,11 @@ static int parse_options(int argc, char **argv, struct options *o)
         return code;
     if (strcmp(o->cpu, "host") && strcmp(o->cpu, "baseline")) {
         cli_say("--cpu knows host and baseline, not '%s'", o->cpu);
+        return CLI_USAGE;
+    }
+    if (!o->engine.trace_mask && (o->trace_file || o->trace_range)) {
+        cli_say("%s says how to trace, but not what: add --trace",
+                o->trace_file ? "--trace-file" : "--trace-range");
         return CLI_USAGE;
     }
     if (o->vga && strcmp(o->vga, "std") && strcmp(o->vga, "none")) {
@@ -538,6 +543,8 @@ static int result_code(enum machine_result result, struct machine *m, const stru
         return machine_exit_code(m);
     case MACHINE_TRIPLE_FAULT:
         return CLI_TRIPLE;
+    case MACHINE_REFUSED:
+        return CLI_RESOURCE;
     case MACHINE_ERROR:
         break;
     }

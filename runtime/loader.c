@@ -31,11 +31,13 @@ int boot_error(char *err, size_t errlen, int code, const char *format, ...)
 /* ---- Files ------------------------------------------------------------------------------------
  */
 
+/* What a pipe may deliver: images of this size are kept in memory. */
+#define SPOOL_MAX (1024 * MiB)
+
 /* Copies what can only be read once into a memory file. */
 static int spool(struct image_file *f, int in)
 {
-    static const uint64_t limit = 4096 * MiB;
-    char buf[65536];
+    char buf[16384];
     int out = memfd_create("ringshift-image", MFD_CLOEXEC);
 
     if (out < 0)
@@ -47,7 +49,7 @@ static int spool(struct image_file *f, int in)
             continue;
         if (n == 0)
             break;
-        int code = n < 0 ? -errno : f->size + (uint64_t)n > limit ? -EFBIG : 0;
+        int code = n < 0 ? -errno : f->size + (uint64_t)n > SPOOL_MAX ? -EFBIG : 0;
         for (ssize_t done = 0; !code && done < n;) {
             ssize_t w = write(out, buf + done, (size_t)(n - done));
             if (w < 0 && errno != EINTR)
@@ -69,9 +71,10 @@ int image_open(struct image_file *f, const char *path, char *err, size_t errlen)
 {
     struct stat st;
 
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
-
     *f = (struct image_file){.fd = -1, .path = path};
+    if (!*path)
+        return boot_error(err, errlen, -ENOENT, "the name of a file to boot is empty");
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     if (fd < 0)
         return boot_error(err, errlen, -errno, "cannot open %s: %s", path, strerror(errno));
     if (fstat(fd, &st) < 0) {
@@ -83,12 +86,19 @@ int image_open(struct image_file *f, const char *path, char *err, size_t errlen)
         close(fd);
         return boot_error(err, errlen, -EISDIR, "%s is a directory, not a file", path);
     }
+    if (S_ISCHR(st.st_mode)) { /* /dev/zero would never end */
+        close(fd);
+        return boot_error(err, errlen, -EINVAL, "%s is a character device, not a file", path);
+    }
     if (S_ISREG(st.st_mode)) {
         f->fd = fd;
         f->size = (uint64_t)st.st_size;
     } else {
         int code = spool(f, fd);
         close(fd);
+        if (code == -EFBIG)
+            return boot_error(err, errlen, code, "%s delivers more than %llu MiB; give a file",
+                              path, SPOOL_MAX / MiB);
         if (code)
             return boot_error(err, errlen, code, "cannot read %s: %s", path, strerror(-code));
     }

@@ -1047,7 +1047,7 @@ enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen)
     if (!err)
         err = start_threads(m, &started);
     if (err) {
-        snprintf(msg, msglen, "cannot start a thread: %s", strerror(-err));
+        snprintf(msg, msglen, "the host refuses a thread (see ulimit -u): %s", strerror(-err));
         atomic_store(&m->quit, true);
     }
     for (;;) {
@@ -1068,7 +1068,7 @@ enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen)
     end_threads(m);
     event_loop_stop(m->loop);
     if (err)
-        return MACHINE_ERROR;
+        return MACHINE_REFUSED;
     switch ((enum stop)atomic_load(&m->stop)) {
     case STOP_NONE:
         result = MACHINE_QUIT;

@@ -36,6 +36,7 @@ enum machine_result {
     MACHINE_TRIPLE_FAULT, /* a vCPU shut down; the message says where */
     MACHINE_QUIT,         /* machine_quit() */
     MACHINE_EXIT,         /* a write to the debug exit port: machine_exit_code() */
+    MACHINE_REFUSED,      /* the host refuses a thread; the message says so */
     MACHINE_ERROR,        /* the host or the loader failed, or the guest entered a mode that
                              is not supported; the message is one sentence */
 };

@@ -10,21 +10,25 @@
 /* Descriptors 0 to 2 must be open, or the next file opened would become the guest's console. */
 static int open_standard_fds(void)
 {
-    int fd;
+    for (int i = STDIN_FILENO; i <= STDERR_FILENO; i++) {
+        int pipes[2];
 
-    do
-        fd = open("/dev/null", O_RDWR);
-    while (fd >= 0 && fd <= STDERR_FILENO);
-    if (fd < 0)
-        return -1;
-    close(fd);
+        if (fcntl(i, F_GETFD) >= 0 || open("/dev/null", O_RDWR) == i)
+            continue;
+        /* No /dev: the reading end of a pipe that nobody writes to is at its end, too. */
+        if (pipe(pipes))
+            return -1;
+        close(pipes[1]); /* pipes[0] is i, the lowest free */
+    }
     return 0;
 }
 
 int main(int argc, char **argv)
 {
-    if (open_standard_fds())
+    if (open_standard_fds()) {
+        cli_say("cannot open anything in place of the closed stdin, stdout or stderr");
         return CLI_RESOURCE;
+    }
     /* A file size limit (ulimit -f) on guest memory shall be an error, not our death. */
     signal(SIGXFSZ, SIG_IGN);
     return cli_main(argc, argv);

@@ -50,6 +50,9 @@ enum {
     OUT_DELAY_NS = 1000000, /* that an unfinished line waits for its rest */
 };
 
+static const int fatal_signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGSYS};
+#define FATAL_SIGNALS (sizeof(fatal_signals) / sizeof(fatal_signals[0]))
+
 struct terminal {
     struct chardev chardev;
     struct machine *machine; /* while attached */
@@ -78,7 +81,7 @@ struct terminal {
     bool quit_by_key;
     bool handlers_set;
     sigset_t old_mask;
-    struct sigaction old_pipe, old_fatal[5];
+    struct sigaction old_pipe, old_fatal[FATAL_SIGNALS];
 };
 
 /* What the async-signal-safe restore needs.  The one piece of global state: a signal handler has no
@@ -89,8 +92,22 @@ static struct {
     atomic_int raw; /* 1: saved is to be put back */
 } tty;
 
-static const int fatal_signals[5] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
-static const int ending_signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+/* All that would end a process in which nobody waits for them, so that none leaves a raw terminal
+ * behind (signal(7)).  SIGUSR1 is the engine's, SIGPIPE and SIGXFSZ are ignored. */
+static void add_ending_signals(sigset_t *set)
+{
+    static const int by_number[] = {SIGINT,    SIGTERM, SIGHUP,  SIGQUIT, SIGALRM,   SIGUSR2,
+                                    SIGVTALRM, SIGPROF, SIGXCPU, SIGPWR,  SIGSTKFLT, SIGIO};
+
+    for (size_t i = 0; i < sizeof(by_number) / sizeof(by_number[0]); i++) {
+        struct sigaction old;
+        /* nohup and background shells say so by ignoring a signal: leave it ignored. */
+        if (sigaction(by_number[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+            sigaddset(set, by_number[i]);
+    }
+    for (int sig = SIGRTMIN; sig <= SIGRTMAX; sig++)
+        sigaddset(set, sig);
+}
 
 /* ---- tty mode ---------------------------------------------------------------------------------
  */
@@ -564,12 +581,7 @@ int terminal_create(struct terminal **out, char *err, size_t errlen)
     t->out_tty = t->out_fd >= 0 && isatty(t->out_fd);
 
     sigemptyset(&block);
-    for (size_t i = 0; i < sizeof(ending_signals) / sizeof(ending_signals[0]); i++) {
-        struct sigaction old;
-        /* nohup and background shells say so by ignoring a signal: leave it ignored. */
-        if (sigaction(ending_signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-            sigaddset(&block, ending_signals[i]);
-    }
+    add_ending_signals(&block);
     sigaddset(&block, SIGTSTP);
     sigaddset(&block, SIGCONT);
     pthread_sigmask(SIG_BLOCK, &block, &t->old_mask);
@@ -585,7 +597,7 @@ int terminal_create(struct terminal **out, char *err, size_t errlen)
     struct sigaction fatal = {.sa_handler = on_fatal_signal,
                               .sa_flags = (int)(SA_RESETHAND | SA_ONSTACK)};
     sigaction(SIGPIPE, &ignore, &t->old_pipe);
-    for (size_t i = 0; i < 5; i++)
+    for (size_t i = 0; i < FATAL_SIGNALS; i++)
         sigaction(fatal_signals[i], &fatal, &t->old_fatal[i]);
     t->handlers_set = true;
     atexit(terminal_emergency_restore);
@@ -709,7 +721,7 @@ void terminal_destroy(struct terminal *t)
             close(fds[i]);
     if (t->handlers_set) {
         sigaction(SIGPIPE, &t->old_pipe, NULL);
-        for (size_t i = 0; i < 5; i++) {
+        for (size_t i = 0; i < FATAL_SIGNALS; i++) {
             struct sigaction now;
             /* Unless the engine has put its own in place meanwhile. */
             if (!sigaction(fatal_signals[i], NULL, &now) && now.sa_handler == on_fatal_signal)

@@ -13,6 +13,7 @@ guests run in qemu-system-x86_64 instead: that tests the tests.  Every test's co
 BUILD/log/integration/NAME.log.
 """
 import argparse
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -21,6 +22,7 @@ import lzma
 import os
 import pwd
 import re
+import resource
 import select
 import shlex
 import shutil
@@ -566,7 +568,8 @@ def keys():
 @test
 def signals_restore_the_terminal():
     needs_ringshift()
-    for name in ("TERM", "INT", "HUP", "QUIT", "SEGV", "ABRT", "BUS"):
+    for name in ("TERM", "INT", "HUP", "QUIT", "SEGV", "ABRT", "BUS", "SYS", "ALRM", "USR2", "XCPU",
+                 "RTMIN"):
         number = getattr(signal, "SIG" + name)
         g = Guest(cloud())
         g.expect(r"Linux version", 30)
@@ -929,12 +932,18 @@ def bad_input():
         (k + ["--cpus", "0"], 2, "--cpus"),
         (k + ["--trace", "everything"], 2, "everything"),
         (k + ["--trace-range", "5"], 2, "trace-range"),
+        (k + ["--trace-range", "1-5"], 2, "trace-range.*add --trace"),
+        (k + ["--trace-file", "/dev/null"], 2, "trace-file.*add --trace"),
+        (["run", "-kernel", kernel], 2, "-kernel; options begin with --"),
+        (k + ["--verify=1"], 2, "--verify takes no value"),
+        (["run", "--kernel="], 3, "empty"),
+        (["run", "--kernel", "/dev/zero"], 3, "/dev/zero"),
         (k + ["--mem", "hard"], 2, "hard"),
         (k + ["--cpu", "486"], 2, "486"),
         (k + ["--trace", "io", "--trace-file", "/no/such/dir/x"], 3, "/no/such/dir/x"),
         (["run", "--kernel", "/no/such/file"], 3, "/no/such/file"),
         (["run", "--kernel", "/"], 3, "directory"),
-        (["run", "--kernel", "/dev/null"], 3, "empty"),
+        (["run", "--kernel", "/dev/null"], 3, "device"),
         (["run", "--kernel", "/bin/true"], 3, "/bin/true"),
         (["run", "--kernel", FILES.initramfs()], 3, "gzip"),
         (["run", "--kernel", write("short", image[:0x230])], 3, "cut short|boot protocol"),
@@ -963,6 +972,97 @@ def bad_input():
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
     check(done.returncode == 4, f"ulimit -v gave exit code {done.returncode}: {done.stderr!r}")
     one_sentence(done.stderr, "memory|address")
+    # A pipe that never ends.
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        done = cli("run", "--kernel", "/proc/self/fd/3", timeout=60,
+                   preexec_fn=lambda: os.dup2(endless.stdout.fileno(), 3), pass_fds=[3])
+        endless.kill()
+    check(done.returncode == 3, f"an endless pipe gave exit code {done.returncode}")
+    one_sentence(done.stderr, "delivers more than")
+
+
+def limited(number, value):
+    """Runs the cloud kernel as an ordinary user under one resource limit."""
+    def drop():
+        if os.getuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.setgroups([])
+            os.setgid(nobody.pw_gid)
+            os.setuid(nobody.pw_uid)
+        resource.setrlimit(number, (value, value))
+
+    with tempfile.TemporaryDirectory(prefix="ringshift-test-") as work:
+        os.chmod(work, 0o755)
+        files = [shutil.copy(path, work) for path in (
+            os.path.join(FILES.build, "ringshift"), FILES.guest("cloud/vmlinuz"), FILES.initramfs())]
+        for path in files:
+            os.chmod(path, 0o755)
+        return subprocess.run(
+            [files[0], "run", "--kernel", files[1], "--initrd", files[2], "--append",
+             "console=ttyS0 quiet rs.run=/bin/uname rs.args=-s"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, preexec_fn=drop, cwd="/",
+            timeout=60 * PATIENCE)
+
+
+@test
+def host_limits():
+    """What the host may ration: either it works with less, or it says so."""
+    needs_ringshift()
+    for name, value, code, words in (
+            ("NOFILE", 8, 4, "open files"), ("NOFILE", 12, 4, "open files"), ("NOFILE", 20, 0, ""),
+            ("NPROC", 0, 4, "thread"), ("FSIZE", 1 << 20, 4, "memory"), ("AS", 3 << 30, 4, "memory"),
+            ("AS", 1 << 40, 0, ""), ("DATA", 20 << 20, 4, "code cache"), ("STACK", 256 << 10, 0, ""),
+            ("MEMLOCK", 0, 0, ""), ("SIGPENDING", 0, 0, "")):
+        done = limited(getattr(resource, "RLIMIT_" + name), value)
+        check(done.returncode == code, f"{name} {value}: exit code {done.returncode}: {done.stderr!r}")
+        if code:
+            one_sentence(done.stderr, words)
+        else:
+            check("rs: exit 0" in done.stdout, f"{name} {value}: {done.stdout!r}")
+
+
+# What the default seccomp profiles of container runtimes refuse (numbers of x86-64).
+CONTAINER_DENIES = [
+    101, 134, 136, 139, 153, 154, 155, 156, 159, 161, 163, 164, 165, 166, 167, 168, 169, 170, 172,
+    173, 174, 175, 176, 177, 178, 179, 180, 203, 205, 206, 212, 227, 237, 238, 239, 246, 248, 249,
+    250, 256, 272, 279, 298, 300, 303, 304, 305, 308, 310, 311, 312, 313, 320, 321, 323, 425, 426,
+    427, 428, 429, 430, 431, 432, 433, 435, 442]
+
+
+def confine_as_container():
+    """Installs such a filter in this process: EPERM, and ENOSYS for clone3 (seccomp(2))."""
+    def insn(code, k, jt=0, jf=0):
+        return struct.pack("HBBI", code, jt, jf, k)
+
+    program = insn(0x20, 0)  # the system call's number
+    for number in CONTAINER_DENIES:
+        program += insn(0x15, number, 0, 1)
+        program += insn(0x06, 0x00050000 | (errno.ENOSYS if number == 435 else errno.EPERM))
+    program += insn(0x06, 0x7fff0000)
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(program)
+    fprog = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, fprog, 0, 0):
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+@test
+def container():
+    """Under a container runtime's seccomp profile; without /dev and /proc."""
+    needs_ringshift()
+    command = run_and_off("/bin/uname", "-s")
+    done = subprocess.run(command + ["--rng"], stdin=subprocess.DEVNULL, capture_output=True,
+                          preexec_fn=confine_as_container, timeout=60 * PATIENCE)
+    check(done.returncode == 0 and b"rs: exit 0" in done.stdout, f"seccomp: {done}")
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run(unshare + ["mount -t tmpfs none /dev"], capture_output=True).returncode:
+        raise Skip("seccomp is fine; no namespaces here to hide /dev in")
+    for redirect in ("", "<&-", "<&- 2>&-"):
+        done = subprocess.run(
+            unshare + [f'mount -t tmpfs none /dev && mount -t tmpfs none /proc && exec "$@" {redirect}',
+                       "sh", *command],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=60 * PATIENCE)
+        check(done.returncode == 0 and b"rs: exit 0" in done.stdout, f"no /dev {redirect}: {done}")
 
 
 @test
