@@ -5,7 +5,7 @@ Each test starts `ringshift run` as a user would (on a pseudo-terminal, with pip
 types commands, checks what comes back and how it ends.  Python's standard library only.
 
     tests/integration/run.py [--list] [--build DIR] [--run-args ARGS] [--no-verify] [--jobs N]
-                             [NAME...]
+                             [--long] [NAME...]
 
 Two tests run at a time; --jobs 1 for one.  NAME may be a prefix (boot- runs every boot-...).  Guests run with --verify, and a block that the
 verifier refuses fails the test; tests of what Ringshift costs run without.  With RS_REFERENCE=qemu in the environment the
@@ -158,6 +158,7 @@ VERIFY = True  # --verify for every guest, but for tests with verify=False
 # All time limits below are for a quiet machine.  They only bound how long a hang is waited for, so
 # a busy one gets this much more; what must be fast is tested as CPU time or against the guest's clock.
 PATIENCE = 4
+LONG = False
 LOG_DIR = ""
 CURRENT = ""
 
@@ -1444,6 +1445,8 @@ def run_one(name, function, options):
     """Returns (status, note)."""
     global CURRENT, VERIFY
     CURRENT = name
+    if options.get("long") and not LONG:
+        return "skipped", "takes minutes: only with --long"
     always, VERIFY = VERIFY, VERIFY and options.get("verify", True)
     log = os.path.join(LOG_DIR, f"{name}.log")
     if os.path.exists(log):
@@ -1525,13 +1528,14 @@ def run_all(chosen, jobs):
 
 
 def main():
-    global FILES, RUN_ARGS, LOG_DIR, VERIFY
+    global FILES, RUN_ARGS, LOG_DIR, VERIFY, LONG
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--list", action="store_true", help="list the tests")
     parser.add_argument("--build", default=os.path.join(ROOT, "build"), help="the build folder")
     parser.add_argument("--run-args", default=os.environ.get("RS_RUN_ARGS", ""),
                         help="more options for every 'ringshift run', such as '--mem soft'")
     parser.add_argument("--no-verify", action="store_true", help="guests run without --verify")
+    parser.add_argument("--long", action="store_true", help="also the tests that take many minutes")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1),
                         help="tests at a time; 2 unless given")
     parser.add_argument("names", nargs="*", metavar="NAME", help="a test, or how its name begins")
@@ -1546,6 +1550,7 @@ def main():
     build = os.path.abspath(options.build)
     RUN_ARGS = shlex.split(options.run_args)
     VERIFY = not options.no_verify
+    LONG = options.long
     LOG_DIR = os.path.join(build, "log", "integration")
     os.makedirs(LOG_DIR, exist_ok=True)
     FILES = Files(build)
@@ -1559,6 +1564,9 @@ def main():
     print(f"{count['ok']} passed, {count['FAILED']} failed, {count['skipped']} skipped")
     return 1 if count["FAILED"] or not count["ok"] else 0
 
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import debian  # noqa: E402,F401  more tests, which need the helpers above
 
 if __name__ == "__main__":
     sys.exit(main())
