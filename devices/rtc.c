@@ -42,15 +42,23 @@ enum { HOUR_PM = 0x80, ALARM_ANY = 0xc0 };
  * nanoseconds, and the difference of any two times, from overflowing. */
 #define FIRST_SECOND (-1262304000ll)
 #define LAST_SECOND  7258118399ll
+/* The last time shown: the year 2222. */
+#define LAST_TIME (INT64_MAX + FIRST_SECOND * SEC - DAY_SECONDS * SEC)
 
 static int64_t floor_div(int64_t a, int64_t b)
 {
     return a / b - (a % b < 0);
 }
 
+/* Stands still at LAST_TIME: the guest has set its clock far ahead, and somebody the host's after
+ * that. */
 static int64_t guest_time(const struct rtc *r)
 {
-    return r->wall_clock(r->wall_opaque) + r->offset;
+    int64_t t;
+
+    if (__builtin_add_overflow(r->wall_clock(r->wall_opaque), r->offset, &t) || t > LAST_TIME)
+        t = LAST_TIME;
+    return t;
 }
 
 static uint8_t to_register(const struct rtc *r, unsigned value)
@@ -317,7 +325,8 @@ static void write_register(struct rtc *r, uint8_t index, uint8_t value)
         time = guest_time(r);
         time_to_registers(r, time);
         r->cmos[index] = value;
-        r->offset += time_from_registers(r) - floor_div(time, SEC) * SEC;
+        r->offset = time_from_registers(r) + (time - floor_div(time, SEC) * SEC) -
+                    r->wall_clock(r->wall_opaque);
         r->checked = guest_time(r);
     }
     schedule(r);

@@ -248,6 +248,27 @@ Test(rtc, alarm, .init = setup)
     cr_assert_eq(timer_queue_next(&clk.timers), TIMER_NEVER);
 }
 
+/* Found by fuzz_rtc: the sum of both did not fit into 64 bits. */
+Test(rtc, set_far_ahead_and_then_the_host_is, .init = setup)
+{
+    wr(11, 0x82);
+    wr(9, 0x99);
+    wr(RTC_CENTURY, 0x21);
+    wr(11, 0x02);
+    cr_assert_eq(rd(RTC_CENTURY), 0x21);
+    set_wall(2150, 1, 1, 0, 0, 0);
+    cr_assert_eq(rd(RTC_CENTURY), 0x22);
+    cr_assert_eq(rd(9), 0x22);
+    /* It can be set again, on the fly. */
+    wr(RTC_CENTURY, 0x20);
+    cr_assert_eq(rd(RTC_CENTURY), 0x20);
+    cr_assert_eq(rd(9), 0x22);
+    fake_clock_advance(&clk, 2 * NSEC_PER_SEC);
+    rd(12);
+    fake_clock_advance(&clk, 2 * NSEC_PER_SEC);
+    cr_assert(rd(12) & 0x10);
+}
+
 Test(rtc, memory_size_bytes)
 {
     fake_clock_init(&clk);
