@@ -383,6 +383,8 @@ static int prepare_writing(struct qcow2 *q, const struct header *h, const struct
         return damaged(r, "its refcount table is not in the file");
     q->reftable_offset = h->reftable_offset;
     q->reftable_entries = entries;
+    q->keeps_dirty_bit =
+        q->version >= 3 && !h->snapshots && q->file_end >> q->cluster_bits < QCOW2_COUNT_MAX / 2;
     err = load_entries(q, q->reftable_offset, entries, &q->reftable);
     err = err ? err : add_range(q, 0, q->cluster_size);
     err = err ? err : add_range(q, q->l1_offset, q->l1_size * 8ull);
@@ -398,7 +400,22 @@ static int prepare_writing(struct qcow2 *q, const struct header *h, const struct
     return 0;
 }
 
-/* Before the first change: what older or other programs left for the next writer to do. */
+static int write_dirty_bit(struct qcow2 *q, bool set)
+{
+    uint64_t bits = set ? q->incompatible | QCOW2_DIRTY : q->incompatible & ~QCOW2_DIRTY;
+    uint8_t field[8];
+    int err;
+
+    qcow2_put64(field, bits);
+    err = block_file_write(q->fd, QCOW2_HEADER_INCOMPATIBLE, field, sizeof(field));
+    if (!err && fdatasync(q->fd))
+        err = -errno;
+    if (!err)
+        q->incompatible = bits;
+    return err;
+}
+
+/* Before the first change: what other programs, or a crash, left for the next writer to do. */
 int qcow2_start(struct qcow2 *q)
 {
     uint8_t field[8] = {0};
@@ -411,12 +428,10 @@ int qcow2_start(struct qcow2 *q)
     }
     if (!err && q->incompatible & QCOW2_DIRTY) {
         err = qcow2_rebuild_refcounts(q);
-        if (!err) {
-            qcow2_put64(field, q->incompatible & ~QCOW2_DIRTY);
-            err = block_file_write(q->fd, QCOW2_HEADER_INCOMPATIBLE, field, sizeof(field));
-        }
-        if (!err)
-            q->incompatible &= ~QCOW2_DIRTY;
+        if (!err && !q->keeps_dirty_bit)
+            err = write_dirty_bit(q, false);
+    } else if (!err && q->keeps_dirty_bit) {
+        err = write_dirty_bit(q, true);
     }
     if (!err && fdatasync(q->fd))
         err = -errno;
@@ -449,6 +464,8 @@ int qcow2_close(struct block_image *image)
         err = qcow2_sync(q);
     if (q->corrupt)
         err = -EUCLEAN;
+    if (!err && q->started && q->keeps_dirty_bit)
+        err = write_dirty_bit(q, false);
     if (q->backing)
         block_image_close(q->backing);
     if (close(q->fd) && !err)

@@ -11,6 +11,10 @@
  * with an fdatasync between each two of them that have something to write.  References go down
  * only after the last one, and a cluster is not used again before its refcount has gone down.
  *
+ * A crash therefore costs space at worst, and not for long: the dirty bit is set in the file from
+ * the first write until it is closed, and has the next writer, us or QEMU, count references anew.
+ * Not in version 2, which has no such bit, nor with internal snapshots, which we do not count.
+ *
  * Trust.  All of the file is hostile.  Offsets are checked where they are used; data is never
  * written to a cluster that is known to hold metadata (`metadata`, a set that starts with what the
  * tables say at opening and follows every allocation).
@@ -36,6 +40,9 @@
 #define QCOW2_HEADER_REFTABLE     48
 #define QCOW2_HEADER_INCOMPATIBLE 72
 #define QCOW2_HEADER_AUTOCLEAR    88
+
+/* Clusters of a file whose references are counted at most: 4 bytes of memory each. */
+#define QCOW2_COUNT_MAX (1ull << 28)
 
 #define QCOW2_WAYS 8
 
@@ -66,6 +73,7 @@ struct qcow2 {
     uint64_t cluster_size;
     unsigned l2_bits; /* log2 of the entries of an L2 table */
     uint64_t incompatible, autoclear;
+    bool keeps_dirty_bit;
     struct block_image *backing; /* or NULL */
 
     pthread_rwlock_t lock;

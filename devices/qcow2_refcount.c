@@ -9,8 +9,6 @@
 
 #define REFTABLE_BYTES_MAX (8u << 20)
 #define FREED_MAX          16384u
-/* Clusters of a file that qcow2_rebuild_refcounts() counts at most: 4 bytes each. */
-#define REBUILD_MAX (1ull << 28)
 
 int qcow2_mark_corrupt(struct qcow2 *q)
 {
@@ -463,7 +461,7 @@ int qcow2_rebuild_refcounts(struct qcow2 *q)
     struct census c = {.clusters = clusters};
     int err;
 
-    if (clusters > REBUILD_MAX)
+    if (clusters > QCOW2_COUNT_MAX)
         return -EFBIG;
     c.count = calloc(clusters + spare, sizeof(*c.count));
     if (!c.count)

@@ -6,9 +6,9 @@
  */
 #include "../support/virtio_driver.h"
 #include "fuzz.h"
+#include "script.h"
 
 #define RAM_SIZE (2u << 20)
-#define COMMAND  16
 
 enum {
     WRITE_IO,
@@ -91,27 +91,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 /* -- A driver that behaves ----------------------------------------------------------------------
  */
-
-struct script {
-    uint8_t *out;
-    size_t len, max;
-};
-
-static void add(struct script *s, unsigned what, unsigned size_log2, unsigned offset,
-                uint64_t value, uint32_t address)
-{
-    uint8_t *c = s->out + s->len;
-
-    if (s->len + COMMAND > s->max)
-        return;
-    c[0] = (uint8_t)what;
-    c[1] = (uint8_t)size_log2;
-    c[2] = (uint8_t)offset;
-    c[3] = (uint8_t)(offset >> 8);
-    memcpy(c + 4, &value, 8);
-    memcpy(c + 12, &address, 4);
-    s->len += COMMAND;
-}
 
 static void add_desc(struct script *s, uint32_t table, unsigned i, uint64_t gpa, uint32_t len,
                      uint16_t flags, uint16_t next)

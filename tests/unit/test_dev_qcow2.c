@@ -421,6 +421,9 @@ QCOW2_TEST(kill_in_the_middle_of_writes)
         open_rw();
         cr_assert_eq(block_read(dev, 64 * MiB - 512, sector, 512), 0);
         cr_assert(sector[0] == round && sector[511] == round);
+        /* The next writer gives leaked clusters back. */
+        cr_assert_eq(block_write(dev, 0, sector, 512), 0);
+        close_and_check(false);
         cr_assert_eq(block_device_destroy(dev), 0);
         block_queue_destroy(queue);
     }
