@@ -625,6 +625,8 @@ static int run_machine(const struct options *o, struct guest_boot *b, struct dri
         cli_say("%s", *msg ? msg : strerror(-code));
         return create_failure(code);
     }
+    if (o->firmware)
+        terminal_input_at_once(t);
     code = terminal_attach(t, m);
     if (code) {
         cli_say("cannot connect the console to the machine: %s", strerror(-code));

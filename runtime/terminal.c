@@ -63,6 +63,7 @@ struct terminal {
     bool in_eof, out_lost;
     bool escaped; /* Ctrl-A was the last key */
     bool raw_wanted;
+    bool input_at_once; /* do not wait for the guest to assert RTS */
     struct event_fd *in_event, *out_event, *signal_event; /* NULL: not pollable or gone */
     struct vm_timer pace_timer; /* gives the next bytes of a pipe or file */
     uint64_t next_give;
@@ -365,7 +366,7 @@ static void give_paced(struct terminal *t)
 {
     uint64_t now = timer_now(t->pace_timer.queue);
 
-    if (!t->in_len || !chardev_ready(&t->chardev))
+    if (!t->in_len || (!t->input_at_once && !chardev_ready(&t->chardev)))
         return; /* a person types again what came too early; a pipe or file cannot */
     if (now >= t->next_give) {
         size_t run = IN_SIZE - t->in_head;
@@ -608,6 +609,11 @@ int terminal_create(struct terminal **out, char *err, size_t errlen)
 struct chardev *terminal_chardev(struct terminal *t)
 {
     return &t->chardev;
+}
+
+void terminal_input_at_once(struct terminal *t)
+{
+    t->input_at_once = true;
 }
 
 int terminal_attach(struct terminal *t, struct machine *m)

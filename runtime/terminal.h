@@ -36,6 +36,10 @@ struct chardev *terminal_chardev(struct terminal *t);
  * 0 or negative errno. */
 int terminal_attach(struct terminal *t, struct machine *m);
 
+/* Has input from a pipe or file given as soon as the guest takes it, not only once the guest says
+ * that it is ready (RTS), which SeaBIOS never does.  Before terminal_attach(). */
+void terminal_input_at_once(struct terminal *t);
+
 /* Takes the terminal off the machine; call after machine_run() and before machine_destroy(). */
 void terminal_detach(struct terminal *t);
 

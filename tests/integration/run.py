@@ -530,6 +530,117 @@ def kernel_panic_reboots():
     check(b"Unable to mount root fs" in g.output, "no panic was seen")
 
 
+# ---- Firmware ------------------------------------------------------------------------------------
+
+def installed(path, package):
+    """A file of a Debian package, or the test is skipped."""
+    if not os.path.exists(path):
+        raise Skip(f"{path} is missing (Debian: package {package})")
+    return path
+
+
+def firmware_command(*extra):
+    needs_ringshift()
+    installed("/usr/share/seabios/bios-256k.bin", "seabios")
+    command = [os.path.join(FILES.build, "ringshift"), "run", "--memory", "256M"]
+    return command + (["--verify"] if VERIFY else []) + RUN_ARGS + list(extra)
+
+
+def boot_sector(code):
+    return code + bytes(510 - len(code)) + b"\x55\xaa"
+
+
+@test
+def bios_boot_sector():
+    """SeaBIOS starts a boot sector; it writes to the debug console and leaves by the exit port."""
+    text = b"".join(b"\xb0" + bytes([c]) + b"\xe6\xe9" for c in b"hello\n")  # mov al, c; out 0xe9, al
+    with tempfile.TemporaryDirectory() as folder:
+        image, log = os.path.join(folder, "disk"), os.path.join(folder, "log")
+        for option, size in (("--disk", 1 << 20), ("--floppy", 1474560)):
+            with open(image, "wb") as f:
+                f.write(boot_sector(text + b"\xb0\x15\xe6\xf4\xf4"))  # mov al, 0x15; out 0xf4, al
+                f.truncate(size)
+            g = Guest(firmware_command(option, image, "--debugcon", log), tty=False,
+                      stdin=subprocess.DEVNULL)
+            g.wait(0x15 << 1 | 1, 60)
+            with open(log, "rb") as f:
+                said = f.read()
+            check(b"SeaBIOS" in said and b"hello\n" in said, f"{option}: the debug log is {said[-300:]!r}")
+
+
+def grub_prompt(g):
+    g.expect(r"GNU GRUB", 90)
+    g.expect(r"executed automatically", 30)
+    g.send("c")
+    g.expect(r"grub> ", 30)
+    g.send("echo rs-$prefix\r")
+    g.expect(r"rs-\(\w+[^)]*\)/boot/grub", 30)
+    g.send("halt\r")  # through APM, which SeaBIOS turns into the chipset's power-off
+    g.wait(0, 30)
+
+
+@test
+def bios_grub_cdrom():
+    iso = installed("/usr/lib/grub-rescue/grub-rescue-cdrom.iso", "grub-rescue-pc")
+    grub_prompt(Guest(firmware_command("--cdrom", iso, "--boot", "d")))
+
+
+@test
+def bios_grub_floppy():
+    image = installed("/usr/lib/grub-rescue/grub-rescue-floppy.img", "grub-rescue-pc")
+    with tempfile.NamedTemporaryFile() as padded:
+        with open(image, "rb") as f:
+            padded.write(f.read())
+        padded.truncate(1474560)
+        grub_prompt(Guest(firmware_command("--floppy", padded.name)))
+
+
+@test
+def bios_isolinux():
+    """SeaBIOS, ISOLINUX from an ISO image, and the kernel from there to its shell."""
+    loader = installed("/usr/lib/ISOLINUX/isolinux.bin", "isolinux")
+    module = installed("/usr/lib/syslinux/modules/bios/ldlinux.c32", "syslinux-common")
+    installed("/usr/bin/xorriso", "xorriso")
+    with tempfile.TemporaryDirectory() as folder:
+        tree, iso = os.path.join(folder, "tree"), os.path.join(folder, "iso")
+        os.mkdir(tree)
+        for source, name in ((loader, "isolinux.bin"), (module, "ldlinux.c32"),
+                             (FILES.guest("cloud/vmlinuz"), "vmlinuz"),
+                             (FILES.initramfs(), "initrd")):
+            shutil.copy(source, os.path.join(tree, name))
+        with open(os.path.join(tree, "isolinux.cfg"), "w") as f:
+            f.write("default linux\nlabel linux\n kernel vmlinuz\n"
+                    " append initrd=initrd console=ttyS0\n")
+        subprocess.run(["xorriso", "-as", "mkisofs", "-quiet", "-o", iso, "-b", "isolinux.bin",
+                        "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4",
+                        "-boot-info-table", tree], check=True, capture_output=True)
+        g = Guest(firmware_command("--cdrom", iso))
+        g.shell(150)
+        check("i440FX" in g.cmd("cat /sys/class/dmi/id/product_name"), "no SMBIOS in the guest")
+        g.power_off()
+
+
+@test
+def uefi_shell():
+    """OVMF to its shell; a variable that is set there is there in the next life."""
+    installed("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf")
+    with tempfile.TemporaryDirectory() as folder:
+        variables = os.path.join(folder, "vars")
+        for step in ("set", "get"):
+            g = Guest(firmware_command("--firmware", "ovmf", "--firmware-vars", variables))
+            g.expect(r"in 5 seconds to skip", 240)
+            g.send("\x1b")
+            g.expect(r"Shell> ", 60)
+            if step == "set":
+                g.send("setvar rs -guid 12345678-1234-1234-1234-123456789abc -nv -bs =0x5a\r")
+            else:
+                g.send("setvar rs -guid 12345678-1234-1234-1234-123456789abc\r")
+                g.expect(r"5A", 30)
+            g.expect(r"Shell> ", 60)
+            g.send("reset -s\r")
+            g.wait(0, 60)
+
+
 # ---- The terminal --------------------------------------------------------------------------------
 
 def one_sentence(text, pattern):
