@@ -568,14 +568,21 @@ def bios_boot_sector():
             check(b"SeaBIOS" in said and b"hello\n" in said, f"{option}: the debug log is {said[-300:]!r}")
 
 
+def type_keys(g, text):
+    """As a person types: a BIOS' keyboard buffer holds 15 keys, and SeaBIOS looks 18 times a second."""
+    for c in text:
+        g.send(c)
+        time.sleep(0.1)
+
+
 def grub_prompt(g):
     g.expect(r"GNU GRUB", 90)
     g.expect(r"executed automatically", 30)
     g.send("c")
     g.expect(r"grub> ", 30)
-    g.send("echo rs-$prefix\r")
+    type_keys(g, "echo rs-$prefix\r")
     g.expect(r"rs-\(\w+[^)]*\)/boot/grub", 30)
-    g.send("halt\r")  # through APM, which SeaBIOS turns into the chipset's power-off
+    type_keys(g, "halt\r")  # through APM, which SeaBIOS turns into the chipset's power-off
     g.wait(0, 30)
 
 
