@@ -8,8 +8,12 @@
 
 #include "cpu/vcpu.h"
 
-/* MAXPHYADDR of every model; agrees with the reserved bits of the page walk (mmu/walk.h). */
-#define CPU_PHYS_BITS 46
+/*
+ * MAXPHYADDR of every model; agrees with the reserved bits of the page walk (mmu/walk.h).  1 TiB:
+ * Debian's OVMF builds page tables for the whole of it out of 2 MiB pages, which at 46 bits are
+ * 256 MiB of tables, and jumps to address 0 where they do not fit.
+ */
+#define CPU_PHYS_BITS 40
 
 /*
  * The core crystal clock of CPUID.15H, and with it the input clock of the local APIC timer (SDM

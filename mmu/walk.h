@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 /* MAXPHYADDR: CPUID.80000008H:EAX[7:0]. Bits from here to 51 are reserved in every entry. */
-#define GUEST_PHYS_BITS 46
+#define GUEST_PHYS_BITS 40
 #define GUEST_PHYS_MASK ((1ull << GUEST_PHYS_BITS) - 1)
 
 #define PTE_P    (1ull << 0)

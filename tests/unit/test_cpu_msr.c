@@ -78,7 +78,7 @@ Test(cpu_msr, memory_types)
     expect_fault_code(wr(0x200, 0xc0000106), EXC_GP, 0);
     expect_fault_code(wr(0x201, 0x7ff), EXC_GP, 0);
     expect_fault_code(wr(0x201, 1ull << CPU_PHYS_BITS | 0x800), EXC_GP, 0);
-    cr_assert_eq(wr(0x20f, 0x3fffc0000800ull), CPU_NEXT);
+    cr_assert_eq(wr(0x20f, (1ull << CPU_PHYS_BITS) - 0x40000000 + 0x800), CPU_NEXT);
     v->gpr[RCX] = 0x210;
     expect_fault_code(RUN(0x0f, 0x32), EXC_GP, 0);
 }

@@ -82,7 +82,7 @@ static struct model_result model_walk(uint8_t *mem, uint64_t gva, char kind, boo
             break;
         }
         bool ps = e >> 7 & 1, leaf = i == 3 || (ps && (i == 1 || i == 2));
-        for (unsigned b = 46; b <= 51; b++)
+        for (unsigned b = GUEST_PHYS_BITS; b <= 51; b++)
             if (e >> b & 1)
                 bad = 2;
         if (e >> 63 && !(v->efer & EFER_NX))
@@ -314,7 +314,7 @@ Test(walk, tables_outside_ram_read_as_ones)
     cr_expect_eq(mmu_walk(v, 0, MMU_READ, &x), -1);
     cr_expect_eq(v->exc.error, PF_P | PF_RSVD);
     v->cr3 = 4096;
-    *entry_of(0, 4) = ((1ull << 46) - 4096) | PTE_P;
+    *entry_of(0, 4) = ((1ull << GUEST_PHYS_BITS) - 4096) | PTE_P;
     cr_expect_eq(mmu_walk(v, 0, MMU_WRITE, &x), -1);
     cr_expect_eq(v->exc.error, PF_P | PF_RSVD | PF_W);
     cr_expect_eq(mmu_peek(v, 0, &x), -1);
@@ -468,10 +468,10 @@ Test(walk, random_tables)
                 else if (odd < 16)
                     e |= PTE_XD;
                 else if (odd < 24)
-                    e = (e & 0xfff) | PTE_PS | (rnd() & 0x3fffc0000000ull) |
+                    e = (e & 0xfff) | PTE_PS | (rnd() & GUEST_PHYS_MASK & ~0x3fffffffull) |
                         (rnd() & 1 ? 0x1000 : 0);
                 else if (odd < 30)
-                    e = (e & 0xfff) | PTE_PS | (rnd() & 0x3fffffe00000ull);
+                    e = (e & 0xfff) | PTE_PS | (rnd() & GUEST_PHYS_MASK & ~0x1fffffull);
                 else if (odd < 31)
                     e ^= 1ull << rnd() % 64;
                 else if (odd < 32)
