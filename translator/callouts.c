@@ -682,8 +682,8 @@ static enum cpu_result do_bcd(struct vcpu *v, const struct insn *in)
         } else {
             af = false;
         }
-        set_sf_zf_pf(v, al);
         al &= 15;
+        set_sf_zf_pf(v, al); /* undefined, like OF: as Intel's processors have them */
         v->rflags &= ~(uint64_t)(FL_CF | FL_AF | FL_OF);
         v->rflags |= af ? FL_CF | FL_AF : 0;
         break;
@@ -696,10 +696,13 @@ static enum cpu_result do_bcd(struct vcpu *v, const struct insn *in)
         v->rflags &= ~(uint64_t)(FL_CF | FL_AF | FL_OF);
         break;
     case 0xd5: /* AAD */
-        al = (uint8_t)(al + ah * base);
-        ah = 0;
+        ah = (uint8_t)(ah * base);
+        al = (uint8_t)(al + ah);
         set_sf_zf_pf(v, al);
-        v->rflags &= ~(uint64_t)(FL_CF | FL_AF | FL_OF);
+        v->rflags &= ~(uint64_t)(FL_CF | FL_AF | FL_OF); /* undefined: those of the addition */
+        v->rflags |= (al < old ? FL_CF : 0) | ((al ^ old ^ ah) & FL_AF) |
+                     (((al ^ old) & (al ^ ah) & 0x80) ? FL_OF : 0);
+        ah = 0;
         break;
     default: /* SALC */
         al = cf ? 0xff : 0;

@@ -193,7 +193,7 @@ static bool vector_fields_valid(const struct prefixes *px, const struct insn *in
     } else if ((attr & (A_K_V | A_V_R | A_V_W)) && px->evex_v2) {
         return false;
     }
-    if ((attr & A_K_V) && px->vvvv > 7)
+    if ((attr & A_K_V) && px->vvvv > 7 && px->mode == MODE_64)
         return false;
     if ((attr & A_K_REG) && (px->r || px->evex_r2))
         return false;
@@ -335,9 +335,11 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
                     return invalid(out, code, p, 0);
             }
         }
-        if (mode != MODE_64) {
-            px.vvvv &= 7;
+        if (mode != MODE_64) { /* B and R' are ignored, V' must name no further register */
             px.b = 0;
+            px.evex_r2 = 0;
+            if (px.evex_v2)
+                return invalid(out, code, p, 0);
         }
         NEED(1);
         opcode = code[p];
@@ -396,6 +398,8 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
     if (enc != ENC_LEGACY) {
         if (!vector_fields_valid(&px, out, attr, is_mem))
             return invalid(out, code, p, 0);
+        if (mode != MODE_64)
+            px.vvvv &= 7; /* where it names no register, all four bits must be right */
         if (px.l == 3) /* reserved even where the length is ignored */
             return invalid(out, code, p, 0);
         out->vec_len = (uint8_t)(attr & A_LIG ? 16 : 16 << px.l);

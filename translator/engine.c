@@ -247,7 +247,11 @@ static bool verified(struct vcpu *v, const struct tb *tb)
 static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
 {
     struct bt_engine *bt = v->engine->bt;
-    uint64_t gpa;
+    uint64_t gpa, cs = bt_current_cs(v);
+    if (!vcpu_long64(v) && (uint32_t)(gva - cs) > cs >> 32) { /* before a #PF there */
+        cpu_raise_code(v, EXC_GP, 0);
+        return NULL;
+    }
     for (;;) {
         if (exec_translate(v, gva, &gpa) < 0)
             return NULL;
@@ -256,7 +260,7 @@ static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
             return NULL;
         }
         bt_lock(bt);
-        struct tb *tb = cache_lookup(bt, gva, gpa, key, bt_current_cs(v));
+        struct tb *tb = cache_lookup(bt, gva, gpa, key, cs);
         bt_unlock(bt);
         if (tb && tb->gpa2 != ~0ull) { /* is the tail still on the same page? */
             uint64_t tail;

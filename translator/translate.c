@@ -397,6 +397,17 @@ static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
         }
         return;
     }
+    if (is_legacy(x) && in->enc == ENC_VEX && in->map == MAP_0F && in->opcode == 0x77) {
+        /* VZEROUPPER, VZEROALL: of the eight registers there are (SDM vol. 2). */
+        for (unsigned r = 0; r < 8; r++) {
+            if (in->vec_len == 32) /* vpxor xmm, xmm, xmm */
+                e_bytes(e, (const uint8_t[]){0xc5, (uint8_t)(0x81 | (~r & 15) << 3), 0xef,
+                                             (uint8_t)(0xc0 | r << 3 | r)}, 4);
+            else /* vmovaps xmm, xmm */
+                e_bytes(e, (const uint8_t[]){0xc5, 0xf8, 0x28, (uint8_t)(0xc0 | r << 3 | r)}, 4);
+        }
+        return;
+    }
     /* Registers only: verbatim, around the two registers that live in memory. */
     uint16_t scratch = (1u << R10) | (1u << R11);
     for (unsigned r = R10; r <= R11; r++)
@@ -1123,8 +1134,9 @@ static void claim_page(struct bt_engine *bt, uint64_t gpa)
 
 /*
  * Encodings that mean something else to 64-bit code: 82h, an alias of 80h, and bits of VEX and EVEX
- * that other modes ignore (SDM vol. 2, 2.3.5.6, 2.7.11): the fourth bits of vvvv and of B, and W
- * where it chooses between general registers of 4 and 8 bytes.
+ * that other modes ignore (SDM vol. 2, 2.3.5.6, 2.7.11): the fourth bits of vvvv and of B, R', W
+ * where it chooses between general registers of 4 and 8 bytes, and the fourth bit of a register in
+ * an immediate.
  */
 static void make_host_encoding(struct insn *in)
 {
@@ -1134,14 +1146,20 @@ static void make_host_encoding(struct insn *in)
             in->raw[in->opcode_off] = in->opcode = 0x80;
         return;
     }
+    if (in->enc == ENC_VEX && in->map == MAP_0F3A &&
+        ((in->opcode & 0xfc) == 0x48 || in->opcode == 0x4c || (in->opcode & 0xfc) == 0x5c ||
+         (in->opcode & 0xe8) == 0x68))
+        in->raw[in->imm_off] &= 0x7f;
     if (v[0] == 0xc5)
         return;
-    v[1] |= 0x20;
+    v[1] |= in->enc == ENC_EVEX ? 0x30 : 0x20;
     v[2] |= 0x40;
-    bool dword = in->map == MAP_0F ? in->opcode == 0x6e || in->opcode == 0x7e || in->opcode == 0x2a ||
-                                         in->opcode == 0x2c || in->opcode == 0x2d
-                                   : in->map == MAP_0F3A &&
-                                         (in->opcode == 0x16 || in->opcode == 0x22);
+    unsigned pp = v[2] & 3, op = in->opcode;
+    bool convert = (in->map == MAP_0F || in->map == MAP_5) && pp >= 2 &&
+                   (op == 0x2a || op == 0x2c || op == 0x2d || op == 0x7b || op == 0x78 || op == 0x79);
+    bool move = in->map == MAP_0F ? pp == 1 && (op == 0x6e || op == 0x7e)
+                                  : in->map == MAP_0F3A && (op == 0x16 || op == 0x22);
+    bool dword = convert || move;
     if (dword || (in->flags & (INSN_REG_GPR | INSN_RM_GPR | INSN_VVVV_GPR)))
         v[2] &= 0x7f;
 }

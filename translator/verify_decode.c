@@ -366,9 +366,11 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
 {
     const uint8_t *b = v->code + off, *start = b, *end = v->code + v->size;
     cs_x86 *x = &in->detail->x86;
-    bool host_address = false, p66 = false, store, vsib = false, imm, general = false;
+    bool gs = false, a32 = false, fs = false, p66 = false, store, vsib = false, imm, general = false;
     for (; b < end && (idle_prefix(*b) || *b == 0x66 || idle_rex(b, end)); b++) {
-        host_address |= *b == 0x64 || *b == 0x65 || *b == 0x67;
+        fs |= *b == 0x64;
+        gs |= *b == 0x65;
+        a32 |= *b == 0x67;
         p66 |= *b == 0x66;
     }
     if (end - b < 3)
@@ -422,8 +424,9 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
     unsigned n = 0;
     if (mod != 3) {
         cs_x86_op *op = &x->operands[n++];
-        if (vsib || host_address || (rm == 5 && mod == 0))
-            return 0; /* also RIP-relative, 32-bit, or in a segment of the host */
+        if (vsib || fs || gs != a32 || (rm == 5 && mod == 0))
+            return 0; /* also RIP-relative, 32-bit, or in a segment of the host, but gs:[32 bits] */
+        op->mem.segment = gs ? X86_REG_GS : X86_REG_INVALID;
         op->type = X86_OP_MEM;
         op->access = store ? CS_AC_READ | CS_AC_WRITE : CS_AC_READ;
         op->mem.scale = 1;
@@ -467,6 +470,7 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
         x->operands[n++].reg = gpr[vvvv];
     }
     x->op_count = (uint8_t)n;
+    x->addr_size = a32 ? 4 : 8;
     b += imm;
     if (b > end)
         return 0;

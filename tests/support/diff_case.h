@@ -8,6 +8,10 @@
  * address.  The code ends at a HLT, which for user code is #GP at a known address.
  *
  * A case is small and self-contained: FP state and memory follow from seeds.
+ *
+ * A process tests either 64-bit code or, with diff_legacy set before anything else, 16- and 32-bit
+ * code.  That has its pages below 1 MiB, where real mode reaches them, and its segments in an LDT
+ * (diff_ldt) which the host kernel installs by modify_ldt() and the guest finds in its memory.
  */
 #ifndef RINGSHIFT_TESTS_DIFF_CASE_H
 #define RINGSHIFT_TESTS_DIFF_CASE_H
@@ -57,18 +61,127 @@ struct diff_page {
     uint64_t gva;
     unsigned flags;
 };
-static const struct diff_page diff_pages[] = {
+#define DIFF_PAGES 12u
+static const struct diff_page diff_pages64[DIFF_PAGES] = {
     {DIFF_CODE, DP_X},           {DIFF_CODE + 0x1000, DP_X}, {DIFF_CODE + 0x2000, DP_W},
     {DIFF_CODE + 0x3000, 0},     {DIFF_DATA, DP_W},          {DIFF_DATA + 0x1000, DP_W},
     {DIFF_DATA + 0x3000, 0},     {DIFF_DATA + 0x4000, DP_W}, {DIFF_STACK, DP_W},
     {DIFF_STACK + 0x1000, DP_W}, {DIFF_HIGH, DP_W},          {DIFF_HIGH + 0x1000, DP_W},
 };
-#define DIFF_PAGES      (sizeof diff_pages / sizeof diff_pages[0])
+
+/* 16- and 32-bit code: code, data, a segment that wraps (its first and last page), stack. */
+#define DIFF_LCODE  0x20000u /* X X RW                             */
+#define DIFF_LDATA  0x30000u /* RW RW none RO RW                   */
+#define DIFF_LWRAP  0x40000u /* RW ... RW: offsets 0 and F000H     */
+#define DIFF_LWRAP2 0x42000u /* RW ... the stack: offsets 0, E000H */
+#define DIFF_LSTACK 0x50000u /* RW RW                              */
+static const struct diff_page diff_pages32[DIFF_PAGES] = {
+    {DIFF_LCODE, DP_X},          {DIFF_LCODE + 0x1000, DP_X}, {DIFF_LCODE + 0x2000, DP_W},
+    {DIFF_LDATA, DP_W},          {DIFF_LDATA + 0x1000, DP_W}, {DIFF_LDATA + 0x3000, 0},
+    {DIFF_LDATA + 0x4000, DP_W}, {DIFF_LWRAP, DP_W},          {DIFF_LWRAP2, DP_W},
+    {DIFF_LWRAP + 0xf000, DP_W}, {DIFF_LSTACK, DP_W},         {DIFF_LSTACK + 0x1000, DP_W},
+};
+static bool diff_legacy; /* set once, before anything else of this is used */
+#define diff_pages      (diff_legacy ? diff_pages32 : diff_pages64)
 #define DIFF_CODE_PAGES 2u /* the first two of the table */
 
 /* Words at these offsets of the first data page are valid MXCSR images. */
 #define DIFF_MXCSR_OFF 0x40u
 #define DIFF_MXCSR_N   8u
+
+/* -- Segments of 16- and 32-bit code -------------------------------------------------------------
+ */
+
+struct diff_desc {
+    uint32_t base, limit; /* limit as in the descriptor: in pages with `pages` */
+    bool code, down, locked /* data: read-only; code: execute-only */, big, pages, absent;
+};
+static const struct diff_desc diff_ldt[] = {
+    {.base = 0,
+     .limit = 0xfffff,
+     .code = true,
+     .big = true,
+     .pages = true}, /* 0: flat 32-bit code */
+    {.base = DIFF_LCODE, .limit = 0xffff, .code = true},
+    {.base = DIFF_LCODE, .limit = 0x2fff, .code = true, .big = true},
+    {.base = DIFF_LCODE - 0x1000, .limit = 0x3fff, .code = true},
+    {.base = 0, .limit = 0xfffff, .code = true, .locked = true, .big = true, .pages = true},
+    {.base = DIFF_LCODE, .limit = 0xffff, .code = true, .locked = true},
+    {.base = 0, .limit = 0xfffff, .big = true, .pages = true}, /* 6: flat data */
+    {.base = DIFF_LDATA, .limit = 0xffff},
+    {.base = DIFF_LSTACK, .limit = 0xffff},
+    {.base = DIFF_LWRAP, .limit = 0xffff},
+    {.base = DIFF_LWRAP2, .limit = 0xffff},
+    {.base = DIFF_LSTACK, .limit = 0x1fff, .big = true},
+    {.base = DIFF_LDATA, .limit = 0x17ff, .big = true}, /* 12 */
+    {.base = DIFF_LDATA, .limit = 0xffff, .locked = true},
+    {.base = DIFF_LDATA, .limit = 0x0fff, .down = true},
+    {.base = DIFF_LDATA - 0x1000, .limit = 0x0fff, .down = true, .big = true},
+    {.base = DIFF_LDATA + 3, .limit = 1, .big = true, .pages = true},
+    {.base = 0xffff0000, .limit = 0xfffff, .big = true, .pages = true},
+    {.base = DIFF_LDATA, .limit = 0xfffff, .big = true, .pages = true}, /* 18 */
+    {.base = DIFF_LDATA, .limit = 0xffff, .absent = true},
+    {.base = DIFF_LSTACK, .limit = 0x07ff, .down = true},
+    {.base = DIFF_LDATA, .limit = 0},
+};
+#define DIFF_LDT_N  (sizeof diff_ldt / sizeof diff_ldt[0])
+#define DIFF_SEL(n) ((uint16_t)((n) << 3 | 7))
+enum { DIFF_UCS32 = 0x23, DIFF_UDS = 0x2b }; /* of Linux's GDT, flat */
+
+/* What instructions load into segment registers: mostly usable. */
+static const uint16_t diff_selectors[] = {
+    DIFF_UDS,
+    DIFF_SEL(6),
+    DIFF_SEL(7),
+    DIFF_SEL(8),
+    DIFF_SEL(9),
+    DIFF_SEL(10),
+    DIFF_SEL(11),
+    DIFF_SEL(12),
+    DIFF_SEL(13),
+    DIFF_SEL(14),
+    DIFF_SEL(15),
+    DIFF_SEL(16),
+    DIFF_SEL(17),
+    DIFF_SEL(18),
+    DIFF_SEL(20),
+    DIFF_SEL(7),
+    DIFF_SEL(18),
+    DIFF_UCS32,
+    DIFF_SEL(2),
+    DIFF_SEL(4),
+    DIFF_SEL(19),
+    DIFF_SEL(21),
+    DIFF_SEL(22),
+    0,
+    3,
+    DIFF_SEL(7) - 1,
+};
+#define DIFF_SELECTORS (sizeof diff_selectors / sizeof diff_selectors[0])
+/* They are in the first data page too, and far pointers with them. */
+#define DIFF_SEL_N     32u
+#define DIFF_SEL_OFF   0x80u
+#define DIFF_FAR32_OFF 0x100u
+#define DIFF_FAR16_OFF 0x200u
+
+static inline const struct diff_desc *diff_desc_of(uint16_t sel)
+{
+    if ((sel & 4) && (unsigned)sel >> 3 < DIFF_LDT_N)
+        return &diff_ldt[sel >> 3];
+    return sel == DIFF_UCS32 ? &diff_ldt[0] : &diff_ldt[6];
+}
+static inline uint64_t diff_desc_raw(const struct diff_desc *d)
+{
+    uint64_t access = 0x71u | (d->absent ? 0 : 0x80) | (d->code ? 8 : 0) | (d->down ? 4 : 0) |
+                      (d->locked ? 0 : 2);
+    return (d->limit & 0xffff) | (uint64_t)(d->base & 0xffffff) << 16 | access << 40 |
+           (uint64_t)(d->limit >> 16) << 48 | (d->big ? 1ull << 54 : 0) |
+           (d->pages ? 1ull << 55 : 0) | (uint64_t)(d->base >> 24) << 56;
+}
+static inline uint32_t diff_desc_limit(const struct diff_desc *d)
+{
+    return d->pages ? d->limit << 12 | 0xfff : d->limit;
+}
 
 /* What page i holds before every case: code pages HLT, the others a mix of random bits, small
  * numbers, floating-point values and pointers. */
@@ -100,24 +213,38 @@ static inline void diff_fill_page(unsigned i, uint8_t *page)
             memcpy(&x, f, 8);
             break;
         case 7:
-            x = DIFF_DATA + (x & 0x1fff);
+            if (diff_legacy) /* offsets */
+                x &= 0x1fff00001fffull;
+            else
+                x = DIFF_DATA + (x & 0x1fff);
             break;
         case 8:
-            x = DIFF_STACK + (x & 0x1fff);
+            if (!diff_legacy)
+                x = DIFF_STACK + (x & 0x1fff);
             break;
         case 9:
-            x = DIFF_CODE + (x & 0x1fff);
+            if (!diff_legacy)
+                x = DIFF_CODE + (x & 0x1fff);
             break;
         }
         memcpy(page + o, &x, 8);
     }
-    if (diff_pages[i].gva == DIFF_DATA)
+    if (diff_pages[i].gva == (diff_legacy ? DIFF_LDATA : DIFF_DATA))
         for (unsigned k = 0; k < DIFF_MXCSR_N; k++) {
             uint32_t m = (uint32_t)diff_rnd(&s) & 0xffff;
             if (k < 5)
                 m |= 0x1f80;
             memcpy(page + DIFF_MXCSR_OFF + 4 * k, &m, 4);
         }
+    if (!diff_legacy || diff_pages[i].gva != DIFF_LDATA)
+        return;
+    for (unsigned k = 0; k < DIFF_SEL_N; k++) { /* selectors; m16:32; m16:16 */
+        uint16_t sel = diff_selectors[k % DIFF_SELECTORS], off = (uint16_t)diff_rnd(&s);
+        memcpy(page + DIFF_SEL_OFF + 2 * k, &sel, 2);
+        memcpy(page + DIFF_FAR32_OFF + 8 * k + 4, &sel, 2);
+        memcpy(page + DIFF_FAR16_OFF + 4 * k, &off, 2);
+        memcpy(page + DIFF_FAR16_OFF + 4 * k + 2, &sel, 2);
+    }
 }
 
 /* -- Cases ----------------------------------------------------------------------------------------
@@ -128,13 +255,21 @@ static inline void diff_fill_page(unsigned i, uint8_t *page)
 #define DIFF_XSAVE     2688u
 #define DIFF_XMASK     0xe7u
 
+/* How the guest runs 16- and 32-bit code.  The host runs it in compatibility mode: V86 and REAL get
+ * cases that cannot tell. */
+enum diff_world { DIFF_COMPAT, DIFF_PROT, DIFF_V86, DIFF_REAL };
+
 struct diff_case {
     uint64_t gpr[16], rflags, fs_base, gs_base;
     uint64_t fp_seed;
-    uint16_t start; /* offset of the code in the code pages          */
-    uint16_t len;   /* of the code, without the HLT that ends it     */
-    uint8_t cpl;    /* 0 or 3; native code runs at 3 in either case  */
+    uint16_t start;  /* offset of the code in the code pages          */
+    uint16_t len;    /* of the code, without the HLT that ends it     */
+    uint8_t cpl;     /* 0 or 3; native code runs at 3 in either case  */
+    uint8_t bits;    /* 16 or 32: the code's size at its start; 0: 64-bit code     */
+    uint8_t world;   /* and the mode that the guest runs it in (enum diff_world)   */
+    uint16_t seg[6]; /* and selectors in diff_ldt or Linux's GDT, by enum seg      */
     uint8_t n_at;
+    uint64_t wide;               /* bit i: instruction i is 32-bit code  */
     uint16_t at[DIFF_MAX_INSNS]; /* offsets of instructions, for reports and minimising */
     uint8_t code[DIFF_MAX_CODE];
 };
@@ -145,18 +280,41 @@ struct diff_result {
     uint64_t gpr[16], rip, rflags, fs_base, gs_base;
     uint64_t cr2;
     uint32_t vector, error;
+    uint16_t seg[6];   /* of 16- and 32-bit code in protected mode           */
+    uint32_t frame_at; /* real mode: six bytes here belong to the end's frame */
     uint8_t xsave[DIFF_XSAVE] __attribute__((aligned(64)));
     uint32_t dirty; /* bit i: page i changed, to page[i] */
     uint8_t page[DIFF_PAGES][4096];
 };
 
+/* Where the code starts and ends, as an address or, in 16- and 32-bit code, an offset in CS. */
 static inline uint64_t diff_start(const struct diff_case *c)
 {
+    if (c->bits)
+        return (uint32_t)(DIFF_LCODE - diff_desc_of(c->seg[SEG_CS])->base + c->start);
     return DIFF_CODE + c->start;
 }
-static inline uint64_t diff_end(const struct diff_case *c)
+/* How far in the code an outcome is: c->len is the regular end. */
+static inline uint64_t diff_offset(const struct diff_case *c, const struct diff_result *r)
 {
-    return DIFF_CODE + c->start + c->len;
+    if (!c->bits)
+        return r->rip - diff_start(c);
+    uint16_t cs = c->world == DIFF_V86 || c->world == DIFF_REAL ? c->seg[SEG_CS] : r->seg[SEG_CS];
+    return (uint32_t)(r->rip + diff_desc_of(cs)->base - DIFF_LCODE - c->start);
+}
+static inline bool diff_at_end(const struct diff_case *c, const struct diff_result *r)
+{
+    return diff_offset(c, r) == c->len;
+}
+/* The size of the code at an offset. */
+static inline enum insn_mode diff_insn_mode(const struct diff_case *c, uint64_t off)
+{
+    if (!c->bits)
+        return MODE_64;
+    unsigned bits = c->bits;
+    for (unsigned i = 0; i < c->n_at && c->at[i] <= off; i++)
+        bits = c->wide >> i & 1 ? 32 : 16;
+    return bits == 32 ? MODE_32 : MODE_16;
 }
 
 /* -- FP state -------------------------------------------------------------------------------------
@@ -342,7 +500,13 @@ static inline int diff_report(FILE *out, const char *what, uint64_t native, uint
  *    them across its memory checks, so the image in the fault's frame is not exact (the values the
  *    guest computes with are).
  *  - MMX: the host may switch the x87 registers to MMX before it finds that the operand faults.
- *  - branches to non-canonical addresses: #GP before (Intel) or after the branch is taken.
+ *  - branches to non-canonical addresses or past a segment's limit: #GP before (Intel) or after the
+ *    branch is taken.
+ *  - accesses that run past 4 GiB: fault or wrap (SDM vol. 3, 5.3).
+ *  - MOVS, BOUND and far pointers with two faulting operands, too.
+ *  - segments: alignment or limit first; a masked operand beyond the limit faults here although no
+ *    active element is there; which part of a far pointer is read first.
+ *  - real mode: no pages, no error codes.
  *  - CMPS with two faulting operands: which comes first.
  *  - alignment checks (#AC) of masked operands and of instructions done in C: not made.
  *  - stores that convert: MXCSR may have the conversion's flags.
@@ -361,25 +525,46 @@ static inline bool diff_is_fault(uint32_t vector)
     return vector == EXC_PF || vector == EXC_GP || vector == EXC_SS || vector == EXC_AC;
 }
 
+/* May an access of the instruction that faulted run past offset 4 GiB - 1? */
+static inline bool diff_wraps(const struct insn *in, const struct diff_result *n)
+{
+    const struct insn_mem *m = &in->mem;
+    uint32_t ea = (uint32_t)m->disp;
+    if (m->base != REG_NONE)
+        ea += (uint32_t)n->gpr[m->base & 15];
+    if (m->index != REG_NONE && !(in->flags & INSN_VSIB))
+        ea += (uint32_t)n->gpr[m->index & 15] * m->scale;
+    bool string = in->op >= OP_MOVS && in->op <= OP_OUTS;
+    return (in->addr_size == 4 && ea > 0xfffff000) || (uint32_t)n->gpr[RSP] > 0xffffff00 ||
+           (string && ((uint32_t)n->gpr[RSI] > 0xfffffff0 || (uint32_t)n->gpr[RDI] > 0xfffffff0));
+}
+
 static inline struct diff_excuses
 diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct diff_result *g)
 {
     struct diff_excuses x = {0};
     struct insn in;
-    uint64_t off = g->rip - diff_start(c);
-    bool fault = diff_is_fault(g->vector) && g->rip != diff_end(c);
-    bool known = off < c->len && insn_decode(&in, c->code + off, c->len - off, MODE_64) > 0;
+    uint64_t off = diff_offset(c, g), noff = diff_offset(c, n);
+    bool fault = diff_is_fault(g->vector) && off != c->len;
+    bool known =
+        off < c->len && insn_decode(&in, c->code + off, c->len - off, diff_insn_mode(c, off)) > 0;
     if (fault && known && in.fpu == FPU_X87 && (in.flags & INSN_MEM)) {
         uint16_t fsw;
         memcpy(&fsw, n->xsave + 2, 2);
         x.all = (fsw & 0x80) || n->rip != g->rip; /* the host suppressed the access */
     }
-    if (n->vector > 31 || n->rip == diff_end(c))
+    if (c->bits && (n->vector == EXC_GP || n->vector == EXC_SS) && noff < c->len &&
+        insn_decode(&in, c->code + noff, c->len - noff, diff_insn_mode(c, noff)) > 0)
+        x.all |= diff_wraps(&in, n);
+    known =
+        off < c->len && insn_decode(&in, c->code + off, c->len - off, diff_insn_mode(c, off)) > 0;
+    x.all |= c->bits && known && (in.flags & INSN_MASKED) && noff != off &&
+             (g->vector == EXC_GP || g->vector == EXC_SS);
+    if (n->vector > 31 || noff == c->len)
         return x;
-    uint64_t noff = n->rip - diff_start(c);
     struct insn nin;
     if (n->vector == EXC_AC && noff < c->len &&
-        insn_decode(&nin, c->code + noff, c->len - noff, MODE_64) > 0)
+        insn_decode(&nin, c->code + noff, c->len - noff, diff_insn_mode(c, noff)) > 0)
         x.all |= (nin.op != OP_COPY && nin.op != OP_PUSH && nin.op != OP_POP) ||
                  (nin.flags & INSN_MASKED);
     if (diff_is_fault(n->vector) || n->vector == EXC_DE || n->vector == EXC_MF ||
@@ -389,6 +574,10 @@ diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct
         return x;
     x.branch = n->vector == EXC_GP && (int64_t)(g->rip << 16) >> 16 != (int64_t)g->rip;
     x.all |= x.branch && g->vector == EXC_DB;
+    if (c->bits && n->vector == EXC_GP && noff < c->len &&
+        insn_decode(&nin, c->code + noff, c->len - noff, diff_insn_mode(c, noff)) > 0)
+        x.branch = nin.op >= OP_JMP && nin.op <= OP_RET && g->vector == EXC_GP &&
+                   g->rip > diff_desc_limit(diff_desc_of(n->seg[SEG_CS]));
     if (!known || n->rip != g->rip)
         return x;
     bool mem = (in.flags & INSN_MEM) || in.op == OP_MASKMOV;
@@ -401,6 +590,15 @@ diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct
     x.memory = (in.fpu == FPU_X87 || in.fpu == FPU_FXSR || in.fpu == FPU_XSAVE) &&
                (in.flags & INSN_MEM_WRITE);
     x.cr2 = in.op == OP_CMPS || in.op == OP_MASKMOV || in.mem.size > 64 || in.fpu == FPU_XSAVE;
+    if (c->bits) {
+        x.vector |= fault && diff_is_fault(n->vector) &&
+                    (in.op == OP_MOVS || in.op == OP_LOAD_FAR_PTR || in.op == OP_BOUND);
+        x.cr2 |= in.op == OP_MOVS || in.op == OP_RETF || in.op == OP_IRET ||
+                 in.op == OP_LOAD_FAR_PTR || in.op == OP_BOUND;
+        bool order = (n->vector == EXC_GP || n->vector == EXC_SS) && fault;
+        x.vector |= order && (in.flags & INSN_MEM_ALIGNED);
+        x.all |= order && (in.flags & INSN_MASKED);
+    }
     x.mxcsr = in.flags & INSN_MEM_WRITE;
     x.cr2_page = in.fpu == FPU_X87;
     return x;
@@ -415,7 +613,8 @@ static inline int diff_compare(const struct diff_result *n, const struct diff_re
     int d = 0;
     char name[32];
     struct diff_excuses ex = diff_excuse(c, n, g);
-    if (ex.all)
+    bool real = c->bits && c->world == DIFF_REAL;
+    if (ex.all || (real && (n->vector == EXC_PF || n->vector == EXC_AC)))
         return 0;
     flags &= ~ex.flags;
     if (n->vector != g->vector && !ex.vector)
@@ -433,17 +632,26 @@ static inline int diff_compare(const struct diff_result *n, const struct diff_re
             if (n->cr2 != g->cr2 && !ex.cr2 && !(ex.cr2_page && (n->cr2 ^ g->cr2) < 4096))
                 d += diff_report(out, "cr2", n->cr2, g->cr2);
         }
-        if (ne != ge && !(ex.cr2 && n->cr2 != g->cr2))
+        if (ne != ge && !real && !(ex.cr2 && n->cr2 != g->cr2))
             d += diff_report(out, "error", ne, ge);
     }
-    for (unsigned i = 0; i < 16; i++)
-        if (n->gpr[i] != g->gpr[i] && !(ex.branch && i == RSP))
+    /* 16- and 32-bit code: the upper halves are undefined; legacy modes have no R8 to R15. */
+    for (unsigned i = 0; i < (c->bits && c->world != DIFF_COMPAT ? 8 : 16); i++) {
+        uint64_t unseen = c->bits && i < 8 ? ~0ull << 32 : 0;
+        if ((n->gpr[i] | unseen) != (g->gpr[i] | unseen) && !(ex.branch && i == RSP))
             d += diff_report(out, diff_reg_name[i], n->gpr[i], g->gpr[i]);
+    }
+    static const char *const segs[6] = {"es", "cs", "ss", "ds", "fs", "gs"};
+    /* The host kernel's IRET clears null selectors. */
+    for (unsigned i = 0; i < 6 && c->bits && c->world <= DIFF_PROT; i++)
+        if (((n->seg[i] ^ g->seg[i]) & (g->seg[i] & ~3 ? 0xffff : 0xfffc)) &
+            (c->cpl == 3 ? 0xffff : 0xfffc))
+            d += diff_report(out, segs[i], n->seg[i], g->seg[i]);
     if ((n->rflags ^ g->rflags) & flags)
         d += diff_report(out, "rflags", n->rflags & flags, g->rflags & flags);
-    if (n->fs_base != g->fs_base)
+    if (n->fs_base != g->fs_base && !c->bits)
         d += diff_report(out, "fs base", n->fs_base, g->fs_base);
-    if (n->gs_base != g->gs_base)
+    if (n->gs_base != g->gs_base && !c->bits)
         d += diff_report(out, "gs base", n->gs_base, g->gs_base);
 
     const uint8_t *a = n->xsave, *b = g->xsave;
@@ -498,6 +706,14 @@ static inline int diff_compare(const struct diff_result *n, const struct diff_re
         const uint8_t *pg = g->dirty >> p & 1 ? g->page[p] : pristine[p];
         if (pn == pg || ex.memory || !memcmp(pn, pg, 4096))
             continue;
+        uint8_t less[4096];
+        for (unsigned i = 0; i < 6 && real && g->frame_at; i++) {
+            uint32_t o = g->frame_at + i - (uint32_t)diff_pages[p].gva;
+            if (i == 0)
+                memcpy(less, pg, 4096), pg = less;
+            if (o < 4096)
+                less[o] = pn[o];
+        }
         unsigned shown = 0;
         for (unsigned o = 0; o < 4096 && shown < 6; o += 8)
             if (memcmp(pn + o, pg + o, 8)) {

@@ -14,13 +14,15 @@
 #include "tests/support/bt_fixture.h"
 #include "tests/support/diff_case.h"
 
-#define DIFF_SYS     0xffffb7a5d1230000ull /* GDT, IDT, handlers, TSS, two pages of stack */
-#define DIFF_SYS_GPA 0x3000000ull
-#define DIFF_PT_GPA  0x3100000ull
-#define DIFF_SYS_IDT (DIFF_SYS + 0x1000)
-#define DIFF_SYS_HND (DIFF_SYS + 0x2000)
-#define DIFF_SYS_TSS (DIFF_SYS + 0x3000)
-#define DIFF_SYS_SP  (DIFF_SYS + 0x6000)
+#define DIFF_SYS      0xffffb7a5d1230000ull /* GDT, IDT, handlers, TSS, two pages of stack */
+#define DIFF_SYS_GPA  0x3000000ull
+#define DIFF_PT_GPA   0x3100000ull
+#define DIFF_SYS_IDT  (DIFF_SYS + 0x1000)
+#define DIFF_SYS_HND  (DIFF_SYS + 0x2000)
+#define DIFF_SYS_TSS  (DIFF_SYS + 0x3000)
+#define DIFF_SYS_SP   (DIFF_SYS + 0x6000)
+#define DIFF_SYS_LDT  0x400u /* 16- and 32-bit code: in the GDT's page */
+#define DIFF_REAL_HND 0x9000u
 
 struct diff_guest {
     struct bt_fixture f;
@@ -28,6 +30,8 @@ struct diff_guest {
     uint8_t pristine[DIFF_PAGES][4096];
     const uint8_t *pristine_ptr[DIFF_PAGES];
     uint64_t pt_next;
+    enum diff_world world; /* of 16- and 32-bit code       */
+    uint64_t sys;          /* DIFF_SYS as this mode has it */
     /* The kicker: a thread that ends runaway cases and, on demand, interrupts all the time. */
     pthread_t thread;
     _Atomic bool quit, kicks, running;
@@ -35,12 +39,18 @@ struct diff_guest {
     _Atomic uint32_t patience_ms; /* how long a case may run */
 };
 
+/* Legacy protected and virtual-8086 mode: PAE paging. */
+static inline bool diff_pae(const struct diff_guest *g)
+{
+    return diff_legacy && (g->world == DIFF_PROT || g->world == DIFF_V86);
+}
+
 static inline uint64_t diff_pt_entry(struct diff_guest *g, uint64_t table, unsigned index)
 {
     uint64_t e;
     ram_read(&g->f.ram, table + 8 * index, &e, 8);
     if (!(e & 1)) {
-        e = g->pt_next | 7;
+        e = g->pt_next | (diff_pae(g) && table == DIFF_PT_GPA ? 1 : 7);
         g->pt_next += 4096;
         fx_put64(&g->f, table + 8 * index, e);
     }
@@ -50,7 +60,7 @@ static inline uint64_t diff_pt_entry(struct diff_guest *g, uint64_t table, unsig
 static inline void diff_map(struct diff_guest *g, uint64_t gva, uint64_t gpa, uint64_t flags)
 {
     uint64_t t = DIFF_PT_GPA;
-    for (int shift = 39; shift > 12; shift -= 9)
+    for (int shift = diff_pae(g) ? 30 : 39; shift > 12; shift -= 9)
         t = diff_pt_entry(g, t, (gva >> shift) & 511);
     fx_put64(&g->f, t + 8 * (gva >> 12 & 511), gpa | flags);
 }
@@ -96,10 +106,12 @@ static inline void diff_guest_setup(struct diff_guest *g)
         fx_write(f, p, zero, 4096);
     g->pt_next = DIFF_PT_GPA + 0x1000;
     for (unsigned i = 0; i < 6; i++)
-        diff_map(g, DIFF_SYS + 0x1000 * i, DIFF_SYS_GPA + 0x1000 * i, i == 2 ? 3 : 3 | 1ull << 63);
+        diff_map(g, g->sys + 0x1000 * i, DIFF_SYS_GPA + 0x1000 * i, i == 2 ? 3 : 3 | 1ull << 63);
     for (unsigned i = 0; i < DIFF_PAGES; i++) {
         /* No two neighbours in GVA are neighbours in GPA. */
         g->gpa[i] = FX_DATA + 0x3000 * (uint64_t)((i * 5) % 13) + 0x1000;
+        if (diff_legacy && g->world == DIFF_REAL)
+            g->gpa[i] = diff_pages[i].gva;
         diff_map(g, diff_pages[i].gva, g->gpa[i],
                  5 | (diff_pages[i].flags & DP_W ? 2 : 0) |
                      (diff_pages[i].flags & DP_X ? 0 : 1ull << 63));
@@ -107,24 +119,42 @@ static inline void diff_guest_setup(struct diff_guest *g)
         g->pristine_ptr[i] = g->pristine[i];
         fx_write(f, g->gpa[i], g->pristine[i], 4096);
     }
-    static const uint64_t gdt[] = {0,
-                                   0,
-                                   0x00af9b000000ffffull,
-                                   0x00cf93000000ffffull,
-                                   0,
-                                   0x00cff3000000ffffull,
-                                   0x00affb000000ffffull};
+    bool pae = diff_pae(g);
+    const uint64_t gdt[] = {0,
+                            0,
+                            pae ? 0x00cf9b000000ffffull : 0x00af9b000000ffffull,
+                            0x00cf93000000ffffull,
+                            diff_legacy ? 0x00cffb000000ffffull : 0,
+                            0x00cff3000000ffffull,
+                            0x00affb000000ffffull};
     fx_write(f, DIFF_SYS_GPA, gdt, sizeof gdt);
+    for (unsigned i = 0; i < DIFF_LDT_N; i++)
+        fx_put64(f, DIFF_SYS_GPA + DIFF_SYS_LDT + 8 * i, diff_desc_raw(&diff_ldt[i]));
     for (unsigned i = 0; i < 256; i++) {
-        uint64_t h = DIFF_SYS_HND + 16 * i, dpl = i == 3 ? 0xee00 : 0x8e00;
-        fx_put64(f, DIFF_SYS_GPA + 0x1000 + 16 * i,
-                 (h & 0xffff) | 0x10 << 16 | (dpl | 1) << 32 | (h >> 16 & 0xffff) << 48);
-        fx_put64(f, DIFF_SYS_GPA + 0x1000 + 16 * i + 8, h >> 32);
+        uint64_t h = g->sys + 0x2000 + 16 * i, dpl = i == 3 || i == 4 ? 0xee00 : 0x8e00;
+        if (pae) {
+            fx_put64(f, DIFF_SYS_GPA + 0x1000 + 8 * i,
+                     (h & 0xffff) | 0x10 << 16 | dpl << 32 | (h >> 16 & 0xffff) << 48);
+        } else {
+            fx_put64(f, DIFF_SYS_GPA + 0x1000 + 16 * i,
+                     (h & 0xffff) | 0x10 << 16 | (dpl | 1) << 32 | (h >> 16 & 0xffff) << 48);
+            fx_put64(f, DIFF_SYS_GPA + 0x1000 + 16 * i + 8, h >> 32);
+        }
         fx_write(f, DIFF_SYS_GPA + 0x2000 + 16 * i, "\xf4", 1);
+        if (diff_legacy && g->world == DIFF_REAL) {
+            uint16_t ivt[2] = {(uint16_t)(16 * i), DIFF_REAL_HND >> 4};
+            fx_write(f, 4 * i, ivt, 4);
+            fx_write(f, DIFF_REAL_HND + 16 * i, "\xf4", 1);
+        }
     }
-    uint64_t sp = DIFF_SYS_SP;
+    uint64_t sp = g->sys + 0x6000;
     fx_write(f, DIFF_SYS_GPA + 0x3000 + 4, &sp, 8);
-    fx_write(f, DIFF_SYS_GPA + 0x3000 + 36, &sp, 8);
+    if (pae) {
+        uint32_t ss0 = 0x18;
+        fx_write(f, DIFF_SYS_GPA + 0x3000 + 8, &ss0, 4);
+    } else {
+        fx_write(f, DIFF_SYS_GPA + 0x3000 + 36, &sp, 8);
+    }
     uint16_t iomap = 0x100;
     fx_write(f, DIFF_SYS_GPA + 0x3000 + 102, &iomap, 2);
     mmu_flush_all(f->v);
@@ -155,14 +185,65 @@ static inline void diff_guest_cpu(struct diff_guest *g, unsigned cpl)
     v->interrupt_shadow = 0;
 }
 
-static inline void diff_guest_start(struct diff_guest *g, const struct engine_config *cfg)
+/* The same for 16- and 32-bit code: a mode of enum diff_world, with the case's segments. */
+static inline void diff_guest_legacy(struct diff_guest *g, const struct diff_case *c)
+{
+    struct vcpu *v = g->f.v;
+    bool real_segments = c->world == DIFF_V86 || c->world == DIFF_REAL;
+    if (c->world != DIFF_COMPAT) {
+        v->efer = EFER_NX;
+        v->cr0 = CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_MP |
+                 (c->world == DIFF_REAL ? 0u : CR0_PE | CR0_PG);
+        v->cr4 = CR4_OSFXSR | CR4_OSXMMEXCPT | (v->model->xcr0_valid ? CR4_OSXSAVE : 0) |
+                 (diff_pae(g) ? CR4_PAE : 0);
+        v->gdtr.base = v->ldtr.base = (uint32_t)DIFF_SYS;
+        v->idtr = (struct dtable){(uint32_t)DIFF_SYS_IDT, 0x7ff};
+        v->tr.base = (uint32_t)DIFF_SYS_TSS;
+        v->tr.attr = 0x8b;
+        if (diff_pae(g) && !(v->pdpte[0] & 1)) {
+            ram_read(&g->f.ram, DIFF_PT_GPA, v->pdpte, sizeof v->pdpte);
+            mmu_flush_all(v);
+        }
+    }
+    if (c->world == DIFF_REAL)
+        v->idtr = (struct dtable){0, 0x3ff};
+    v->ldtr = (struct segment){
+        .sel = 0x40, .attr = 0x82, .limit = 8 * DIFF_LDT_N - 1, .base = g->sys + DIFF_SYS_LDT};
+    v->rflags =
+        c->rflags | FL_FIXED1 | FL_IF | (c->world == DIFF_V86 ? (uint64_t)(FL_VM | FL_IOPL) : 0);
+    for (unsigned i = 0; i < SEG_COUNT; i++) {
+        const struct diff_desc *d = diff_desc_of(c->seg[i]);
+        v->seg[i] = c->seg[i] & ~3 ? cpu_segment_of(c->seg[i], diff_desc_raw(d))
+                                   : (struct segment){.sel = c->seg[i]};
+        if (real_segments) {
+            v->seg[i].sel = (uint16_t)(d->base >> 4);
+            v->seg[i].attr =
+                c->world == DIFF_V86 ? 0xf3 : (v->seg[i].attr & (SEGA_DB | SEGA_G)) | 0x93;
+        }
+        if (!c->cpl && (i == SEG_CS || i == SEG_SS)) {
+            v->seg[i].attr &= ~(unsigned)SEGA_DPL;
+            v->seg[i].sel &= 0xfffc;
+        }
+    }
+    v->cpl = c->world == DIFF_V86 ? 3 : c->world == DIFF_REAL ? 0 : c->cpl;
+    cpu_mode_changed(v);
+}
+
+static inline void diff_guest_start_in(struct diff_guest *g, const struct engine_config *cfg,
+                                       enum diff_world world)
 {
     memset(g, 0, sizeof *g);
     g->patience_ms = 250;
+    g->world = world;
+    g->sys = diff_pae(g) ? (uint32_t)DIFF_SYS : DIFF_SYS;
     fx_create(&g->f, cfg);
     diff_guest_setup(g);
     diff_guest_cpu(g, 0);
     pthread_create(&g->thread, NULL, diff_guest_thread, g);
+}
+static inline void diff_guest_start(struct diff_guest *g, const struct engine_config *cfg)
+{
+    diff_guest_start_in(g, cfg, DIFF_COMPAT);
 }
 
 static inline void diff_guest_stop(struct diff_guest *g)
@@ -186,8 +267,12 @@ static inline void diff_guest_run(struct diff_guest *g, const struct diff_case *
     memcpy(v->gpr, c->gpr, sizeof v->gpr);
     v->rip = diff_start(c);
     v->rflags = c->rflags | FL_FIXED1 | FL_IF;
-    v->seg[SEG_FS].base = c->fs_base;
-    v->seg[SEG_GS].base = c->gs_base;
+    if (c->bits) {
+        diff_guest_legacy(g, c);
+    } else {
+        v->seg[SEG_FS].base = c->fs_base;
+        v->seg[SEG_GS].base = c->gs_base;
+    }
     v->cr2 = 0;
     uint8_t img[DIFF_XSAVE];
     diff_fp_make(c->fp_seed, img);
@@ -210,21 +295,51 @@ static inline void diff_guest_run(struct diff_guest *g, const struct diff_case *
     r->cr2 = v->cr2;
     r->error = 0;
     r->vector = EXC_GP; /* HLT is #GP(0) natively */
-    uint64_t h = v->rip - 1 - DIFF_SYS_HND;
+    for (unsigned i = 0; i < SEG_COUNT; i++)
+        r->seg[i] = v->seg[i].sel;
+    r->frame_at = 0;
+    bool real = c->bits && c->world == DIFF_REAL;
+    uint64_t h = v->rip - 1 - (g->sys + 0x2000);
+    if (real)
+        h = v->seg[SEG_CS].base == DIFF_REAL_HND ? v->rip - 1 : ~0ull;
     if (v->exit != VCPU_EXIT_HLT) {
         r->vector = v->exit == VCPU_EXIT_STOP ? DIFF_TIMEOUT : DIFF_OTHER;
         if (v->exit != VCPU_EXIT_STOP && v->exit_reason[0])
             fprintf(stderr, "engine: %s\n", v->exit_reason);
     } else if (h < 4096 && h % 16 == 0) {
-        uint64_t frame[6] = {0}; /* error, rip, cs, rflags, rsp, ss */
-        unsigned bytes = (unsigned)(DIFF_SYS_SP - v->gpr[RSP]);
-        if (bytes == 40 || bytes == 48)
-            ram_read(&g->f.ram, DIFF_SYS_GPA + 0x6000 - bytes, frame + (bytes == 40), bytes);
         r->vector = (uint32_t)(h / 16);
-        r->error = (uint32_t)frame[0];
-        r->rip = frame[1];
-        r->rflags = frame[3];
-        r->gpr[RSP] = frame[4];
+        unsigned bytes = (unsigned)(g->sys + 0x6000 - v->gpr[RSP]);
+        if (real) {
+            uint16_t frame[3] = {0}; /* ip, cs, flags: on the code's own stack */
+            bool big = v->seg[SEG_SS].attr & SEGA_DB;
+            uint32_t sp = (uint32_t)v->gpr[RSP];
+            r->frame_at = (uint32_t)v->seg[SEG_SS].base + (big ? sp : (uint16_t)sp);
+            ram_read(&g->f.ram, r->frame_at, frame, 6);
+            r->rip = frame[0];
+            r->rflags = frame[2] | (v->rflags & ~0xffffull);
+            r->gpr[RSP] = big ? sp + 6 : (sp & 0xffff0000) | (uint16_t)(sp + 6);
+        } else if (diff_pae(g)) {
+            uint32_t frame[10] = {0}; /* error, eip, cs, eflags, esp, ss; V86: es, ds, fs, gs */
+            unsigned plain = c->world == DIFF_V86 ? 36 : 20;
+            if (bytes == plain || bytes == plain + 4)
+                ram_read(&g->f.ram, DIFF_SYS_GPA + 0x6000 - bytes, frame + (bytes == plain), bytes);
+            r->error = frame[0];
+            r->rip = frame[1];
+            r->seg[SEG_CS] = (uint16_t)frame[2];
+            r->rflags = frame[3];
+            r->gpr[RSP] = frame[4];
+            r->seg[SEG_SS] = (uint16_t)frame[5];
+        } else {
+            uint64_t frame[6] = {0}; /* error, rip, cs, rflags, rsp, ss */
+            if (bytes == 40 || bytes == 48)
+                ram_read(&g->f.ram, DIFF_SYS_GPA + 0x6000 - bytes, frame + (bytes == 40), bytes);
+            r->error = (uint32_t)frame[0];
+            r->rip = frame[1];
+            r->seg[SEG_CS] = (uint16_t)frame[2];
+            r->rflags = frame[3];
+            r->gpr[RSP] = frame[4];
+            r->seg[SEG_SS] = (uint16_t)frame[5];
+        }
     }
     memset(r->xsave, 0, sizeof r->xsave);
     memcpy(r->xsave, v->fp_area,

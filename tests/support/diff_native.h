@@ -21,6 +21,7 @@
 #include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
+#include <asm/ldt.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -81,6 +82,33 @@ static inline void diff_wrgs(uint64_t x)
     __asm__ volatile("wrgsbase %0" : : "r"(x));
 }
 
+/* 16- and 32-bit code: DS, ES, FS and GS are not in the signal frame. */
+static void diff_worker_segments(const struct diff_case *c)
+{
+    __asm__ volatile("mov %w0, %%es" : : "r"(c->seg[SEG_ES]));
+    __asm__ volatile("mov %w0, %%ds" : : "r"(c->seg[SEG_DS]));
+    __asm__ volatile("mov %w0, %%fs" : : "r"(c->seg[SEG_FS]));
+    __asm__ volatile("mov %w0, %%gs" : : "r"(c->seg[SEG_GS]));
+}
+
+static bool diff_worker_ldt(void)
+{
+    for (unsigned i = 0; i < DIFF_LDT_N; i++) {
+        const struct diff_desc *d = &diff_ldt[i];
+        struct user_desc u = {.entry_number = i,
+                              .base_addr = d->base,
+                              .limit = d->limit,
+                              .seg_32bit = d->big,
+                              .contents = d->code ? 2 : d->down,
+                              .read_exec_only = d->locked,
+                              .limit_in_pages = d->pages,
+                              .seg_not_present = d->absent};
+        if (syscall(SYS_modify_ldt, 0x11, &u, sizeof u))
+            return false;
+    }
+    return true;
+}
+
 static void diff_worker_load(ucontext_t *uc, const struct diff_case *c)
 {
     greg_t *g = uc->uc_mcontext.gregs;
@@ -92,6 +120,12 @@ static void diff_worker_load(ucontext_t *uc, const struct diff_case *c)
     g[REG_RIP] = (greg_t)diff_start(c);
     g[REG_EFL] = (greg_t)(c->rflags | FL_FIXED1 | FL_IF);
     g[REG_CR2] = 0;
+    if (c->bits) {
+        for (unsigned i = 0; i < 8; i++)
+            g[diff_greg[i]] = (greg_t)(uint32_t)c->gpr[i];
+        g[REG_CSGSFS] = (greg_t)(c->seg[SEG_CS] | (uint64_t)c->seg[SEG_SS] << 48);
+        uc->uc_flags |= 6; /* UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS */
+    }
     diff_fp_make(c->fp_seed, img);
     memcpy(fp, img, 464); /* bytes 464-511 are the kernel's own */
     if (diff_xcr0() & 4) {
@@ -160,6 +194,9 @@ __attribute__((no_stack_protector, used)) static void diff_worker_signal(int sig
                                                                          void *ctx)
 {
     uint64_t fs = diff_rdfs(), gs = diff_rdgs();
+    uint16_t es, ds, fsel, gsel;
+    __asm__ volatile("mov %%es, %0\n\tmov %%ds, %1\n\tmov %%fs, %2\n\tmov %%gs, %3"
+                     : "=rm"(es), "=rm"(ds), "=rm"(fsel), "=rm"(gsel));
     diff_wrfs(diff_worker.own_fs);
     ucontext_t *uc = ctx;
     struct diff_shared *sh = diff_worker.sh;
@@ -182,6 +219,9 @@ __attribute__((no_stack_protector, used)) static void diff_worker_signal(int sig
         diff_worker_store(uc, r, &sh->c[sh->current]);
         r->fs_base = fs;
         r->gs_base = gs;
+        uint64_t csss = (uint64_t)uc->uc_mcontext.gregs[REG_CSGSFS];
+        uint16_t seg[6] = {es, (uint16_t)csss, (uint16_t)(csss >> 48), ds, fsel, gsel};
+        memcpy(r->seg, seg, sizeof seg);
         r->vector = sig == SIGALRM  ? DIFF_TIMEOUT
                     : sig == SIGSYS ? DIFF_OTHER
                                     : (uint32_t)uc->uc_mcontext.gregs[REG_TRAPNO];
@@ -195,6 +235,10 @@ __attribute__((no_stack_protector, used)) static void diff_worker_signal(int sig
     }
     const struct diff_case *c = &sh->c[sh->current];
     diff_worker_load(uc, c);
+    if (c->bits) {
+        diff_worker_segments(c);
+        return;
+    }
     diff_wrgs(c->gs_base);
     diff_wrfs(c->fs_base);
 }
@@ -225,6 +269,8 @@ static _Noreturn void diff_worker_main(struct diff_shared *sh, int in, int out)
         mmap(NULL, 1u << 18, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     diff_worker.sh = sh;
     diff_worker.own_fs = diff_rdfs();
+    if (diff_legacy && !diff_worker_ldt())
+        _exit(7);
     if (fd < 0 || ftruncate(fd, DIFF_PAGES * 4096))
         _exit(4);
     diff_worker.alias = mmap(NULL, DIFF_PAGES * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -342,8 +388,10 @@ static inline void diff_native_wait(struct diff_native *d)
         }
         if (b == 'D')
             return;
-        if (b >= 4 && b <= 6) {
-            fprintf(stderr, "diff: the native side cannot start (%d)\n", b);
+        if (b >= 4 && b <= 7) {
+            fprintf(stderr, "diff: the native side cannot start (%d)%s\n", b,
+                    b == 7 ? ": modify_ldt() is refused, 16- and 32-bit code cannot be tested"
+                           : "");
             abort();
         }
         d->sh->r[d->sh->current].vector = DIFF_CRASH;

@@ -2,11 +2,13 @@
  * Differential test of the translator against the host CPU (docs/testing.md).
  *
  *     diff_host [--exhaustive] [--random] [--seconds N] [--seed S] [--stride N] [--cpl 0|3]
- *               [--config NAME] [--one SEED] [--keep-going N]
+ *               [--config NAME] [--one SEED] [--keep-going N] [--mode 64|32|16] [--world W]
  *
  * --exhaustive goes through every encodable opcode with a set of operand forms (--stride N takes
  * every Nth); --random runs sequences.  Without either, both, in every configuration, sharing the
- * time.  A mismatch is printed with the code reduced to what is needed, as a line for
+ * time.  --mode 32 and --mode 16 test code of that size in each mode of the guest that has it
+ * (--world compat, prot, v86, real: only there); --cases N stops after so many cases.  A mismatch
+ * is printed with the code reduced to what is needed, as a line for
  * tests/unit/test_translator_diff.c.  Exit status 1 if there was one.
  */
 #include <getopt.h>
@@ -15,7 +17,7 @@
 
 #include "tests/support/diff_native.h"
 
-#include "tests/support/diff_gen.h"
+#include "tests/support/diff_gen32.h"
 #include "tests/support/diff_guest.h"
 #include "translator/bt.h"
 
@@ -49,14 +51,19 @@ struct run {
     bool exhaustive;
     uint64_t cases, insns, mismatches, ended[128];
     uint64_t limit; /* mismatches to report before giving up */
+    unsigned bits;  /* 64, 32, 16 */
+    enum diff_world world;
+    uint64_t max_cases, total;
 };
 
 static void print_code(const struct diff_case *c)
 {
-    csh cs;
-    if (cs_open(CS_ARCH_X86, CS_MODE_64, &cs) != CS_ERR_OK)
-        return;
+    static const cs_mode modes[] = {
+        [MODE_16] = CS_MODE_16, [MODE_32] = CS_MODE_32, [MODE_64] = CS_MODE_64};
     for (unsigned off = 0; off < c->len;) {
+        csh cs;
+        if (cs_open(CS_ARCH_X86, modes[diff_insn_mode(c, off)], &cs) != CS_ERR_OK)
+            return;
         cs_insn *in;
         char hex[48] = "";
         size_t n = cs_disasm(cs, c->code + off, c->len - off, diff_start(c) + off, 1, &in);
@@ -69,8 +76,8 @@ static void print_code(const struct diff_case *c)
         off += len;
         if (n)
             cs_free(in, n);
+        cs_close(&cs);
     }
-    cs_close(&cs);
 }
 
 static void print_case(const struct diff_case *c)
@@ -79,6 +86,14 @@ static void print_case(const struct diff_case *c)
            "     .fs_base = 0x%llx, .gs_base = 0x%llx, .len = %u,\n     .gpr = {",
            c->cpl, c->start, (unsigned long long)c->rflags, (unsigned long long)c->fp_seed,
            (unsigned long long)c->fs_base, (unsigned long long)c->gs_base, c->len);
+    if (c->bits) {
+        printf("0}, .bits = %u, .world = %u, .n_at = %u, .wide = 0x%llx, .seg = {", c->bits,
+               c->world, c->n_at, (unsigned long long)c->wide);
+        for (unsigned i = 0; i < 6; i++)
+            printf("0x%x%s", c->seg[i], i == 5 ? "},\n     .at = {" : ", ");
+        for (unsigned i = 0; i < c->n_at; i++)
+            printf("%u%s", c->at[i], i + 1 == c->n_at ? "},\n     .gpr = {" : ", ");
+    }
     for (unsigned i = 0; i < 16; i++)
         printf("0x%llx%s", (unsigned long long)c->gpr[i],
                i == 15      ? "},"
@@ -104,6 +119,8 @@ static int judge(struct run *t, const struct diff_case *c, const struct diff_res
                     n->vector == DIFF_CRASH ? "died" : "made a system call");
         return 1;
     }
+    if (c->bits && c->world == DIFF_REAL && g->vector == DIFF_OTHER)
+        return 0; /* no room on the stack for a frame: shutdown */
     return diff_compare(n, g, c, t->guest->pristine_ptr, DIFF_FLAGS, out);
 }
 
@@ -159,7 +176,7 @@ static void report(struct run *t, const struct diff_case *c, uint64_t id,
         }
         for (unsigned i = 0; i < 16; i++) { /* simplest registers that still show it */
             struct diff_case try = m;
-            try.gpr[i] = i == RSP ? DIFF_STACK + 0x1000 : 0;
+            try.gpr[i] = i != RSP ? 0 : c->bits ? c->gpr[i] : DIFF_STACK + 0x1000;
             if (fails(t, &try))
                 m = try;
         }
@@ -198,7 +215,7 @@ static void flush(struct run *t)
         t->cases++;
         t->insns += t->c[i].n_at;
         t->ended[native[i].vector & 127]++;
-        if (native[i].vector == EXC_GP && native[i].rip == diff_end(&t->c[i]))
+        if (native[i].vector == EXC_GP && diff_at_end(&t->c[i], &native[i]))
             t->ended[127]++;
         if (native[i].vector == DIFF_TIMEOUT)
             continue;
@@ -211,6 +228,22 @@ static void flush(struct run *t)
             report(t, &t->c[i], t->id[i], &native[i], &t->r[i]);
     }
     t->n = 0;
+}
+
+static const char *const world_names[] = {"compat", "prot", "v86", "real"};
+
+static bool make(struct run *t, struct diff_case *c, bool exhaustive, uint64_t i, uint64_t seed,
+                 unsigned cpl)
+{
+    if (t->bits != 64 && !exhaustive)
+        diff32_make_sequence(c, i, t->bits, t->world, cpl);
+    else if (t->bits != 64)
+        return diff32_make_single(c, i, seed, t->bits, t->world, cpl);
+    else if (exhaustive)
+        return diff_make_single(c, i, seed, cpl);
+    else
+        diff_make_sequence(c, i, cpl);
+    return true;
 }
 
 static double now(void)
@@ -228,21 +261,17 @@ static void go(struct run *t, bool exhaustive, double seconds, uint64_t seed, ui
     t->cases = t->insns = 0;
     memset(t->ended, 0, sizeof t->ended);
     uint64_t bad = t->mismatches;
-    for (uint64_t i = exhaustive ? seed % stride : 0; !exhaustive || i < DIFF_N_ALL;
+    uint64_t all = t->bits == 64 ? DIFF_N_ALL : DIFF32_N_ALL;
+    for (uint64_t i = exhaustive ? seed % stride : 0; !exhaustive || i < all;
          i += exhaustive ? stride : 1) {
         struct diff_case *c = &t->c[t->n];
         unsigned l = cpl >= 0 ? (unsigned)cpl : diff_seed(seed + i) >> 20 & 1 ? 3 : 0;
-        if (exhaustive) {
-            if (!diff_make_single(c, i, seed, l))
-                continue;
-            t->id[t->n] = i;
-        } else {
-            t->id[t->n] = seed + i;
-            diff_make_sequence(c, seed + i, l);
-        }
+        t->id[t->n] = exhaustive ? i : seed + i;
+        if (!make(t, c, exhaustive, t->id[t->n], seed, l))
+            continue;
         if (++t->n == DIFF_BATCH) {
             flush(t);
-            if (now() > until || t->mismatches > t->limit)
+            if (now() > until || t->mismatches > t->limit || t->cases >= t->max_cases)
                 break;
             if (t->config->cfg.chaos || (i & 0x3f) == 0)
                 mmu_flush_all(t->guest->f.v);
@@ -250,13 +279,15 @@ static void go(struct run *t, bool exhaustive, double seconds, uint64_t seed, ui
     }
     flush(t);
     double took = now() - start;
-    printf(
-        "%-7s %-10s %9llu cases %9llu instructions in %5.1f s (%.0f cases/s), to the end %llu%%, "
-        "mismatches %llu; ended by",
-        t->config->name, exhaustive ? "exhaustive" : "random", (unsigned long long)t->cases,
-        (unsigned long long)t->insns, took, (double)t->cases / took,
-        (unsigned long long)(t->cases ? t->ended[127] * 100 / t->cases : 0),
-        (unsigned long long)(t->mismatches - bad));
+    t->total += t->cases;
+    printf("%-7s %-6s %-10s %9llu cases %9llu instructions in %5.1f s (%.0f cases/s), to the end "
+           "%llu%%, "
+           "mismatches %llu; ended by",
+           t->config->name, t->bits == 64 ? "" : world_names[t->world],
+           exhaustive ? "exhaustive" : "random", (unsigned long long)t->cases,
+           (unsigned long long)t->insns, took, (double)t->cases / took,
+           (unsigned long long)(t->cases ? t->ended[127] * 100 / t->cases : 0),
+           (unsigned long long)(t->mismatches - bad));
     t->ended[EXC_GP] -= t->ended[127];
     for (unsigned i = 0; i < 127; i++)
         if (t->ended[i])
@@ -267,16 +298,26 @@ static void go(struct run *t, bool exhaustive, double seconds, uint64_t seed, ui
 
 int main(int argc, char **argv)
 {
-    static const struct option opts[] = {{"exhaustive", 0, 0, 'e'}, {"random", 0, 0, 'r'},
-                                         {"seconds", 1, 0, 't'},    {"seed", 1, 0, 's'},
-                                         {"stride", 1, 0, 'n'},     {"cpl", 1, 0, 'p'},
-                                         {"config", 1, 0, 'c'},     {"one", 1, 0, '1'},
-                                         {"keep-going", 1, 0, 'k'}, {0}};
+    static const struct option opts[] = {{"exhaustive", 0, 0, 'e'},
+                                         {"random", 0, 0, 'r'},
+                                         {"seconds", 1, 0, 't'},
+                                         {"seed", 1, 0, 's'},
+                                         {"stride", 1, 0, 'n'},
+                                         {"cpl", 1, 0, 'p'},
+                                         {"config", 1, 0, 'c'},
+                                         {"one", 1, 0, '1'},
+                                         {"keep-going", 1, 0, 'k'},
+                                         {"mode", 1, 0, 'm'},
+                                         {"world", 1, 0, 'w'},
+                                         {"cases", 1, 0, 'N'},
+                                         {0}};
     bool exhaustive = false, random = false;
     double seconds = 40;
     uint64_t seed = 1, stride = 0, one = 0, limit = 5;
     int cpl = -1, o;
-    const char *only = NULL;
+    unsigned bits = 64;
+    uint64_t max_cases = ~0ull;
+    const char *only = NULL, *only_world = NULL;
     while ((o = getopt_long(argc, argv, "", opts, NULL)) != -1) {
         switch (o) {
         case 'e':
@@ -306,10 +347,22 @@ int main(int argc, char **argv)
         case 'k':
             limit = strtoull(optarg, NULL, 0);
             break;
+        case 'm':
+            bits = (unsigned)atoi(optarg);
+            break;
+        case 'w':
+            only_world = optarg;
+            break;
+        case 'N':
+            max_cases = strtoull(optarg, NULL, 0);
+            break;
         default:
             return 2;
         }
     }
+    if (bits != 64 && bits != 32 && bits != 16)
+        return 2;
+    diff_legacy = bits != 64;
     if (!exhaustive && !random)
         exhaustive = random = true;
 
@@ -320,33 +373,38 @@ int main(int argc, char **argv)
         perror("diff_host");
         return 2;
     }
-    unsigned n = 0;
-    for (unsigned i = 0; i < CONFIGS; i++)
-        n += !only || !strcmp(only, configs[i].name);
+    unsigned n = 0, worlds = bits == 64 ? 1 : bits == 32 ? 2 : 4;
+    for (unsigned i = 0; i < CONFIGS * worlds; i++)
+        n += (!only || !strcmp(only, configs[i / worlds].name)) &&
+             (!only_world || !strcmp(only_world, world_names[i % worlds]));
     double share = seconds / n / (exhaustive + random);
-    for (unsigned i = 0; i < CONFIGS && t.mismatches <= limit; i++) {
-        if (only && strcmp(only, configs[i].name))
+    max_cases = max_cases == ~0ull ? max_cases : max_cases / n / (exhaustive + random) + 1;
+    for (unsigned k = 0; k < CONFIGS * worlds && t.mismatches <= limit; k++) {
+        unsigned i = k / worlds;
+        if ((only && strcmp(only, configs[i].name)) ||
+            (only_world && strcmp(only_world, world_names[k % worlds])))
             continue;
         t.native = &native;
         t.guest = &guest;
         t.config = &configs[i];
         t.limit = limit;
-        diff_guest_start(&guest, &configs[i].cfg);
+        t.bits = bits;
+        t.world = (enum diff_world)(k % worlds);
+        t.max_cases = max_cases;
+        diff_guest_start_in(&guest, &configs[i].cfg, t.world);
         guest.kicks = configs[i].kicks;
         if (one) {
             struct diff_case *c = &t.c[0];
-            if (random)
-                diff_make_sequence(c, one, cpl == 3 ? 3 : 0);
-            else if (!diff_make_single(c, one, seed, cpl == 3 ? 3 : 0))
+            if (!make(&t, c, !random, one, seed, cpl == 3 ? 3 : 0))
                 printf("no such instruction\n");
             print_code(c);
             printf("%d differences\n", run_one(&t, c, stdout));
         } else {
             if (exhaustive) /* as much of the table as the time allows, evenly */
-                go(&t, true, share, seed + i, stride ? stride : 1 + (uint64_t)(400 / (share + 1)),
-                   cpl);
+                go(&t, true, share, seed + k,
+                   stride ? stride : 1 + (uint64_t)((bits == 64 ? 400 : 100) / (share + 1)), cpl);
             if (random && t.mismatches <= limit)
-                go(&t, false, share, seed * 1000003 + i * 7919, 1, cpl);
+                go(&t, false, share, seed * 1000003 + k * 7919, 1, cpl);
         }
         uint64_t rejected = ((const struct bt_engine *)guest.f.engine)->stats.rejected;
         if (rejected) {
@@ -357,5 +415,7 @@ int main(int argc, char **argv)
         diff_guest_stop(&guest);
     }
     diff_native_stop(&native);
+    printf("%llu cases, %llu mismatches\n", (unsigned long long)t.total,
+           (unsigned long long)t.mismatches);
     return t.mismatches != 0;
 }
