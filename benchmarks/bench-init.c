@@ -11,7 +11,7 @@
  * Each line of a job file is "NAME KIND COMMAND"; a line "idle SECONDS" sleeps.  Kinds:
  *     self SECONDS PROGRAM ARG...   PROGRAM measures itself and prints RESULT lines (rsbench.c)
  *     time SECONDS PROGRAM ARG...   its runs are timed here, and what it prints is the check value
- *     sh SECONDS TEXT               the same, for a command line of the shell
+ *     sh, selfsh SECONDS TEXT       as time and self, for a command line of the shell
  * Timed programs are repeated until SECONDS have passed.
  *
  * Lines for the harness: "GUEST-INIT", "GUEST-BEGIN name", "GUEST-END name status", "GUEST-IDLE",
@@ -146,7 +146,7 @@ static void run_line(char *line)
     }
     char *argv[MAX_ARGS] = {NULL};
     unsigned argc = 0;
-    bool shell = !strcmp(kind, "sh");
+    bool itself = !strncmp(kind, "self", 4), shell = !strcmp(kind + (itself ? 4 : 0), "sh");
     if (shell) {
         argv[0] = "/bin/sh";
         argv[1] = "-c";
@@ -157,7 +157,7 @@ static void run_line(char *line)
                 argv[argc++] = w;
     }
     printf("GUEST-BEGIN %s\n", name);
-    int status = strcmp(kind, "self") ? run_timed(name, atof(time), argv) : spawn(argv, NULL);
+    int status = itself ? spawn(argv, NULL) : run_timed(name, atof(time), argv);
     if (WIFSIGNALED(status))
         printf("GUEST-END %s signal %d\n", name, WTERMSIG(status));
     else

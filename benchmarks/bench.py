@@ -132,6 +132,10 @@ def available(args, chosen):
         if program not in have and any(b.job and f"/{program} " in b.job for b in chosen):
             say(f"SKIPPED: {program} was not built (Debian: {package}), so were its benchmarks")
             chosen = [b for b in chosen if not (b.job and f"/{program} " in b.job)]
+    if any(b.group == "programs" for b in chosen) and \
+            not os.path.exists(os.path.join(args.guests, "bench/.complete")):
+        say("SKIPPED: the group programs needs 'scripts/fetch-guests --bench'")
+        chosen = [b for b in chosen if b.group != "programs"]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     for size in sorted({b.memory for b in chosen if b.group == "size" and b.memory > free}):
         say(f"SKIPPED: no {size} MiB free for the guest of size{size}")
@@ -154,6 +158,36 @@ def small_image(args, work):
     return root, archive
 
 
+def big_image(args, work):
+    """The programs of Debian's packages, with the small image's files; None if they are not there."""
+    tree = os.path.join(args.guests, "bench")
+    if not os.path.exists(os.path.join(tree, ".complete")):
+        return None
+    root = os.path.join(work, "programs")
+    image.new_root(root, os.path.join(args.guests, "busybox"))
+    image.install(root, os.path.join(args.build, "benchmarks/bench-init"), "init")
+
+    def leave_out(path):
+        name = os.path.basename(path)
+        return name.endswith((".a", ".o")) or path.startswith((
+            "usr/share", "etc", ".complete", "usr/lib/x86_64-linux-gnu/gconv",
+            "usr/lib/gcc/x86_64-linux-gnu/12/plugin", "usr/include/linux/netfilter",
+            "usr/lib/gcc/x86_64-linux-gnu/12/lto")) or "lto-dump" in name or "gprofng" in name
+
+    image.copy_tree(tree, root, leave_out)
+    for name in ("as", "ld"): # Debian's package binutils has only these links
+        os.symlink(f"x86_64-linux-gnu-{name}", os.path.join(root, "usr/bin", name))
+    here = os.path.dirname(os.path.abspath(__file__))
+    for name in os.listdir(os.path.join(here, "programs")):
+        shutil.copy(os.path.join(here, "programs", name), os.path.join(root, "data", name))
+    with open(os.path.join(root, "data/video.y4m"), "wb") as f:
+        f.write(image.video(320, 192, 16))
+    archive = os.path.join(work, "programs.cpio")
+    with open(archive, "wb") as f:
+        image.cpio_of(root, f)
+    return root, archive
+
+
 class Samples:
     """name -> environment -> list of values; and what went wrong."""
 
@@ -170,8 +204,16 @@ class Samples:
             self.checks.setdefault(name, {}).setdefault(check, set()).add(label)
 
 
-def run_group(group, chosen, env, args, root, archive, samples):
+def run_group(group, chosen, env, args, images, samples):
     mine = [b for b in chosen if b.group == group]
+    if group == "nano":
+        out = runner.run_nano(env, args)
+        note(group, env, out, samples)
+        for b in mine:
+            samples.add(b.name, env.label, out["results"].get(b.name.removeprefix("nano.")))
+        samples.add("nano.tsc", env.label, out.get("tsc_per_ns"))
+        return
+    root, archive = images["programs" if group == "programs" else "small"]
     if group in ("boot", "size"):
         if env.kind == "native":
             return
@@ -249,7 +291,9 @@ def main():
     started = time.monotonic()
     work = os.path.join(args.build, "bench")
     os.makedirs(work, exist_ok=True)
-    small = small_image(args, work)
+    images = {"small": small_image(args, work)}
+    if any(b.group == "programs" for b in chosen):
+        images["programs"] = big_image(args, work)
     samples = Samples()
     groups = [g for g in suite.GROUPS if any(b.group == g for b in chosen)]
     for i in range(args.repetitions):
@@ -257,7 +301,7 @@ def main():
             # Another one goes first each time: what follows a build or a pause differs.
             for env in envs[i % len(envs):] + envs[:i % len(envs)]:
                 begin = time.monotonic()
-                run_group(group, chosen, env, args, *small, samples)
+                run_group(group, chosen, env, args, images, samples)
                 say(f"repetition {i + 1}/{args.repetitions}, {group}, {env.label}: "
                     f"{time.monotonic() - begin:.1f} s")
     for name, checks in samples.checks.items():

@@ -51,7 +51,7 @@ def new_root(root, busybox):
     os.chmod(root, 0o755)
     if busybox:
         shutil.copy(busybox, os.path.join(root, "bin/busybox"))
-        for name in ("sh", "true", "cat", "cp", "cksum", "rm", "mkdir", "head", "tail", "ls"):
+        for name in ("sh", "true", "cat", "cp", "md5sum", "awk", "rm", "mkdir", "head", "tail", "ls"):
             os.symlink("busybox", os.path.join(root, "bin", name))
 
 
@@ -82,3 +82,21 @@ def with_jobs(image, jobs, path):
     shutil.copyfile(image, path)
     with open(path, "ab") as f:
         f.write(cpio_entry("jobs", 0o100644, jobs.encode()) + cpio_end())
+
+
+def video(width, height, frames):
+    """A raw video (YUV4MPEG2) of moving gradients, edges and noise; always the same."""
+    out = bytearray(f"YUV4MPEG2 W{width} H{height} F25:1 Ip A1:1 C420jpeg\n".encode())
+    seed = 1
+    for n in range(frames):
+        out += b"FRAME\n"
+        for y in range(height):
+            seed = (seed * 1103515245 + 12345) & 0x7fffffff
+            row = bytearray((x + 2 * n + y // 2) & 255 for x in range(width))
+            box = (3 * n + y // 8) % (width - 64)
+            row[box:box + 64] = bytes((seed >> 8) + 7 * k & 255 for k in range(64))
+            out += row
+        for plane in range(2):
+            for y in range(height // 2):
+                out += bytes((x // 2 + plane * 64 + n + y) & 255 for x in range(width // 2))
+    return bytes(out)

@@ -28,6 +28,8 @@ def spread(values):
 def collect(chosen, envs, samples, head):
     """Everything that is shown or written, from the samples."""
     data = dict(head, benchmarks={}, means={}, targets=[], failures=list(samples.failures))
+    data["tsc_ghz"] = {label: statistics.median(v)
+                       for label, v in samples.values.get("nano.tsc", {}).items()}
     native = next((e.label for e in envs if e.kind == "native"), None)
     tcg = next((e.label for e in envs if e.kind == "qemu"), None)
     for b in chosen:
@@ -49,7 +51,7 @@ def collect(chosen, envs, samples, head):
                 one["vs_native"] = one["median"] / medians[native]
             if medians.get(tcg) and label != tcg:
                 one["vs_tcg"] = one["median"] / medians[tcg]
-        if not values and b.group not in ("boot", "size"):
+        if not values and b.group not in ("boot", "size", "nano"):
             data["failures"].append(f"{b.name}: no result at all")
         data["benchmarks"][b.name] = entry
     for cls, title in suite.CLASS_TITLES.items():
@@ -113,10 +115,22 @@ def number(value):
     return f"{value:.3g}" if value < 100 else f"{value:.1f}"
 
 
+def shown(data, b, label, divisor):
+    """A benchmark's figure for one environment; with the host's cycles where that is the point."""
+    one = b["environments"].get(label)
+    if not one:
+        return "-"
+    ghz = data.get("tsc_ghz", {}).get(label)
+    cycles = f" ({one['median'] * ghz:.0f})" if b["group"] == "nano" and ghz else ""
+    return number(one["median"] / divisor) + cycles
+
+
 def scale_of(b):
     """(divisor, unit) in which a benchmark's values are short."""
     if b["group"] in ("boot", "size"):
         return 1, b["unit"]
+    if b["group"] == "nano":
+        return 1, "ns (cycles)"
     top = max((e["median"] for e in b["environments"].values()), default=0)
     for divisor, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
         if top >= 20 * divisor:
@@ -163,17 +177,17 @@ def table(data, old=None):
     columns = [l for l, _ in envs] + ([f"{l}/nat" for l in others] if native else []) + \
               ([f"tcg/{l}" for l in ours] if tcg else []) + \
               ([f"{ours[1]}/{ours[0]}"] if len(ours) == 2 else []) + (["change"] if old else [])
-    widths = [max(10, len(c) + 2) for c in columns]
+    widths = [max(16 if c in dict(envs) else 10, len(c) + 2) for c in columns]
     lines = []
     group = None
     for name, b in data["benchmarks"].items():
         if b["group"] != group:
             group = b["group"]
             lines += ["", f"{group}: {suite.GROUPS[group]}",
-                      f"{'':<16}{'':<18}" + "".join(c.rjust(w) for c, w in zip(columns, widths))]
+                      f"{'':<24}{'':<18}" + "".join(c.rjust(w) for c, w in zip(columns, widths))]
         e = b["environments"]
         divisor, unit = scale_of(b)
-        cells = [number(e[l]["median"] / divisor) if l in e else "-" for l, _ in envs]
+        cells = [shown(data, b, l, divisor) for l, _ in envs]
         if native:
             cells += [ratio(e.get(l, {}).get("vs_native")) for l in others]
         if tcg:
@@ -186,7 +200,7 @@ def table(data, old=None):
                 else (None, "")
             cells.append("-" if delta is None else f"{delta * 100:+.1f}%{mark}")
         widest = max((v["spread"] or 0 for v in e.values()), default=0)
-        lines.append(f"{name:<16}{unit[:17]:<18}" +
+        lines.append(f"{name:<24}{unit[:17]:<18}" +
                      "".join(c.rjust(w) for c, w in zip(cells, widths)) +
                      (f"  ±{widest * 100:.0f} %" if widest > 0.1 else "") +
                      ("  DIFFERENT RESULTS" if len(b["checks"]) > 1 else ""))
@@ -394,7 +408,7 @@ def html(data, old=None):
             for l, _ in envs:
                 s = e.get(l, {}).get("spread")
                 dim = f" <span class='dim'>±{s * 100:.0f}%</span>" if s is not None else ""
-                out.append(f"<td>{number(e[l]['median'] / divisor) + dim if l in e else '-'}</td>")
+                out.append(f"<td>{shown(data, b, l, divisor)}{dim}</td>")
             if native:
                 out += [f"<td>{ratio(e.get(l, {}).get('vs_native'))}</td>" for l, k in envs
                         if k != "native"]

@@ -178,3 +178,34 @@ def run_jobs(env, root, archive, jobs, args, memory):
         image.with_jobs(archive, jobs, path)
         append = f"console=ttyS0 panic=-1 {args.append}".strip()
         return run(env, env.command(args.kernel, memory, append, path), args, memory)
+
+
+def run_nano(env, args):
+    """The bare-metal benchmarks, nanoseconds for each operation.  What a tick of the TSC is follows
+    from when the first and the last of its values arrive."""
+    folder = os.path.join(args.build, "benchmarks")
+    command = [os.path.join(folder, "nano-native")] if env.kind == "native" else \
+        env.command(os.path.join(folder, "nano.elf"), 64, "none", None)
+    reader = Reader(command, args.timeout, args.verbose)
+    ticks, clock, errors, finished = {}, [], [], env.kind == "native"
+    try:
+        for now, line in reader.lines():
+            if line.startswith("NANO-CLOCK "):
+                clock.append((now, int(line.split()[1])))
+            elif line.startswith("NANO "):
+                _, name, value = line.split()
+                ticks[name] = int(value) / 1000
+            elif line.startswith("RESULT: PASS"):
+                finished = True
+            elif line.startswith(("FAIL", "fail", "RESULT: FAIL")):
+                errors.append(line)
+        reader.end()
+    finally:
+        reader.kill()
+    if reader.error or not finished:
+        errors.append(reader.error or "ended early: " + " / ".join(reader.log[-3:]))
+    if len(clock) != 2:
+        return {"results": {}, "errors": errors or ["no clock"]}
+    per_ns = (clock[1][1] - clock[0][1]) / (clock[1][0] - clock[0][0]) / 1e9
+    return {"results": {k: v / per_ns for k, v in ticks.items()}, "errors": errors,
+            "tsc_per_ns": per_ns}

@@ -25,7 +25,47 @@ INDIRECT = {"interp", "fib", "virtual", "recurse", "longjmp", "cxx-virtual"}
 # The shell of the small image: 1000 commands, each a process.
 SHELL = "i=0; while [ $i -lt 1000 ]; do /bin/true; i=$((i+1)); done; echo $i"
 COPY = ("head -c 16777216 /dev/zero > /tmp/a; for i in 1 2 3 4; do cp /tmp/a /tmp/b; done; "
-        "cksum < /tmp/b")
+        "md5sum < /tmp/b")
+
+# Programs of Debian's packages on the image "programs" (scripts/fetch-guests --bench).
+SPEED = ("openssl speed -mr -elapsed -seconds 1 -bytes 16384 {algorithm} 2>/dev/null | "
+         "busybox awk -F: '{awk}'")
+PROGRAMS = [
+    # name, classes, unit, job
+    ("python", "compute64 indirect", "run", "time {seconds} /usr/bin/python3.11 -S /data/mix.py 5"),
+    ("lua", "compute64 indirect", "run", "time {seconds} /usr/bin/lua5.4 /data/mix.lua 25"),
+    ("luajit", "compute64", "run", "time {seconds} /usr/bin/luajit /data/mix.lua 80"),
+    ("perl", "compute64 indirect", "run", "time {seconds} /usr/bin/perl /data/mix.pl 6"),
+    ("sqlite", "compute64", "run",
+     "sh {seconds} sqlite3 :memory: < /data/queries.sql"),
+    ("zlib", "compute64", "run", "time {seconds} /usr/bin/python3.11 -S /data/pack.py 3"),
+    ("gzip", "compute64", "run",
+     "sh {seconds} gzip -c < /data/video.y4m > /tmp/z && gzip -dc < /tmp/z | md5sum && md5sum < /tmp/z"),
+    ("cc1", "compute64", "run",
+     "sh {seconds} /usr/lib/gcc/x86_64-linux-gnu/12/cc1 -quiet -O2 -w -isystem /usr/include/stb "
+     "-isystem /usr/lib/gcc/x86_64-linux-gnu/12/include -imultiarch x86_64-linux-gnu "
+     "/data/font.c -o /tmp/font.s && md5sum < /tmp/font.s"),
+    ("x265", "compute64 float", "run",
+     "sh {seconds} x265 --input /data/video.y4m --preset fast --pools none --frame-threads 1 "
+     "--no-info --log-level error --no-progress 2>&1 -o /tmp/o.hevc && md5sum < /tmp/o.hevc"),
+    ("aes", "compute64 float", "16 MiB",
+     "sh {seconds} head -c 16777216 /dev/zero | openssl enc -aes-256-ctr -K 00 -iv 00 2>/dev/null | "
+     "openssl dgst -sha256"),
+    ("openssl-aes-gcm", "compute64 float", "16 KiB", "speed +F: -evp aes-256-gcm"),
+    ("openssl-sha256", "compute64 float", "16 KiB", "speed +F: -evp sha256"),
+    ("openssl-rsa-sign", "compute64 float", "signature", "speed +F2: rsa2048"),
+    ("make", "system", "project",
+     "sh {seconds} rm -rf /tmp/m && mkdir /tmp/m && make -s -f /data/Makefile OUT=/tmp/m && "
+     "md5sum < /tmp/m/libstb.a"),
+]
+
+# The bare-metal operations of nano/nano.c, in ns; see there.
+NANO = ["callret", "callind", "pushf+popf", "cpuid", "rdtsc", "syscall", "syscall-stack", "int",
+        "int-cpl0", "iret", "divzero", "pgfault", "pgfault-cpl0", "pgfault-map", "ptemod",
+        "ptemod+invlpg", "invlpg", "invlpg+touch", "cr3-2switches", "cr3-2switches-pcid",
+        "cli+sti", "pushf+cli+popf", "cr8wr", "cr0rd", "cr2rd", "clts", "rdmsr", "wrmsr", "swapgs",
+        "in", "in-none", "out", "mmio-read", "mmio-write", "timer-latency", "timer-latency-hlt",
+        "self-ipi"]
 
 MEMORY_SIZES = [256, 512, 1024, 2048, 4096, 8192]  # MiB, of the group "size"
 
@@ -50,6 +90,19 @@ def benches():
     rsbench("rsbench", "system", "", SYSTEM, "system")
     out.append(Bench("shell", "system", ("system",), "1000 commands", "sh {seconds} " + SHELL, 512))
     out.append(Bench("cp", "system", ("system",), "4 x 16 MiB", "sh {seconds} " + COPY, 512))
+    for name, classes, unit, job in PROGRAMS:
+        if job.startswith("speed "):
+            # openssl's own figures: +F:index:name:bytes a second, +F2:index:bits:signatures a second:....
+            _, where, algorithm = job.split(" ", 2)
+            tag = where
+            awk = (f'/^[+]{tag[1:]}/ {{{{ printf "RESULT {name} %.3f %.3f 0000000000000000 1\\n", '
+                   + ("1e9 / $4, 1e9 / $4" if tag == "+F2:" else "16384e9 / $4, 16384e9 / $4")
+                   + " }}")
+            job = ("selfsh {seconds} " +
+                   SPEED.replace("{algorithm}", algorithm).replace("{awk}", awk))
+        out.append(Bench(name, "programs", tuple(classes.split()), unit, job, 1024))
+    for name in NANO:
+        out.append(Bench("nano." + name, "nano", (), "operation", None, 64))
     for name, unit in (("boot.init", "s"), ("boot.memory", "MiB"), ("boot.tables", "MiB"),
                        ("boot.idle", "% CPU")):
         out.append(Bench(name, "boot", (), unit, None, 512))
@@ -63,6 +116,9 @@ GROUPS = {
     "boot": "process start to the guest's init; memory beyond guest RAM; idle CPU",
     "compute": "64-bit programs of our own",
     "compute32": "the same in 32-bit code",
+    "programs": "programs of Debian's packages (scripts/fetch-guests --bench)",
+    "nano": "virtualisation costs one by one, ns (cycles) per operation, on bare metal; native "
+            "in user mode, pgfault and divzero with the host kernel's signals",
     "system": "the operating system's work",
     "size": "cost against the size of guest memory",
 }
