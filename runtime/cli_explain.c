@@ -29,8 +29,8 @@ static const char help_text[] =
     "  --tier FORM        how memory is reached: 'soft' as code is translated first, 'window' as\n"
     "                     when it has become hot, or 'both'; both unless given\n"
     "  --after SECONDS    let the guest run so long first; unless given, it runs until a block\n"
-    "                     at the address is first reached, and not at all if the boot page\n"
-    "                     tables map the address\n"
+    "                     at the address is first reached, 20 seconds at most, and not at\n"
+    "                     all if the boot page tables map the address\n"
     "  --append STRING    its command line; 'nokaslr nopti' unless given, so that addresses are\n"
     "                     those of System.map\n"
     "  --initrd FILE      its initial RAM disk\n"
@@ -57,8 +57,9 @@ struct explain {
     struct machine *machine;
 };
 
-/* How long the guest may take to reach the address, in seconds. */
-#define REACH_LIMIT 120
+/* How long the guest may take to reach the address, in seconds.  Then what is there by now is
+ * explained: startup_64, say, runs at its physical address only. */
+#define REACH_LIMIT 20
 
 /* Prints the blocks.  bt_explain() returns the length in bytes of the guest code it showed, or
  * a negative errno: -EFAULT where the address is not mapped. */
@@ -152,12 +153,17 @@ static int run_guest(struct explain *e, struct machine *m)
                 *msg ? ": " : "", msg);
         return e->boot.load_error ? CLI_FILE : CLI_INTERNAL;
     }
-    if (!o->after) {
-        cli_say("the guest did not get to a block that starts at 0x%llx within %u seconds "
-                "(--after explains what is there without waiting for it)",
+    struct mmu_xlat x;
+    if (!o->after && (!mmu_canonical(o->at) || mmu_peek(machine_vcpu(m, 0), o->at, &x) < 0)) {
+        cli_say("the guest did not get to 0x%llx within %u seconds, and nothing is mapped there",
                 (unsigned long long)o->at, REACH_LIMIT);
         return CLI_FILE;
     }
+    if (!o->after)
+        fprintf(stderr,
+                "ringshift: the guest did not get to a block that starts at 0x%llx within %u "
+                "seconds; this is what is there by now:\n",
+                (unsigned long long)o->at, REACH_LIMIT);
     return explain(m, o, o->at_entry ? e->boot.entry.rip : o->at);
 }
 

@@ -1232,6 +1232,14 @@ def explain():
     done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--after", "4", "--tier", "both",
                "--at", "0xffffffff81000000", "--count", "3", timeout=60)
     check(done.returncode == 0 and "ffffffff81000000" in done.stdout.lower(), done.stderr)
+    # Never reached under that address, but mapped; and never mapped.
+    done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--at", "0xffffffff81000000",
+               timeout=60)
+    check(done.returncode == 0 and
+          "block 0xffffffff81000000" in done.stdout and "did not get to" in done.stderr, done.stderr)
+    done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--at", "0x5000000000", timeout=60)
+    check(done.returncode == 3 and not done.stdout, f"unmapped: {done}")
+    one_sentence(done.stderr, "nothing is mapped")
     done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--after", "4",
                "--at", "0xffffffff81000068", "--tier", "both", timeout=60)
     for text in ("stack access redirected", "stlb.kernel.wtag", "window_delta.kernel"):
