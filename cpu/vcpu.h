@@ -192,6 +192,8 @@ struct vcpu {
     _Atomic uint32_t events; /* enum vcpu_event                                                */
     _Atomic uint32_t exit_request; /* nonzero: leave translated code at the next boundary      */
     uint32_t fp_saved;   /* guest FP state is in fp_area, not in the host's registers          */
+    uint32_t ac_filled;  /* stlb[1] holds user pages, which CLAC must evict                    */
+    uint64_t ac_page;    /* user page that supervisor code touched last under AC (soft_tlb.c)  */
     uint32_t interrupt_shadow; /* STI / MOV SS: no interrupt until after the next instruction  */
     struct vcpu_bt bt;
 

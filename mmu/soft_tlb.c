@@ -60,6 +60,15 @@ static void fill(struct vcpu *v, unsigned table, uint64_t gva, const struct mmu_
     uint64_t bit = 1ull << (index & 63);
     bool readonly = v->ram->page_flags[gpa >> GUEST_PAGE_SHIFT] & RAM_PAGE_READONLY;
 
+    /* A user page that supervisor code may touch until the next CLAC: most are touched once, and
+     * evicting an entry costs more than it has saved then. */
+    if (table == 1 && x->user && (v->cr4 & CR4_SMAP)) {
+        bool again = v->ac_page == page;
+        v->ac_page = page;
+        if (!again)
+            return;
+        v->ac_filled = 1;
+    }
     invalidate(v, table, index);
     e->host = (uint64_t)(uintptr_t)(v->ram->base + gpa);
     e->info = gpa;
@@ -215,8 +224,11 @@ void mmu_flush_page(struct vcpu *v, uint64_t gva)
 
 void mmu_stlb_ac_cleared(struct vcpu *v)
 {
-    if (v->cr4 & CR4_SMAP)
+    v->ac_page = ~0ull;
+    if ((v->cr4 & CR4_SMAP) && v->ac_filled) {
         invalidate_set(v, 1, v->stlb_map[1].user);
+        v->ac_filled = 0;
+    }
 }
 
 void mmu_stlb_protect_gpa(struct vcpu *v, uint64_t gpa)

@@ -17,6 +17,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <unistd.h>
 
 #include "mmu/host_syscall.h"
@@ -556,17 +557,26 @@ void window_space_destroy(struct window_space *ws)
 
 /* ---- Windows ------------------------------------------------------------------------------- */
 
+static bool is_window_of(const struct window *w, const struct window_key *key)
+{
+    return w->used && w->key.pdpt_gpa == key->pdpt_gpa && w->key.pml4_index == key->pml4_index &&
+           w->key.tag == key->tag;
+}
+
 struct window *window_lookup(struct window_space *ws, const struct window_key *key)
 {
-    for (unsigned i = 0; i < ws->count; i++) {
-        struct window *w = &ws->window[i];
-        if (w->used && w->key.pdpt_gpa == key->pdpt_gpa && w->key.pml4_index == key->pml4_index &&
-            w->key.tag == key->tag) {
-            w->last_use = ++ws->clock;
-            return w;
-        }
+    uint64_t n = (key->pdpt_gpa >> GUEST_PAGE_SHIFT) + key->tag * 7ull + key->pml4_index;
+    uint8_t *hint = &ws->hint[(n ^ n >> 6) & 63];
+    struct window *w = &ws->window[*hint];
+
+    for (unsigned i = 0; !is_window_of(w, key); i++) {
+        if (i == ws->top)
+            return NULL;
+        w = &ws->window[i];
+        *hint = (uint8_t)i;
     }
-    return NULL;
+    w->last_use = ++ws->clock;
+    return w;
 }
 
 struct window *window_get(struct window_space *ws, const struct window_key *key,
@@ -597,6 +607,8 @@ struct window *window_get(struct window_space *ws, const struct window_key *key,
     }
     best->key = *key;
     best->used = true;
+    if (best - ws->window >= (ptrdiff_t)ws->top)
+        ws->top = (unsigned)(best - ws->window) + 1;
     best->hand = best->base;
     uint64_t slot = (uint64_t)((int64_t)((uint64_t)key->pml4_index << (WINDOW_SHIFT + 16)) >> 16);
     best->delta = best->base - slot;

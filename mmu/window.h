@@ -96,6 +96,8 @@ struct window_space {
     struct window_config cfg;
     uint64_t arena, arena_size; /* the reservation: guard, window, guard, window, ..., guard     */
     unsigned count;             /* windows in it                                                 */
+    unsigned top;               /* those from here on were never used                            */
+    uint8_t hint[64];           /* where the window of a key was last, by a hash of the key      */
     uint64_t clock;
     /* The host refused even to drop mappings, so some may be stale: the machine must stop. */
     bool failed;

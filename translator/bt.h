@@ -268,8 +268,8 @@ struct bt_engine {
     struct bt_stats stats;
 
     /* Fixed pieces of emitted code (executable addresses). */
-    uint32_t stub_enter, stub_resume, stub_resume_end, stub_exit_common, stub_exit_link,
-        stub_lookup, stub_callout, stub_prepare, stub_commit, stub_stepped, stub_hot, stub_wmiss;
+    uint32_t stub_enter, stub_resume, stub_resume_end, light_resume, light_resume_end, stub_exit_common, stub_exit_link,
+        stub_lookup, stub_callout, stub_light, stub_prepare, stub_commit, stub_stepped, stub_hot, stub_wmiss;
     uint32_t stubs_x, stubs_end;
 };
 
@@ -277,6 +277,7 @@ struct bt_engine {
 struct engine_vcpu {
     struct bt_engine *bt;
     struct exec_tlb_entry exec_tlb[EXEC_TLB_SIZE];
+    uint64_t exec_local[EXEC_TLB_SIZE / 64]; /* which of them are not of global pages */
     /* Jump-cache slots in use since the last flush, so that a flush touches only those. */
     uint32_t jc_used[2][4096];
     uint32_t jc_n[2];
@@ -301,6 +302,10 @@ struct engine_vcpu {
         bool active;
         struct exception exc[2]; /* of a skipped piece, should it be touched after all */
     } bounce;
+    struct { /* size of XSAVE images with these components: standard, compacted */
+        uint64_t rfbm;
+        unsigned size[2];
+    } image;
     uint8_t *guard; /* none, RW, none, none: pages for masked operands that fault in part */
     /* Windows of this vCPU; windows_on is false where the host cannot have them. */
     _Atomic bool map_changed; /* another thread has changed the memory map: forget it */
@@ -312,7 +317,7 @@ struct engine_vcpu {
     bool stale[WINDOW_MAX];   /* flushed while not current: revalidate before use               */
     bool nonglobal[WINDOW_MAX]; /* holds pages that are not global                              */
     struct { /* flat_windows.c */
-        bool on;
+        bool on, any;             /* usable; one has been made                           */
         bool aliased[WINDOW_MAX]; /* struct vcpu is mapped below this window             */
         uint64_t view[2];         /* GS base of user, supervisor code; 0: no window yet  */
         uint64_t null_gs;         /* GS base where there is none                         */
@@ -324,6 +329,7 @@ struct engine_vcpu {
     struct site_info site[SITE_INFO_SIZE];
     stack_t altstack;
     unsigned long long chaos_seed;
+    uint32_t chaos_light; /* chaos takes every other light callout the long way */
 };
 
 static inline void bt_lock(struct bt_engine *bt)
@@ -434,6 +440,13 @@ enum cpu_result gather_execute(struct vcpu *v, const struct insn *in);
 uint64_t bt_lookup(struct vcpu *v);
 /* engine.c: called from the callout stub; 0 = resume in the block. */
 uint64_t bt_callout(struct vcpu *v, struct callout *c);
+/* light_callout.c: is there a short cut for this instruction (of 64-bit code)? */
+bool bt_has_light_callout(const struct insn *in);
+/* Called from the light stub; 1 = done, resume at bt.resume_target; 0 = nothing has changed. Uses
+ * and sets RAX, RCX, RDX, RSI, RDI, R8 to R11 and RSP only: the others are in the host's registers. */
+uint64_t bt_light_callout(struct vcpu *v, struct callout *c);
+/* engine.c: may what the jump cache says of the current privilege be used in the current state? */
+bool bt_jump_cache_valid(const struct vcpu *v);
 /* Translates an instruction address to a GPA through the exec TLB. 0 or -1 with v->exc. */
 int exec_translate(struct vcpu *v, uint64_t gva, uint64_t *gpa);
 uint32_t bt_current_key(const struct vcpu *v);

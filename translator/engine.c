@@ -139,6 +139,11 @@ static bool key_is_seen(const struct vcpu *v, uint32_t key)
            bt_current_cs(v) == v->engine->cs_seen[sup];
 }
 
+bool bt_jump_cache_valid(const struct vcpu *v)
+{
+    return key_is_seen(v, bt_current_key(v));
+}
+
 /* -- Finding code --------------------------------------------------------------------------------- */
 
 int exec_translate(struct vcpu *v, uint64_t gva, uint64_t *gpa)
@@ -159,6 +164,11 @@ int exec_translate(struct vcpu *v, uint64_t gva, uint64_t *gpa)
         return -1;
     e->gva_page = tag;
     e->gpa_page = (x.gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) | x.global;
+    unsigned slot = (unsigned)(e - ev->exec_tlb);
+    if (!x.global)
+        ev->exec_local[slot / 64] |= 1ull << (slot & 63);
+    else
+        ev->exec_local[slot / 64] &= ~(1ull << (slot & 63));
     *gpa = x.gpa;
     return 0;
 }
@@ -193,11 +203,8 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     if (ev->bt->cfg.trace_mask & TRACE_MMU)
         trace_flush(ev->bt, v, kind, gva);
     windows_on_flush(v, kind, gva);
-    if (kind == MMU_FLUSHED_PCID) {
+    if (kind == MMU_FLUSHED_PCID) { /* the exec TLB holds nothing of it: a CR3 write emptied it */
         jump_cache_flush_pcid(v, (unsigned)gva);
-        for (unsigned i = 0; i < EXEC_TLB_SIZE; i++)
-            if (ev->exec_tlb[i].gva_page & 1)
-                ev->exec_tlb[i].gva_page = ~0ull;
         return;
     }
     if (kind == MMU_FLUSHED_PAGE) {
@@ -210,9 +217,13 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
         return;
     }
     bool all = kind == MMU_FLUSHED_ALL;
-    for (unsigned i = 0; i < EXEC_TLB_SIZE; i++)
-        if (all || !(ev->exec_tlb[i].gpa_page & 1))
-            ev->exec_tlb[i].gva_page = ~0ull;
+    for (unsigned i = 0; all && i < EXEC_TLB_SIZE; i++)
+        ev->exec_tlb[i].gva_page = ~0ull;
+    for (unsigned word = 0; word < EXEC_TLB_SIZE / 64; word++) {
+        for (uint64_t bits = ev->exec_local[word]; bits; bits &= bits - 1)
+            ev->exec_tlb[64 * word + (unsigned)__builtin_ctzll(bits)].gva_page = ~0ull;
+        ev->exec_local[word] = 0;
+    }
     if (all || ev->jc_sup_nonglobal) {
         jump_cache_flush(v, false);
         ev->jc_cr3 = v->cr3;

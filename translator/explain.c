@@ -97,6 +97,7 @@ static const char *stub_name(const struct bt_engine *bt, uint64_t x)
         const char *name;
     } stub[] = {
         {bt->stub_lookup, "<lookup>"},   {bt->stub_callout, "<callout>"},
+        {bt->stub_light, "<light callout>"},
         {bt->stub_prepare, "<prepare>"}, {bt->stub_commit, "<commit>"},
         {bt->stub_stepped, "<stepped>"}, {bt->stub_hot, "<hot>"},
         {bt->stub_wmiss, "<wmiss>"},     {bt->stub_exit_link, "<link>"},
@@ -206,7 +207,7 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
         const char *stub = stub_name(bt, value);
         struct tb *to;
         f->in_c |= value == bt->stub_prepare;
-        if (value == bt->stub_callout)
+        if (value == bt->stub_callout || value == bt->stub_light)
             f->callout = true;
         if (stub)
             snprintf(text, size, "%s %s", i->mnemonic, stub);
@@ -234,7 +235,7 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
         uint64_t next = 0;
         char name[64] = "";
         jump_target(&w->host[at + 1], &next);
-        if (next == bt->stub_callout) {
+        if (next == bt->stub_callout || next == bt->stub_light) {
             f->record = (const struct callout *)(uintptr_t)value;
             snprintf(name, sizeof(name), "callout{%s}", f->record->insn.mnemonic);
         } else if (next == bt->stub_prepare || next == bt->stub_commit || next == bt->stub_wmiss) {

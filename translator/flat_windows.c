@@ -199,12 +199,12 @@ static void look_up_views(struct vcpu *v)
 void flat_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
 {
     struct engine_vcpu *ev = v->engine;
-    if (!ev->flat.on)
+    if (!ev->flat.any)
         return;
     unsigned pcid = kind == MMU_FLUSHED_PCID ? (unsigned)gva
                     : v->cr4 & CR4_PCIDE    ? v->cr3 & 0xfff
                                             : 0;
-    for (unsigned i = 0; i < ev->ws.count; i++) {
+    for (unsigned i = 0; i < ev->ws.top; i++) {
         struct window *w = &ev->ws.window[i];
         if (!is_flat(w) || (w->key.tag == FLAT_IDENTITY && kind != MMU_FLUSHED_ALL))
             continue;
@@ -240,6 +240,7 @@ bool flat_open(struct vcpu *v)
     struct window *w = window_get(&ev->ws, &key, NULL);
     if (!w || !attach(v, w))
         return false;
+    ev->flat.any = true;
     if (ev->stale[w - ev->ws.window])
         window_flush(&ev->ws, w, false, flat_probe(w), v);
     ev->stale[w - ev->ws.window] = false;

@@ -125,7 +125,10 @@ static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc)
     if (in_stubs(bt, pc)) {
         if (pc >= bt->stub_resume && pc < bt->stub_resume_end && !(*efl & FL_TF))
             uc->uc_mcontext.gregs[REG_RIP] = bt->stub_resume;
-        else if (!(pc >= bt->stub_resume && pc < bt->stub_resume_end))
+        else if (pc >= bt->light_resume && pc < bt->light_resume_end) {
+            uc->uc_mcontext.gregs[REG_RIP] = bt->light_resume;
+            *efl &= ~(greg_t)FL_TF;
+        } else if (!(pc >= bt->stub_resume && pc < bt->stub_resume_end))
             *efl &= ~(greg_t)FL_TF; /* the C side looks at exit_request */
         return;
     }

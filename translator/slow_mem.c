@@ -126,6 +126,37 @@ bool bt_guard_fault(struct vcpu *v, uint64_t address)
     return true;
 }
 
+/*
+ * Where the state image at gva can be used as it lies: RAM without translated code, in one piece on
+ * the host too.  NULL if it must be copied, or if the copy will find a fault.  An image written in
+ * place must hold no host address, which only x87 state can (XGETBV with ECX = 1: SDM vol. 1,
+ * 13.6).
+ */
+static uint8_t *image_in_place(struct vcpu *v, const struct mem_site *s, uint64_t gva,
+                               unsigned size)
+{
+    uint64_t first = GUEST_PAGE_SIZE - (gva & (GUEST_PAGE_SIZE - 1)), gpa[2];
+    void *host[2];
+    struct exception saved = v->exc;
+
+    if (s->flags & SITE_FIP) {
+        uint64_t in_use;
+        if (cpu_xgetbv(v, 1, &in_use) != CPU_NEXT || (in_use & 1)) {
+            v->exc = saved;
+            return NULL;
+        }
+    }
+    if (size > GUEST_PAGE_SIZE || (!vcpu_long64(v) && (uint32_t)(gva + size) < (uint32_t)gva) ||
+        mmu_translate(v, gva, s->access, s->flags & SITE_STACK, &host[0], &gpa[0]) != MMU_RAM ||
+        (size > first && (mmu_translate(v, gva + first, s->access, s->flags & SITE_STACK, &host[1],
+                                        &gpa[1]) != MMU_RAM ||
+                          gpa[1] != gpa[0] + first))) {
+        v->exc = saved;
+        return NULL;
+    }
+    return host[0];
+}
+
 static uint64_t prepare(struct vcpu *v, struct mem_site *s)
 {
     struct engine_vcpu *ev = v->engine;
@@ -137,7 +168,13 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
         v->bt.xsave_rax = v->gpr[RAX];
         v->bt.xsave_rdx = v->gpr[RDX];
         uint64_t rfbm = ((v->gpr[RDX] << 32) | (uint32_t)v->gpr[RAX]) & v->xcr0;
-        size = xstate_size(rfbm, s->insn->op == OP_XSAVEC);
+        bool compacted = s->insn->op == OP_XSAVEC;
+        if (ev->image.rfbm != rfbm || !ev->image.size[compacted]) {
+            ev->image.rfbm = rfbm;
+            ev->image.size[0] = xstate_size(rfbm, false);
+            ev->image.size[1] = xstate_size(rfbm, true);
+        }
+        size = ev->image.size[compacted];
     }
     if ((s->flags & SITE_SEG) && cpu_linear(v, s->seg, gva, size, s->access, &gva))
         return 0;
@@ -169,13 +206,24 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
         }
     }
     if (s->flags & SITE_XSAVE) {
-        uint64_t r = bounce(v, s, gva, size);
+        uint64_t r = s->resume_bounce;
+        uint8_t *image = image_in_place(v, s, gva, size);
+        if (image) {
+            ev->bounce.active = false;
+            v->bt.r10 = (uint64_t)(uintptr_t)image;
+            r = resume_at(v, r);
+        } else {
+            r = bounce(v, s, gva, size);
+            image = ev->bounce.src;
+        }
         if (!r)
             return 0;
+        /* If another processor changes an image in place now, the host's checks and the mask in
+         * EDX:EAX remain. */
         if (s->insn->op == OP_XRSTOR) {
             uint64_t bv, comp;
-            __builtin_memcpy(&bv, ev->bounce.src + 512, 8);
-            __builtin_memcpy(&comp, ev->bounce.src + 520, 8);
+            __builtin_memcpy(&bv, image + 512, 8);
+            __builtin_memcpy(&comp, image + 520, 8);
             if ((bv & ~v->xcr0) || ((comp & ~(1ull << 63)) & ~v->xcr0)) {
                 cpu_raise_code(v, EXC_GP, 0);
                 return 0;

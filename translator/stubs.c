@@ -30,13 +30,9 @@ static void e_store_imm32_gs(struct emitter *e, uint32_t off, uint32_t imm) /* m
     e32(e, imm);
 }
 
-/* Guest state to vcpu, host stack, DF clear. Keeps R10 and R11. */
-static void save_all(struct emitter *e)
+/* On the host stack. Clears DF. */
+static void save_flags(struct emitter *e)
 {
-    for (unsigned r = 0; r < 16; r++)
-        if (r != R10 && r != R11)
-            e_store_gs(e, GPR_OFF(r), r);
-    e_load_gs(e, RSP, VCPU_OFF(host_rsp));
     e8(e, 0x9c); /* pushfq */
     e8(e, 0x65); /* pop qword gs:[hflags] */
     e8(e, 0x8f);
@@ -46,11 +42,102 @@ static void save_all(struct emitter *e)
     e8(e, 0xfc); /* cld */
 }
 
+/* Guest state to vcpu, host stack, DF clear. Keeps R10 and R11. */
+static void save_all(struct emitter *e)
+{
+    for (unsigned r = 0; r < 16; r++)
+        if (r != R10 && r != R11)
+            e_store_gs(e, GPR_OFF(r), r);
+    e_load_gs(e, RSP, VCPU_OFF(host_rsp));
+    save_flags(e);
+}
+
+/* ZF = no TF and no DF among the flags to resume with */
+static void test_tf_df(struct emitter *e)
+{
+    e_bytes(e, (const uint8_t[]){0x65, 0xf7, 0x04, 0x25}, 4); /* test dword gs:[hflags], imm */
+    e32(e, BT_OFF(hflags));
+    e32(e, FL_TF | FL_DF);
+}
+
+/* The arithmetic flags without POPF, which takes ten times as long. Changes RAX. */
+static void load_flags(struct emitter *e)
+{
+    e_bytes(e, (const uint8_t[]){0x65, 0x8a, 0x04, 0x25}, 4); /* mov al, gs:[hflags + 1] */
+    e32(e, BT_OFF(hflags) + 1);
+    e_bytes(e, (const uint8_t[]){0xc0, 0xe0, 0x04}, 3);       /* shl al, 4: OF becomes the sign */
+    e_bytes(e, (const uint8_t[]){0x00, 0xc0}, 2);             /* add al, al: OF = it has changed */
+    e_bytes(e, (const uint8_t[]){0x65, 0x8a, 0x24, 0x25}, 4); /* mov ah, gs:[hflags] */
+    e32(e, BT_OFF(hflags));
+    e8(e, 0x9e); /* sahf */
+}
+
+static void jmp_resume_target(struct emitter *e)
+{
+    e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[resume_target] */
+    e32(e, BT_OFF(resume_target));
+}
+
 static void call_c(struct emitter *e, uintptr_t fn)
 {
     e_mov_imm(e, RAX, fn);
     e8(e, 0xff);
     e8(e, 0xd0);
+}
+
+/*
+ * The light stub: as the callout stub, but C code is asked for a short cut first, with the
+ * registers that it preserves anyway left alone.  light_resume is restartable, as resume is: until
+ * its last jump it only loads what is in vcpu memory.
+ */
+static void emit_light(struct bt_engine *bt, struct emitter *e, uint64_t leave)
+{
+    static const uint8_t clobbered[] = {RAX, RCX, RDX, RSI, RDI, R8, R9};
+    static const uint8_t kept[] = {RBX, RBP, R12, R13, R14, R15};
+
+    bt->stub_light = (uint32_t)emit_here(e);
+    for (unsigned i = 0; i < sizeof clobbered; i++)
+        e_store_gs(e, GPR_OFF(clobbered[i]), clobbered[i]);
+    e_store_gs(e, GPR_OFF(RSP), RSP);
+    e_store_gs(e, BT_OFF(r10), R10);
+    e_load_gs(e, RSP, VCPU_OFF(host_rsp));
+    save_flags(e);
+    e_load_gs(e, RDI, BT_OFF(self));
+    e_mov_rr(e, RSI, R10);
+    call_c(e, (uintptr_t)bt_light_callout);
+    e_bytes(e, (const uint8_t[]){0x85, 0xc0}, 2); /* test eax, eax */
+    uint8_t *declined = e_jcc_fwd(e, CC_E);
+
+    bt->light_resume = (uint32_t)emit_here(e);
+    e_bytes(e, (const uint8_t[]){0x65, 0x83, 0x3c, 0x25}, 4); /* cmp dword gs:[exit_request], 0 */
+    e32(e, VCPU_OFF(exit_request));
+    e8(e, 0);
+    uint8_t *request = e_jcc_fwd(e, CC_NE);
+    test_tf_df(e);
+    uint8_t *popf = e_jcc_fwd(e, CC_NE);
+    load_flags(e);
+    for (unsigned i = 0; i < sizeof clobbered; i++)
+        e_load_gs(e, clobbered[i], GPR_OFF(clobbered[i]));
+    e_load_gs(e, R10, BT_OFF(r10));
+    e_load_gs(e, RSP, GPR_OFF(RSP));
+    jmp_resume_target(e);
+    bt->light_resume_end = (uint32_t)emit_here(e);
+
+    e_fix_here(e, request);
+    e_fix_here(e, popf);
+    for (unsigned i = 0; i < sizeof kept; i++)
+        e_store_gs(e, GPR_OFF(kept[i]), kept[i]);
+    e_jmp(e, bt->stub_resume);
+
+    e_fix_here(e, declined);
+    for (unsigned i = 0; i < sizeof kept; i++)
+        e_store_gs(e, GPR_OFF(kept[i]), kept[i]);
+    e_load_gs(e, RDI, BT_OFF(self));
+    e_load_gs(e, RSI, BT_OFF(r10));
+    call_c(e, (uintptr_t)bt_callout);
+    e_bytes(e, (const uint8_t[]){0x85, 0xc0}, 2); /* test eax, eax */
+    e_jcc(e, CC_E, bt->stub_resume);
+    e_jmp(e, leave);
 }
 
 void stubs_emit(struct bt_engine *bt, struct cache_region *r)
@@ -83,6 +170,16 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
     e32(e, BT_OFF(hflags));
     e32(e, FL_TF);
     e_fix_here(e, no_request);
+    test_tf_df(e);
+    uint8_t *popf = e_jcc_fwd(e, CC_NE);
+    load_flags(e);
+    for (unsigned g = 0; g < 16; g++)
+        if (g != RSP && g != R10 && g != R11)
+            e_load_gs(e, g, GPR_OFF(g));
+    e_load_gs(e, R10, BT_OFF(r10));
+    e_load_gs(e, RSP, GPR_OFF(RSP));
+    jmp_resume_target(e);
+    e_fix_here(e, popf);
     for (unsigned g = 0; g < 16; g++)
         if (g != RSP && g != R10 && g != R11)
             e_load_gs(e, g, GPR_OFF(g));
@@ -91,8 +188,7 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
     e32(e, BT_OFF(hflags));
     e8(e, 0x9d); /* popfq */
     e_load_gs(e, RSP, GPR_OFF(RSP));
-    e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[resume_target] */
-    e32(e, BT_OFF(resume_target));
+    jmp_resume_target(e);
     bt->stub_resume_end = (uint32_t)emit_here(e);
 
     bt->stub_exit_common = (uint32_t)emit_here(e);
@@ -145,6 +241,8 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
     e_bytes(e, (const uint8_t[]){0x85, 0xc0}, 2); /* test eax, eax */
     e_jcc(e, CC_E, bt->stub_resume);
     e_jmp(e, leave);
+
+    emit_light(bt, e, leave);
 
     uint32_t *mem_stub[2] = {&bt->stub_prepare, &bt->stub_commit};
     uintptr_t mem_fn[2] = {(uintptr_t)bt_mem_prepare, (uintptr_t)bt_mem_commit};

@@ -35,8 +35,12 @@ static enum insn_rule rule_of(const struct insn *in, uint32_t key)
     bool cpl0 = !(key & (KEY_USER | KEY_CPL_MASK)) && !(key & KEY_ONE_INSN);
     switch (in->op) {
     /* The hot ones of a kernel's entry, exit and locking paths have an inline form at CPL 0. */
-    case OP_CLI: case OP_PUSHF: case OP_SWAPGS:
+    case OP_CLI: case OP_PUSHF: case OP_SWAPGS: case OP_STAC: case OP_CLAC:
         return cpl0 ? RULE_NATIVE : RULE_CALLOUT;
+    case OP_MOV_FROM_CR: /* not CR8, and what is #UD */
+        return cpl0 && in->reg <= 4 && in->reg != 1 ? RULE_NATIVE : RULE_CALLOUT;
+    case OP_WRFSBASE: case OP_WRGSBASE:
+        return cpl0 && (key & KEY_FSGSBASE) ? RULE_NATIVE : RULE_CALLOUT;
     case OP_STI:
         return cpl0 ? RULE_NATIVE : RULE_CALLOUT_END;
     case OP_RDFSBASE: case OP_RDGSBASE:
@@ -57,10 +61,9 @@ static enum insn_rule rule_of(const struct insn *in, uint32_t key)
     case OP_MOVS: case OP_CMPS: case OP_STOS: case OP_LODS: case OP_SCAS: case OP_INS: case OP_OUTS:
     case OP_GATHER: case OP_SCATTER: case OP_ENTER:
     case OP_IN: case OP_OUT: case OP_CPUID: case OP_RDMSR: case OP_RDPMC:
-    case OP_MOV_FROM_CR: case OP_MOV_FROM_DR: case OP_SMSW: case OP_SGDT: case OP_SIDT:
+    case OP_MOV_FROM_DR: case OP_SMSW: case OP_SGDT: case OP_SIDT:
     case OP_LGDT: case OP_LIDT: case OP_SLDT: case OP_STR: case OP_LAR: case OP_LSL: case OP_VERR:
-    case OP_VERW: case OP_WRFSBASE:
-    case OP_WRGSBASE: case OP_XGETBV: case OP_STAC: case OP_CLAC:
+    case OP_VERW: case OP_XGETBV:
     case OP_PUSH_SEG: case OP_INVD: case OP_WBINVD: case OP_PUSHA: case OP_POPA: case OP_BOUND:
     case OP_BCD: case OP_ARPL:
         return RULE_CALLOUT;
@@ -336,7 +339,8 @@ static void emit_callout(struct xlate *x, const struct insn *in, bool resume)
     c->rip = x->cur_rip;
     c->tb = x->tb;
     e_mov_imm(e, R10, (uintptr_t)c);
-    e_jmp(e, x->bt->stub_callout);
+    bool light = !is_legacy(x) && !(x->key & KEY_ONE_INSN) && bt_has_light_callout(in);
+    e_jmp(e, light ? x->bt->stub_light : x->bt->stub_callout);
     c->resume = resume ? (uint32_t)emit_here(e) : 0;
 }
 
@@ -776,6 +780,85 @@ static void rule_cli(struct xlate *x, unsigned i)
         lower_restore_flags(e);
 }
 
+static void rule_stac(struct xlate *x, unsigned i)
+{
+    struct emitter *e = &x->e;
+    if (live_at(x, i))
+        lower_save_flags(e);
+    e_gs_op_imm(e, 1, VCPU_OFF(rflags), FL_AC);
+    if (live_at(x, i))
+        lower_restore_flags(e);
+}
+
+/* C code evicts user pages from the soft TLB, if there are any. */
+static void rule_clac(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    bool live = live_at(x, i);
+    if (live)
+        lower_save_flags(e);
+    e_gs_op_imm(e, 7, VCPU_OFF(ac_filled), 0);
+    uint8_t *filled = e_jcc_fwd(e, CC_NE);
+    e_gs_op_imm(e, 4, VCPU_OFF(rflags), ~(uint32_t)FL_AC);
+    e_bytes(e, (const uint8_t[]){0x65, 0x48, 0xc7, 0x04, 0x25}, 5); /* mov qword gs:[ac_page], -1 */
+    e32(e, VCPU_OFF(ac_page));
+    e32(e, ~0u);
+    if (live)
+        lower_restore_flags(e);
+    uint8_t *done = e_jmp_fwd(e);
+    e_fix_here(e, filled);
+    if (live)
+        lower_restore_flags(e);
+    emit_callout(x, in, true);
+    e_fix_here(e, done);
+    lower_forget_checks(x);
+}
+
+static void rule_mov_from_cr(struct xlate *x, const struct insn *in)
+{
+    static const uint32_t off[] = {VCPU_OFF(cr0), 0, VCPU_OFF(cr2), VCPU_OFF(cr3), VCPU_OFF(cr4)};
+    e_load_gs(&x->e, R10, off[in->reg]);
+    write_gpr(x, in->rm, R10, is_legacy(x) ? 4 : 8);
+}
+
+/* A base that is not canonical faults in C. */
+static void rule_wrbase(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    unsigned seg = in->op == OP_WRFSBASE ? SEG_FS : SEG_GS;
+    uint32_t base = VCPU_OFF(seg[0]) + (uint32_t)(seg * sizeof(struct segment) +
+                                                  offsetof(struct segment, base));
+    bool live = live_at(x, i), wide = in->op_size == 8;
+    uint8_t *odd = NULL;
+    if (in->rm == R10 || in->rm == R11)
+        e_load_gs(e, R10, GPR_OFF(in->rm));
+    else
+        e_mov_rr(e, R10, in->rm);
+    if (wide) {
+        if (live)
+            lower_save_flags(e);
+        e_mov_rr(e, R11, R10);
+        e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xe3, 16}, 4); /* shl r11, 16 */
+        e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xfb, 16}, 4); /* sar r11, 16 */
+        e_bytes(e, (const uint8_t[]){0x4d, 0x39, 0xd3}, 3);     /* cmp r11, r10 */
+        odd = e_jcc_fwd(e, CC_NE);
+        if (live)
+            lower_restore_flags(e);
+    } else {
+        e_mov32_rr(e, R10, R10);
+    }
+    e_store_gs(e, base, R10);
+    if (!wide)
+        return;
+    uint8_t *done = e_jmp_fwd(e);
+    e_fix_here(e, odd);
+    if (live)
+        lower_restore_flags(e);
+    emit_callout(x, in, true);
+    e_fix_here(e, done);
+    lower_forget_checks(x);
+}
+
 /* With nothing pending STI only sets IF; a kick that comes right after it finds the shadow. */
 static void rule_sti(struct xlate *x, const struct insn *in, unsigned i)
 {
@@ -1042,6 +1125,18 @@ static void emit_insn(struct xlate *x, unsigned i)
         break;
     case OP_SWAPGS:
         rule_swapgs(x);
+        break;
+    case OP_STAC:
+        rule_stac(x, i);
+        break;
+    case OP_CLAC:
+        rule_clac(x, in, i);
+        break;
+    case OP_MOV_FROM_CR:
+        rule_mov_from_cr(x, in);
+        break;
+    case OP_WRFSBASE: case OP_WRGSBASE:
+        rule_wrbase(x, in, i);
         break;
     case OP_PUSHF:
         rule_pushf(x, in, i);

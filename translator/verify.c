@@ -334,12 +334,15 @@ static bool form_field(struct verifier *v, const struct state *s, const struct o
     }
     if (FIELD(gpr) || FIELD(scratch))
         return true;
-    /* CLI, STI, SWAPGS at CPL 0. */
+    /* CLI, STI, SWAPGS, STAC, CLAC, WRFSBASE, WRGSBASE at CPL 0. */
     if (sup && (FIELD(rflags) || FIELD(interrupt_shadow) || FIELD(bt.shadow_rip) ||
-                FIELD(kernel_gs_base) || FIELD(seg[SEG_GS].base)))
+                FIELD(kernel_gs_base) || FIELD(seg[SEG_GS].base) || FIELD(seg[SEG_FS].base) ||
+                FIELD(ac_page)))
         return true;
     if (o->write)
         return false;
+    if (sup && (FIELD(ac_filled) || FIELD(cr0) || FIELD(cr2) || FIELD(cr3) || FIELD(cr4)))
+        return true;
     if (FIELD(rflags) || FIELD(events) || FIELD(seg) || FIELD(tsc_aux) || FIELD(host_rsp))
         return true;
     uint64_t deltas = VOFF(window_delta) + view_of(v) * sizeof t->window_delta[0];
@@ -543,7 +546,7 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
             return reject(v, "R10 is not the block");
         return true;
     }
-    if (to == bt->stub_callout) {
+    if (to == bt->stub_callout || to == bt->stub_light) {
         if (r10->meaning != M_CONST || !in_meta(v, r10->a, sizeof(struct callout)))
             return reject(v, "R10 is no callout");
         const struct callout *c = (const struct callout *)(uintptr_t)r10->a;
@@ -945,7 +948,8 @@ static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
         uint32_t arg = 0;
         if (is_stub(v, t) && off >= 6 && v->d.insn[off - 6] && v->d.code[off - 6] == 0x41)
             memcpy(&arg, v->d.code + off - 4, 4);
-        if (t == v->bt->stub_callout && in_meta(v, arg, sizeof(struct callout))) {
+        if ((t == v->bt->stub_callout || t == v->bt->stub_light) &&
+            in_meta(v, arg, sizeof(struct callout))) {
             host[n++] = ((const struct callout *)(uintptr_t)arg)->resume;
         } else if ((t == v->bt->stub_prepare || t == v->bt->stub_commit) &&
                    in_meta(v, arg, sizeof(struct mem_site))) {

@@ -158,9 +158,10 @@ void windows_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     }
     /* What is not reachable now is looked at when it becomes reachable. */
     unsigned pcid = kind == MMU_FLUSHED_PCID ? (unsigned)gva : current_pcid(v);
-    for (unsigned i = 0; i < ev->ws.count && kind != MMU_SWITCHED; i++) {
-        struct window *w = &ev->ws.window[i];
-        if (w->used && !flat_window(w) && (kind == MMU_FLUSHED_ALL || (w->key.pml4_index < 256 && w->key.tag == pcid)))
+    for (unsigned i = 0; i < ev->ws.top && kind != MMU_SWITCHED; i++) {
+        const struct window *w = &ev->ws.window[i]; /* no PCID is the tag of a flat window */
+        if (kind == MMU_FLUSHED_ALL ? w->used && !flat_window(w)
+                                    : w->key.tag == pcid && w->key.pml4_index < 256)
             ev->stale[i] = true;
     }
     if (kind == MMU_FLUSHED_PCID)

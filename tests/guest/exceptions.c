@@ -1408,6 +1408,16 @@ TEST(pf, smap)
     done(&r, SNIP("stac\n\tmov (%%rbx), %%rax\n\tclac"));
     code = SNIP_AT(at, "stac\n\tmov (%%rbx), %%rax\n\tclac\n662: mov (%%rbx), %%rax");
     fault_at(&r, code, at, PF, PF_P);
+    context("touched often, by loads and string instructions, flags kept");
+    r.rsi = UVA + 32, r.rdi = UVA + 64, r.rcx = 8;
+    code = SNIP_AT(at, "stac\n\tmov (%%rbx), %%rax\n\tmov (%%rbx), %%rdx\n\tmov %%rax, (%%rbx)\n\t"
+                       "rep movsb\n\tstc\n\tclac\n\tstac\n\tsbb %%eax, %%eax\n\tclac\n"
+                       "662: mov (%%rbx), %%rdx");
+    fault_at(&r, code, at, PF, PF_P);
+    EQ((u32)T.r.rax, 0xffffffffu);
+    code = SNIP_AT(at, "stac\n\tmov (%%rbx), %%rax\n\tmov (%%rbx), %%rdx\n\tclac\n662: rep movsb");
+    fault_at(&r, code, at, PF, PF_P);
+    EQ(T.r.rcx, 8);
     context("POPF clears AC");
     r.rflags |= F_AC;
     code = SNIP_AT(at, "mov (%%rbx), %%rax\n\tpushq $2\n\tpopf\n662: movb $1, (%%rbx)");

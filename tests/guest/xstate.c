@@ -335,6 +335,44 @@ TEST(xstate, bad_headers)
     }
 }
 
+/* Images without x87 state, which need not be copied, at all distances from a page's end, on pages
+ * that follow each other in memory and on pages that do not. */
+TEST(xstate, across_pages)
+{
+    if (!feat.xsave)
+        SKIP("no XSAVE");
+    u64 two = page_alloc_2m();
+    BOTH_CPLS
+    {
+        for (unsigned order = 0; order < 2; order++) {
+            struct regs r = regs_for(cpl);
+            map(UVA, two + order * 4096, PG_URW);
+            map(UVA + 4096, two + !order * 4096, PG_URW);
+            memset((u8 *)two, 0, 8192);
+            r.rax = 0xe6 & feat.xcr0_supported, r.rdx = 0;
+            r.rsi = at_cpl(cpl, area2), r.rdi = at_cpl(cpl, area);
+            for (unsigned back = 64; back <= 2048; back *= 2) {
+                context("%d bytes before a page's end, order %d", back, order);
+                memset(area, 0, 0x1800);
+                memset(area2, 0, 0x1800);
+                memset((u8 *)UVA, 0, 8192);
+                asm volatile("xrstor64 (%0)" ::"r"(area), "a"(1), "d"(0)); /* x87: initial */
+                load_all();
+                asm volatile("xrstor64 (%0)" ::"r"(area), "a"(1), "d"(0));
+                r.rbx = UVA + 4096 - back;
+                done(&r, SNIP("xsave64 (%%rbx)\n\txsave64 (%%rsi)"));
+                EQ(memcmp((u8 *)r.rbx, area2, 512 + 64), 0);
+                EQ(memcmp((u8 *)r.rbx + 576, area2 + 576, 2048 - 576), 0);
+                clear_all();
+                done(&r, SNIP("xrstor64 (%%rbx)\n\txsave64 (%%rdi)"));
+                EQ(memcmp(area, area2, 0x1800), 0);
+                *(u64 *)(r.rbx + 512) |= 1ul << 20;
+                fault(&r, SNIP("xrstor64 (%%rbx)"), GP, 0);
+            }
+        }
+    }
+}
+
 TEST(xstate, page_faults)
 {
     if (!feat.xsave)

@@ -179,8 +179,12 @@ Test(tlb, smap)
     cr_expect_eq(v->exc.error, PF_P);
     v->rflags |= FL_AC;
     cr_assert_eq(translate(0x400000, MMU_WRITE), MMU_RAM);
+    cr_expect_null(probe(0x400000, false, false, 1), "touched once");
+    cr_expect_eq(v->ac_filled, 0, "CLAC has nothing to do");
+    cr_assert_eq(translate(0x400000, MMU_WRITE), MMU_RAM);
     cr_assert_eq(translate(0xffff800000001000, MMU_WRITE), MMU_RAM);
     cr_expect_not_null(probe(0x400000, false, true, 1));
+    cr_expect_neq(v->ac_filled, 0);
     /* Implicit supervisor accesses do not profit from the entry that AC let in. */
     cr_expect_eq(translate(0x400000, MMU_READ | MMU_SYSTEM), -1);
     cr_expect_eq(translate(0x400000, MMU_WRITE | MMU_SYSTEM), -1);
@@ -189,6 +193,7 @@ Test(tlb, smap)
     v->rflags &= ~(uint64_t)FL_AC;
     mmu_stlb_ac_cleared(v);
     cr_expect_null(probe(0x400000, false, false, 1));
+    cr_expect_eq(v->ac_filled, 0);
     cr_expect_not_null(probe(0xffff800000001000, false, true, 1));
     cr_expect_eq(translate(0x400000, MMU_READ), -1);
 
@@ -205,7 +210,8 @@ Test(tlb, many_smap_pages)
     v->rflags |= FL_AC;
     for (unsigned i = 0; i < STLB_SIZE; i++) {
         map_page(0x10000000 + i * 4096ull, 0x100000 + i * 4096ull, RWU, 1);
-        cr_assert_eq(translate(0x10000000 + i * 4096ull, MMU_READ), MMU_RAM);
+        for (unsigned touch = 0; touch < 2; touch++)
+            cr_assert_eq(translate(0x10000000 + i * 4096ull, MMU_READ), MMU_RAM);
     }
     mmu_stlb_ac_cleared(v);
     for (unsigned i = 0; i < STLB_SIZE; i++)

@@ -1,0 +1,159 @@
+/*
+ * Light callouts: short cuts for the instructions a kernel calls out for all the time.
+ *
+ * The light stub (stubs.c) keeps the registers that C preserves where they are and asks
+ * bt_light_callout() first.  That does the common case and nothing else: no event pending, nothing
+ * watched, a string operation within one page at each end, SYSCALL and SYSRET between 64-bit code.
+ * Whatever it declines it has not touched, and goes the way of every callout.
+ */
+#include "translator/bt.h"
+
+#include "cpu/exception.h"
+#include "cpu/host_time.h"
+#include "cpu/segment.h"
+#include "cpu/system.h"
+#include "translator/callouts.h"
+
+bool bt_has_light_callout(const struct insn *in)
+{
+    switch (in->op) {
+    case OP_MOVS:
+    case OP_STOS: {
+        unsigned seg = in->op == OP_STOS ? SEG_ES : in->mem.seg;
+        return in->addr_size == 8 && seg != SEG_FS && seg != SEG_GS && !(in->flags & INSN_REPNE);
+    }
+    case OP_SYSRET:
+        return in->op_size == 8;
+    case OP_SYSCALL:
+    case OP_CLAC:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Host address of [gva, gva + bytes), all on one page of plain RAM; NULL if it is not that easy. */
+static void *on_page(struct vcpu *v, uint64_t gva, uint64_t bytes, unsigned access)
+{
+    void *host;
+    uint64_t gpa;
+
+    if ((gva & (GUEST_PAGE_SIZE - 1)) + bytes > GUEST_PAGE_SIZE ||
+        mmu_translate(v, gva, access, false, &host, &gpa) != MMU_RAM)
+        return NULL;
+    return host;
+}
+
+static bool string(struct vcpu *v, const struct callout *c)
+{
+    const struct insn *in = &c->insn;
+    bool repeat = in->flags & INSN_REP, movs = in->op == OP_MOVS;
+    uint64_t n = repeat ? v->gpr[RCX] : 1, bytes = n * in->op_size;
+    void *src = NULL, *dst;
+
+    if (n - 1 >= GUEST_PAGE_SIZE || (v->bt.hflags & FL_DF) || !c->resume || c->tb->dead)
+        return false;
+    if (movs && !(src = on_page(v, v->gpr[RSI], bytes, MMU_READ)))
+        return false;
+    dst = on_page(v, v->gpr[RDI], bytes, MMU_WRITE);
+    if (!dst)
+        return false;
+    v->gpr[RDI] += bytes;
+    if (movs)
+        v->gpr[RSI] += bytes;
+    if (repeat)
+        v->gpr[RCX] = 0;
+    if (movs) {
+        switch (in->op_size) {
+        case 1:
+            __asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
+            break;
+        case 2:
+            __asm__ volatile("rep movsw" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
+            break;
+        case 4:
+            __asm__ volatile("rep movsl" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
+            break;
+        default:
+            __asm__ volatile("rep movsq" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
+        }
+    } else {
+        uint64_t a = v->gpr[RAX];
+        switch (in->op_size) {
+        case 1:
+            __asm__ volatile("rep stosb" : "+D"(dst), "+c"(n) : "a"(a) : "memory");
+            break;
+        case 2:
+            __asm__ volatile("rep stosw" : "+D"(dst), "+c"(n) : "a"(a) : "memory");
+            break;
+        case 4:
+            __asm__ volatile("rep stosl" : "+D"(dst), "+c"(n) : "a"(a) : "memory");
+            break;
+        default:
+            __asm__ volatile("rep stosq" : "+D"(dst), "+c"(n) : "a"(a) : "memory");
+        }
+    }
+    v->bt.resume_target = c->resume;
+    return true;
+}
+
+static bool system_call(struct vcpu *v, const struct callout *c)
+{
+    struct bt_engine *bt = v->engine->bt;
+    enum cpu_result r;
+
+    /* SYSRET may turn on what has to be dealt with at once: interrupts, TF, alignment checks. */
+    if (c->insn.op == OP_SYSRET && (v->events || (v->gpr[R11] & (FL_TF | FL_AC))))
+        return false;
+    v->rflags = (v->rflags & ~(uint64_t)FL_HOST) | (v->bt.hflags & FL_HOST);
+    v->rip = c->rip;
+    if (c->insn.op == OP_SYSCALL)
+        r = cpu_syscall(v, c->rip + c->insn.len);
+    else
+        r = cpu_sysret(v, 8);
+    if (r != CPU_JUMP)
+        return false;
+    v->bt.hflags = (v->rflags & FL_HOST) | FL_FIXED1 | FL_IF;
+    v->bt.r10 = v->rip;
+    v->bt.resume_target = bt_jump_cache_valid(v)
+                              ? v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(bt, v->bt.r10)]
+                              : bt->stub_lookup;
+    return true;
+}
+
+static bool light(struct vcpu *v, const struct callout *c)
+{
+    struct engine_vcpu *ev = v->engine;
+    struct bt_engine *bt = ev->bt;
+    uint64_t *count = &bt->stats.callouts[c->insn.op];
+    bool done = false;
+
+    if (v->interrupt_shadow || v->fp_saved || ev->watch || (v->rflags & FL_TF) ||
+        (v->dr[7] & DR7_ENABLES) || bt->cfg.trace_mask || !vcpu_long64(v))
+        return false;
+    if (bt->cfg.chaos && (++ev->chaos_light & 1))
+        return false;
+    switch (c->insn.op) {
+    case OP_MOVS:
+    case OP_STOS:
+        done = string(v, c);
+        break;
+    case OP_CLAC:
+        done = c->resume && !c->tb->dead && cpu_clac(v) == CPU_NEXT;
+        v->bt.resume_target = c->resume;
+        break;
+    default:
+        done = !bt->cfg.chaos && system_call(v, c);
+    }
+    *count += done;
+    return done;
+}
+
+uint64_t bt_light_callout(struct vcpu *v, struct callout *c)
+{
+    enum host_cause was = host_time_switch(v, HOST_CALLOUT);
+    bool done = light(v, c);
+
+    host_time_switch(v, was);
+    return done;
+}
