@@ -95,7 +95,7 @@ static bool invisible(struct sdl *s)
 static int no_desktop(char *err, size_t errlen)
 {
     snprintf(err, errlen,
-             "there is no desktop for a window ($DISPLAY and $WAYLAND_DISPLAY name none); "
+             "there is no desktop for a window ($DISPLAY and $WAYLAND_DISPLAY name none that answers); "
              "--display vnc needs none");
     return -ENODEV;
 }

@@ -41,6 +41,9 @@ const struct display_frontend display_vnc = {.open = vnc_open};
 #define LIBRARY      "libvncserver.so.1"
 #define CLIENTS_MAX  8
 #define PASSWORD_MAX 8 /* of VNC's authentication */
+/* The library reads and writes whole messages: a client that stops in the middle of one holds up
+ * the others, and the end, for so long, and is disconnected then. */
+#define CLIENT_WAIT_MS 1000
 
 /* The library's functions that we use. */
 #define FUNCTIONS(F)                                                                               \
@@ -86,6 +89,10 @@ static int load_library(struct vnc_library *lib, char *err, size_t errlen)
         return -ENOTSUP;                                                                           \
     }
     FUNCTIONS(LOAD)
+    int *client_wait = dlsym(lib->handle, "rfbMaxClientWait");
+
+    if (client_wait)
+        *client_wait = CLIENT_WAIT_MS;
     return 0;
 }
 

@@ -37,6 +37,8 @@ import time
 import traceback
 import zlib
 
+import screen_tools
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 REFERENCE = os.environ.get("RS_REFERENCE", "")
 TESTS = []
@@ -1345,14 +1347,32 @@ class Screen:
 
     def __init__(self, name, *args, kernel="amd64/vmlinuz", modules=(), append=""):
         needs_ringshift()
-        self.last = None
         initramfs = FILES.initramfs(name, *[a for m in modules for a in ("--module", m)])
+        self.start(vm_command(FILES.guest(kernel), initramfs,
+                              append=f"console=ttyS0 console=tty0 {append}", extra=args))
+
+    def start(self, command):
+        self.last = None
         self.directory = tempfile.TemporaryDirectory()
-        self.socket = os.path.join(self.directory.name, "vm.sock")
-        self.guest = Guest(vm_command(FILES.guest(kernel), initramfs,
-                                      append=f"console=ttyS0 console=tty0 {append}",
-                                      extra=["--monitor", f"unix:{self.socket}", *args]))
+        self.socket = self.file("vm.sock")
+        self.guest = Guest([*command, "--monitor", f"unix:{self.socket}"])
         wait_until(lambda: os.path.exists(self.socket), 30, "there is no monitor socket")
+
+    @classmethod
+    def of(cls, command):
+        """Of any other command line."""
+        needs_ringshift()
+        screen = cls.__new__(cls)
+        screen.start(command)
+        return screen
+
+    def file(self, name):
+        return os.path.join(self.directory.name, name)
+
+    def picture(self):
+        """(width, height, RGB bytes)"""
+        self.ctl("screendump", self.file("shot.ppm"))
+        return screen_tools.read_ppm(self.file("shot.ppm"))
 
     def ctl(self, *args, code=0):
         """Its output; code None: whatever it returns."""
@@ -1384,15 +1404,6 @@ class Screen:
 
     def type(self, command):
         self.ctl("type", command + "\\n")
-
-
-def rfb_read(s, n):
-    data = b""
-    while len(data) < n:
-        part = s.recv(n - len(data))
-        check(part, "the VNC server hung up")
-        data += part
-    return data
 
 
 @test
@@ -1428,29 +1439,15 @@ def screen_graphics():
     wait_until(lambda: s.qmp("query-cpus")[0]["halted"], 60, "the guest never idles")
     mode = s.qmp("query-screen")
     check(mode["width"] >= 1024 and mode["depth"] == 32, f"an odd mode: {mode}")
-    path = os.path.join(s.directory.name, "shot")
-
-    def picture():
-        s.ctl("screendump", path + ".ppm")
-        with open(path + ".ppm", "rb") as f:
-            return f.read()
 
     def lit():
-        data = picture()
+        data = s.picture()[2]
         return len(data) - data.count(0)
     wait_until(lambda: lit() > 10000, 60, "the screen stays dark")
-    head = b"P6\n%d %d\n255\n" % (mode["width"], mode["height"])
-    data = picture()
-    check(data.startswith(head) and len(data) == len(head) + 3 * mode["width"] * mode["height"],
-          "the PPM file is malformed")
+    check(s.picture()[:2] == (mode["width"], mode["height"]), "the picture has another size")
     before = lit()
     s.type("seq 1 200")
     wait_until(lambda: lit() != before, 30, "typing changes nothing on the screen")
-    s.ctl("screendump", path + ".png")
-    with open(path + ".png", "rb") as f:
-        png = f.read()
-    check(png.startswith(b"\x89PNG") and struct.unpack(">II", png[16:24])
-          == (mode["width"], mode["height"]), "the PNG file is malformed")
     one_sentence(cli("ctl", s.socket, "screen").stderr, "shows no text")
     s.type("poweroff -f")
     s.guest.wait(0, 60)
@@ -1522,59 +1519,320 @@ def monitor_hostile_clients():
     s.guest.wait(0, 30)
 
 
+def default_palette(i):
+    """The colours that a VGA BIOS gives the 16 of text and planar modes."""
+    bright = 0x55 if i & 8 else 0
+    red, green, blue = ((0xaa if i & bit else 0) + bright for bit in (4, 2, 1))
+    return (red, 0x55 if i == 6 else green, blue)
+
+
+@test
+def screen_pixels():
+    """Modes 13h, 12h and two of VBE, set through the VGA BIOS, compared pixel by pixel."""
+    needs_ringshift()
+    if not os.path.exists("/usr/share/seabios/vgabios-stdvga.bin"):
+        raise Skip("no SeaBIOS (Debian: seabios)")
+    image = os.path.join(FILES.work, "screen.img")
+    source = os.path.join(ROOT, "tests/guest16/screen.S")
+    with FILES.lock():
+        subprocess.run(["as", "--32", "-o", image + ".o", source], check=True, timeout=60)
+        subprocess.run(["ld", "-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-o",
+                        image, image + ".o"], check=True, timeout=60)
+    debug = tempfile.NamedTemporaryFile()
+    s = Screen.of([os.path.join(FILES.build, "ringshift"), "run", "--memory", "64M", "--floppy",
+                   image, "--debugcon", debug.name, *(["--verify"] if VERIFY else []), *RUN_ARGS])
+
+    def own_palette(i):
+        return tuple(v << 2 | v >> 4 for v in (i >> 2, i & 63, 63 - (i >> 2)))
+
+    palette = [own_palette(i) for i in range(256)]
+    planar = [default_palette(i) for i in range(16)]
+    for letter, width, height, pixel in (
+            ("a", 320, 200, lambda x, y: palette[(x ^ y) & 255]),
+            ("b", 640, 480, lambda x, y: planar[(x // 8 + y // 16) % 16]),
+            ("c", 1024, 768, lambda x, y: (((x ^ y) >> 2) & 255, y & 255, x & 255)),
+            ("d", 1024, 768, lambda x, y: palette[(x + y) & 255])):
+        def announced():
+            with open(debug.name, "rb") as f:
+                return f.read().endswith(b"\n%s\n" % letter.encode())
+        wait_until(announced, 60, f"picture {letter} was not drawn")
+        w, h, rgb = s.picture()
+        # The VGA draws every dot and line of mode 13h twice.
+        check(w % width == 0 and h % height == 0 and w // width == h // height,
+              f"picture {letter} has {w} x {h} pixels")
+        scale = w // width
+        line = [bytes(c for x in range(width) for c in pixel(x, y) * scale) for y in range(height)]
+        for y in range(h):
+            got = rgb[3 * w * y:3 * w * (y + 1)]
+            if got != line[y // scale]:
+                x = next(x for x in range(w) if got[3 * x:3 * x + 3]
+                         != line[y // scale][3 * x:3 * x + 3])
+                raise Failed(f"picture {letter}, pixel {x},{y}: {got[3 * x:3 * x + 3].hex()} instead "
+                             f"of {line[y // scale][3 * x:3 * x + 3].hex()}")
+        if letter == "c":  # The same picture, as PNG.
+            s.ctl("screendump", s.file("shot.png"))
+            check(screen_tools.read_png(s.file("shot.png")) == (w, h, rgb), "the PNG differs")
+        s.ctl("send-key", "spc", code=None)  # after the last one the machine ends
+    s.guest.wait(33, 30)
+
+
+def installer_i386(append):
+    return Screen.of(vm_command(FILES.guest("installer-i386/linux"),
+                                FILES.guest("installer-i386/initrd.gz"),
+                                append=f"vga=normal {append}", extra=["--vga", "std"]))
+
+
+@test(verify=False, timeout=600)
+def installer_i386_text():
+    """The 32-bit Debian installer on the VGA's text screen: menus, and keys that move in them."""
+    s = installer_i386("nomodeset fb=false")
+    s.wait_for(r"Select a language|Choose the language", 350)
+    s.wait_for(r"English")
+    mode = s.qmp("query-screen")
+    check((mode["mode"], mode["columns"], mode["rows"]) == ("text", 80, 25), f"{mode}")
+    s.ctl("send-key", "g")  # to the first language with that letter
+    s.ctl("send-key", "tab")
+    s.ctl("send-key", "ret")
+    s.wait_for(r"(?i)debian installer main menu", 60)
+    s.wait_for(r"Choose the next step in the install process")
+    for _ in range(2):
+        s.ctl("send-key", "up")
+    s.ctl("quit")
+    s.guest.wait(0, 30)
+
+
+@test(verify=False, timeout=600)
+def installer_i386_graphics():
+    """The same on bochs-drm's frame buffer: the bar moves when Down is pressed."""
+    s = installer_i386("")
+
+    def bar():
+        """The lines of the picture that are mostly red in their middle."""
+        width, height, rgb = s.picture()
+        if (width, height) != (1024, 768):
+            return None
+        return [y for y in range(height)
+                if rgb[3 * (width * y + 400):3 * (width * y + 600)].count(b"\xaa\0\0") > 100]
+    wait_until(bar, 350, "there is no menu on the screen")
+    before = bar()
+    check(len(before) == 16 and before[-1] - before[0] == 15, f"the bar is at lines {before}")
+    s.ctl("send-key", "down")
+    wait_until(lambda: bar() == [y + 16 for y in before], 30, "the bar does not move down")
+    s.ctl("quit")
+    s.guest.wait(0, 30)
+
+
+# ---- VNC and SDL ---------------------------------------------------------------------------------
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Viewer:
+    """A VNC client (RFC 6143)."""
+
+    def __init__(self, port, guest=None):
+        deadline = time.monotonic() + 20 * PATIENCE
+        while True:
+            try:
+                self.socket = socket.create_connection(("127.0.0.1", port), 10)
+                break
+            except ConnectionRefusedError:
+                if guest and guest.process.poll() is not None and "built without" in guest.stderr():
+                    raise Skip("this build has no VNC")
+                check(time.monotonic() < deadline, "nobody listens")
+                time.sleep(0.2)
+        self.socket.settimeout(60)
+
+    def read(self, n):
+        data = b""
+        while len(data) < n:
+            part = self.socket.recv(n - len(data))
+            check(part, "the VNC server hung up")
+            data += part
+        return data
+
+    def send(self, data):
+        self.socket.sendall(data)
+
+    def handshake(self, password=None):
+        """Whether the server lets us in."""
+        check(self.read(12).startswith(b"RFB 003."), "this is no VNC")
+        self.send(b"RFB 003.008\n")
+        kinds = self.read(self.read(1)[0])
+        check((1 in kinds) == (password is None), f"authentication is {list(kinds)}")
+        check(2 in kinds or password is None, f"authentication is {list(kinds)}")
+        self.send(b"\1" if password is None else b"\2")
+        if password is not None:
+            self.send(screen_tools.vnc_response(password, self.read(16)))
+        if self.read(4) != bytes(4):
+            return False
+        self.send(b"\1")
+        self.width, self.height = struct.unpack(">HH", self.read(20)[:4])
+        self.read(struct.unpack(">I", self.read(4))[0])
+        self.send(struct.pack(">BxHi", 2, 1, 0))  # raw pixels only
+        return True
+
+    def lit(self):
+        """How many bytes of the screen are not black."""
+        self.send(struct.pack(">BBHHHH", 3, 0, 0, 0, self.width, self.height))
+        kind, n = struct.unpack(">BxH", self.read(4))
+        check(kind == 0, f"message {kind}")
+        total = 0
+        for _ in range(n):
+            w, h = struct.unpack(">HHHHi", self.read(12))[2:4]
+            data = self.read(w * h * 4)
+            total += len(data) - data.count(0)
+        return total
+
+    def type(self, text):
+        for c in text.encode():
+            for down in (1, 0):
+                self.send(struct.pack(">BBxxI", 4, down, 0xff0d if c == 10 else c))
+            time.sleep(0.05)
+
+
+def vnc_screen(port, options=""):
+    return Screen("plain", "--display", f"vnc=127.0.0.1:{port}{options}", kernel="cloud/vmlinuz")
+
+
 @test
 def display_vnc():
     """What a VNC viewer sees and types."""
-    probe = socket.socket()
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
-    probe.close()
+    port = free_port()
     command = cloud(append="console=ttyS0 console=tty0",
                     extra=["--display", f"vnc=127.0.0.1:{port}"])
     needs_ringshift()
     g = Guest(command)
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            v = socket.create_connection(("127.0.0.1", port), 10)
-            break
-        except ConnectionRefusedError:
-            if g.process.poll() is not None and b"built without" in g.stderr().encode():
-                raise Skip("this build has no VNC")
-            check(time.monotonic() < deadline, f"nobody listens: {g.stderr()}")
-            time.sleep(0.2)
-    v.settimeout(60)
-    rfb_read(v, 12)
-    v.sendall(b"RFB 003.008\n")
-    check(1 in rfb_read(v, rfb_read(v, 1)[0]), "a password is asked for")
-    v.sendall(b"\1")
-    check(rfb_read(v, 4) == bytes(4), "the server refuses")
-    v.sendall(b"\1")
-    width, height = struct.unpack(">HH", rfb_read(v, 20)[:4])
-    rfb_read(v, struct.unpack(">I", rfb_read(v, 4))[0])
-    check((width, height) == (720, 400), f"the text screen is {width}x{height}")
-    v.sendall(struct.pack(">BxHi", 2, 1, 0))
-
-    def lit():
-        v.sendall(struct.pack(">BBHHHH", 3, 0, 0, 0, width, height))
-        kind, n = struct.unpack(">BxH", rfb_read(v, 4))
-        check(kind == 0, f"message {kind}")
-        total = 0
-        for _ in range(n):
-            w, h = struct.unpack(">HHHHi", rfb_read(v, 12))[2:4]
-            data = rfb_read(v, w * h * 4)
-            total += len(data) - data.count(0)
-        return total
-    wait_until(lambda: lit() > 20000, 120, "the screen stays dark")
+    v = Viewer(port, g)
+    check(v.handshake(), "the server refuses")
+    check((v.width, v.height) == (720, 400), f"the text screen is {v.width}x{v.height}")
+    wait_until(lambda: v.lit() > 20000, 120, "the screen stays dark")
     time.sleep(3)
-    for c in b"poweroff -f\n" * 3:  # again if the shell was not there yet
+    for _ in range(3):  # again if the shell was not there yet
         try:
-            for down in (1, 0):
-                v.sendall(struct.pack(">BBxxI", 4, down, 0xff0d if c == 10 else c))
+            v.type("poweroff -f\n")
         except OSError:
             break  # it is off
-        time.sleep(0.05 if c != 10 else 4)
+        time.sleep(4)
     g.wait(0, 60)
+
+
+@test
+def display_vnc_password():
+    """The right password lets in, a wrong one and none do not."""
+    port = free_port()
+    with tempfile.NamedTemporaryFile("w", suffix=".pw") as f:
+        f.write("Secret_1\n")
+        f.flush()
+        s = vnc_screen(port, f",password-file={f.name}")
+    check(Viewer(port, s.guest).handshake("Secret_1"), "the right password is refused")
+    check(not Viewer(port).handshake("Secret_2"), "a wrong password is taken")
+    v = Viewer(port)  # who claims that no password was wanted
+    v.read(12)
+    v.send(b"RFB 003.008\n")
+    v.read(v.read(1)[0])
+    v.send(b"\1")
+    try:
+        refused = v.read(4) != bytes(4)
+    except (Failed, OSError):
+        refused = True
+    check(refused, "the password can be left out")
+    check(Viewer(port).handshake("Secret_1"), "nobody is let in any more")
+    s.ctl("quit")
+    s.guest.wait(0, 30)
+    for content, words in (("", "is not a VNC password"), ("waytoolong", "is not a VNC password")):
+        with tempfile.NamedTemporaryFile("w") as f:
+            f.write(content)
+            f.flush()
+            done = cli("run", "--kernel", FILES.guest("cloud/vmlinuz"), "--display",
+                       f"vnc=127.0.0.1:{port},password-file={f.name}")
+            one_sentence(done.stderr, words)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = cli("run", "--kernel", FILES.guest("cloud/vmlinuz"), "--display",
+                   f"vnc=127.0.0.1:{taken.getsockname()[1]}")
+        one_sentence(done.stderr, "cannot listen for VNC")
+
+
+@test
+def display_vnc_hostile():
+    """Viewers that send garbage or stop in the middle neither stop the guest nor other viewers."""
+    port = free_port()
+    s = vnc_screen(port)
+    Viewer(port, s.guest).handshake()
+    held = []
+    for data in (b"", b"RFB 0", os.urandom(5000), b"RFB 003.008\n\1\1" + b"\x06\0\0\0\x7f\xff\xff\xff",
+                 b"RFB 003.008\n\1\1" + struct.pack(">BxHi", 2, 65535, 0),
+                 b"RFB 003.008\n\1\1" + b"\0" * 13,
+                 b"RFB 003.008\n\1\1" + struct.pack(">BBHHHH", 3, 0, 65535, 65535, 65535, 65535)):
+        v = Viewer(port)
+        try:
+            v.send(data)
+        except OSError:
+            pass
+        held.append(v)
+    for _ in range(3):
+        Viewer(port).socket.close()
+    check(s.ctl("status").strip() == "running", "the machine does not run")
+    s.shell()
+    for v in held[::2]:
+        v.socket.close()
+
+    def served():
+        v = Viewer(port)
+        try:
+            return v.handshake() and v.lit() > 0
+        except (Failed, OSError):
+            return False
+        finally:
+            v.socket.close()
+    wait_until(served, 30, "well-behaved viewers are not served any more")
+    start = time.monotonic()
+    s.ctl("quit")
+    s.guest.wait(0, 30)
+    return f"ended {time.monotonic() - start:.1f} s after quit"
+
+
+@test
+def display_sdl():
+    """A window on an X server without a screen: what it shows, and keys typed into it."""
+    if not shutil.which("Xvfb"):
+        raise Skip("no Xvfb (Debian: xvfb)")
+    folder = tempfile.TemporaryDirectory()
+    out, theirs = os.pipe()
+    server = subprocess.Popen(["Xvfb", "-displayfd", str(theirs), "-screen", "0", "1280x1024x24",
+                               "-fbdir", folder.name, "-nolisten", "tcp"], pass_fds=[theirs],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.close(theirs)
+    try:
+        number = os.read(out, 16).decode().strip()
+        check(number, "Xvfb does not start")
+        os.environ["DISPLAY"] = f":{number}"
+        os.environ.pop("WAYLAND_DISPLAY", None)
+        s = Screen("plain", "--display", "sdl", kernel="cloud/vmlinuz")
+
+        def lit():
+            data = screen_tools.xvfb_pixels(folder.name)
+            return len(data) - data.count(0)
+        s.shell()
+        wait_until(lambda: lit() > 20000, 60, "the window stays dark")
+        x = screen_tools.XTest(number)
+        x.fake(x.MOTION, 0, 640, 512)  # without a window manager the focus follows the pointer
+        time.sleep(1)
+        for code in (18, 46, 35, 24, 57, 30, 28):  # echo a, Enter
+            x.key(code)
+        s.wait_for(r"^~ # echo a\na$")
+        x.close()
+        s.ctl("quit")
+        s.guest.wait(0, 30)
+    finally:
+        server.terminate()
+        server.wait()
+        os.close(out)
 
 
 def run_one(name, function, options):
