@@ -35,6 +35,22 @@ enum cpu_result cpu_software_interrupt(struct vcpu *v, uint8_t vector, uint64_t 
 enum cpu_result cpu_int_n(struct vcpu *v, uint8_t vector, uint64_t next_rip);
 
 /*
+ * True if cpu_take_events() would find something to do: an interrupt that IF, or an NMI that an
+ * earlier one holds back, does not count.  Boot loaders run for long with the timer's interrupt
+ * pending and IF = 0; that must not cost them the short ways.
+ */
+static inline bool cpu_event_due(const struct vcpu *v)
+{
+    uint32_t events = atomic_load_explicit(&v->events, memory_order_relaxed);
+
+    if (!(v->rflags & FL_IF))
+        events &= ~(uint32_t)EV_INTR;
+    if (v->nmi_blocked)
+        events &= ~(uint32_t)EV_NMI;
+    return events != 0;
+}
+
+/*
  * Takes pending events at an instruction boundary: NMI, interrupts when RFLAGS.IF = 1 and there
  * is no interrupt shadow (which it consumes). CPU_NEXT if nothing happened, CPU_JUMP after a
  * delivery, CPU_EXIT for EV_STOP or a triple fault. Uses v->platform->ops->intr_ack.

@@ -348,7 +348,7 @@ static uint64_t callout(struct vcpu *v, struct callout *c)
             v->rip = c->rip + c->insn.len;
         if (v->interrupt_shadow)
             v->bt.shadow_rip = v->rip;
-        if (!v->events && !((v->rflags | old_tf) & FL_TF) && !(v->dr[7] & DR7_ENABLES) &&
+        if (!cpu_event_due(v) && !((v->rflags | old_tf) & FL_TF) && !(v->dr[7] & DR7_ENABLES) &&
             !ev->watch && !(ev->bt->cfg.trace_mask & TRACE_ENTER) && !ev->bt->cfg.chaos) {
             if (r == CPU_NEXT && c->resume && !c->tb->dead) {
                 v->bt.resume_target = c->resume;
@@ -407,7 +407,7 @@ uint64_t bt_lookup(struct vcpu *v)
     uint64_t gva = v->bt.r10, page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
     struct exec_tlb_entry *x = &ev->exec_tlb[(gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
     v->rip = bt_offset(v, gva);
-    if (v->exit_request || v->events || (bt->cfg.trace_mask & TRACE_ENTER) || bt->cfg.chaos || ev->watch ||
+    if (v->exit_request || cpu_event_due(v) || (bt->cfg.trace_mask & TRACE_ENTER) || bt->cfg.chaos || ev->watch ||
         (v->dr[7] & DR7_ENABLES) || x->gva_page != (page | (v->cpl == 3)))
         return 1;
     uint64_t gpa = (x->gpa_page & ~1ull) | (gva & (GUEST_PAGE_SIZE - 1));
@@ -633,7 +633,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
             struct link *l = (struct link *)(uintptr_t)v->bt.exit_arg;
             struct tb *from = l->from;
             v->rip = bt_offset(v, l->target);
-            if (atomic_load(&v->events) || from->dead || ev->db_bits)
+            if (cpu_event_due(v) || from->dead || ev->db_bits)
                 break; /* a trap of this instruction comes before a fault of the next */
             bt->stats.lookups++;
             uint64_t evictions = bt->stats.evictions;

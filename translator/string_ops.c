@@ -23,6 +23,8 @@
 
 /* Bytes per call before events are looked at again. */
 #define WORK_LIMIT 65536u
+/* Elements of INS per call before events are looked at again. */
+#define IO_LIMIT 256u
 
 typedef volatile uint16_t __attribute__((aligned(1), may_alias)) any_u16;
 typedef volatile uint32_t __attribute__((aligned(1), may_alias)) any_u32;
@@ -470,6 +472,42 @@ static int one_io(const struct string *s)
     return mmu_store(v, gva, &value, s->size, MMU_WRITE, false);
 }
 
+/*
+ * At least one and at most `count` elements of INS; returns how many, or 0 with a fault.  Upwards
+ * into RAM the page is translated once for all of them: firmware reads whole sectors this way.
+ */
+static uint64_t run_ins(const struct string *s, uint64_t count, bool *code_hit)
+{
+    struct vcpu *v = s->v;
+    const struct platform_ops *ops = v->platform->ops;
+    uint16_t port = v->gpr[RDX];
+    uint64_t gva = linear(s, RDI), n = count < IO_LIMIT ? count : IO_LIMIT, gpa;
+    uint64_t room = in_page(s, RDI, gva);
+    void *host;
+
+    n = room < n ? room : n;
+    if (n < 2 || s->down)
+        return one_io(s) == 0;
+    if (check_segment(s, RDI, &n))
+        return 0;
+    int target = mmu_translate(v, gva, MMU_WRITE, false, &host, &gpa);
+    if (target < 0)
+        return 0;
+    if (target == MMU_MMIO)
+        return one_io(s) == 0;
+    if (target == MMU_RAM_CODE) {
+        *code_hit = true;
+        ram_before_write(v->ram, gpa, n * s->size);
+    }
+    vcpu_fp_save(v);
+    enum host_cause was = host_time_switch(v, HOST_DEVICE);
+    for (uint64_t i = 0; i < n; i++)
+        store_element((uint8_t *)host + i * s->size, s->size,
+                      ops->pio_read(v->platform, port, s->size));
+    host_time_switch(v, was);
+    return n;
+}
+
 /* Breakpoints on what one element has accessed; registers still point at it. */
 static void watch_element(const struct string *s)
 {
@@ -483,23 +521,63 @@ static void watch_element(const struct string *s)
         callout_watch(v, DEBUG_IO, (uint16_t)v->gpr[RDX], s->size);
 }
 
-/* -- The instruction. -------------------------------------------------------------------------- */
-
-static bool event_pending(const struct vcpu *v)
+/*
+ * A single MOVS, STOS or LODS whose pages are in the soft TLB: loops of them are how code that was
+ * compiled for size copies memory (GRUB copies a kernel and its initrd so, byte by byte).  False:
+ * not such a case, nothing has happened.
+ */
+static bool single_element(struct vcpu *v, const struct insn *in)
 {
-    uint32_t events = atomic_load_explicit(&v->events, memory_order_relaxed);
+    bool src = in->op != OP_STOS, dst = in->op != OP_LODS;
+    unsigned size = in->op_size, last = GUEST_PAGE_SIZE - size;
+    struct soft_tlb_entry *from = NULL, *to = NULL;
+    uint64_t from_gva = 0, to_gva = 0;
 
-    if (!(v->rflags & FL_IF))
-        events &= ~(uint32_t)EV_INTR;
-    if (v->nmi_blocked)
-        events &= ~(uint32_t)EV_NMI;
-    return events != 0;
+    if (in->flags & (INSN_REP | INSN_REPNE) || cpu_debug_watching(v) ||
+        (src && !cpu_segment_flat(v, in->mem.seg)) || (dst && !cpu_segment_flat(v, SEG_ES)))
+        return false;
+    if (src) {
+        from_gva = callout_truncate(v->gpr[RSI], in->addr_size);
+        from = mmu_stlb_slot(v, from_gva, v->cpl == 3);
+        if (from->rtag != (from_gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) ||
+            (from_gva & (GUEST_PAGE_SIZE - 1)) > last)
+            return false;
+    }
+    if (dst) {
+        to_gva = callout_truncate(v->gpr[RDI], in->addr_size);
+        to = mmu_stlb_slot(v, to_gva, v->cpl == 3);
+        if (to->wtag != (to_gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) ||
+            (to_gva & (GUEST_PAGE_SIZE - 1)) > last)
+            return false;
+    }
+    uint64_t value = v->gpr[RAX];
+    if (src)
+        value = load_element((void *)(uintptr_t)(from->host + (from_gva & (GUEST_PAGE_SIZE - 1))),
+                             size);
+    if (dst)
+        store_element((void *)(uintptr_t)(to->host + (to_gva & (GUEST_PAGE_SIZE - 1))), size,
+                      value);
+    else
+        set_accumulator(v, size, value);
+    const struct string s = {.v = v, .addr_size = in->addr_size};
+    uint64_t step = v->rflags & FL_DF ? -(uint64_t)size : size;
+    if (src)
+        set_register(&s, RSI, v->gpr[RSI] + step);
+    if (dst)
+        set_register(&s, RDI, v->gpr[RDI] + step);
+    return true;
 }
+
+/* -- The instruction. -------------------------------------------------------------------------- */
 
 enum cpu_result callout_string(struct vcpu *v, const struct insn *in)
 {
     bool io = in->op == OP_INS || in->op == OP_OUTS;
     bool compares = in->op == OP_CMPS || in->op == OP_SCAS;
+
+    if (!io && !compares && single_element(v, in))
+        return CPU_NEXT;
+
     struct string s = {
         .v = v,
         .op = in->op,
@@ -530,7 +608,9 @@ enum cpu_result callout_string(struct vcpu *v, const struct insn *in)
     }
     while (count) {
         uint64_t limit = count < budget ? count : budget;
-        uint64_t done = io ? one_io(&s) == 0 : do_run(&s, limit, &code_hit);
+        uint64_t done = !io                            ? do_run(&s, limit, &code_hit)
+                        : in->op == OP_INS && s.repeat ? run_ins(&s, limit, &code_hit)
+                                                       : one_io(&s) == 0;
         if (!done)
             return CPU_EXCEPTION;
         if (watching)
@@ -546,7 +626,7 @@ enum cpu_result callout_string(struct vcpu *v, const struct insn *in)
             set_register(&s, RCX, count);
         if (compares && found(&s))
             break;
-        if (count && (!budget || code_hit || event_pending(v))) {
+        if (count && (!budget || code_hit || cpu_event_due(v))) {
             /* An interrupt between iterations pushes RF = 1 (SDM vol. 3, 17.3.1.1). */
             if (cpu_debug_active(v))
                 v->rflags |= FL_RF;

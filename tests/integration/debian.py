@@ -115,15 +115,15 @@ def log_in(g, grub=False):
     """From power-on to a root shell that cmd() can drive; notes the time to the login prompt."""
     g.expect(r"GNU GRUB", 60)
     if grub:
-        # Its command line, where a disk is read by the firmware's services.
+        # Its command line, where a disk is read by the firmware's services.  Without a VGA two
+        # terminals write to the serial line, GRUB's own and the firmware's screen: no exact lines.
         g.expect(r"Debian GNU/Linux", 20)
         g.send("c")
-        g.expect(r"grub> ", 20)
+        g.expect(r"line editing", 20)
         g.send("ls (hd0,msdos1)/boot/grub\r")
-        g.expect(r"grub\.cfg", 20)
-        g.expect(r"grub> ", 20)
+        g.expect(r"i386-pc/", 20)
         g.send("\x1b")
-        g.expect(r"GNU GRUB", 20)
+        g.expect(r"highlighted entry|recovery mode", 20)
     g.grub_time = time.monotonic() - g.started
     g.send("\r")
     g.expect(r"ringshift login: ", 240)
@@ -160,9 +160,9 @@ def packages(g):
     g.cmd("apt-get -q update", 120)
     g.cmd("DEBIAN_FRONTEND=noninteractive apt-get -q -y install hello jq", 240)
     check("Hello, world!" in g.cmd("hello"), "the installed program does not run")
-    check(g.cmd("echo '{\"a\":[1,20,300]}' | jq '.a | add'").strip() == "321", "jq is wrong")
+    check(g.cmd("echo '{\"a\":[1,20,300]}' | jq -M '.a | add'").strip() == "321", "jq is wrong")
     g.cmd("dpkg -i /srv/repo/tree_*.deb", 120)
-    check("2 directories" in g.cmd("mkdir -p /tmp/t/a/b && tree /tmp/t | tail -n 1"), "tree is wrong")
+    check("3 directories" in g.cmd("mkdir -p /tmp/t/a/b && tree /tmp/t | tail -n 1"), "tree is wrong")
     g.cmd("apt-get -q -y purge hello", 120)
     check(g.cmd("dpkg --audit").strip() == "", "dpkg has something to complain about")
     check(g.cmd("dpkg --verify jq tree gcc-12 git", 60).strip() == "", "installed files differ")

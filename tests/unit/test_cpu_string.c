@@ -329,6 +329,60 @@ Test(cpu_string, ins_outs)
     expect_fault_code(RUN(0xf3, 0x6c), EXC_GP, 0);
 }
 
+/* Firmware reads sectors this way: many elements per page, and still not one too many. */
+Test(cpu_string, ins_runs)
+{
+    map_page(UNMAPPED - 0x1000, KDATA, PTE_P | PTE_RW, 1);
+    fake.pio_value = 0;
+    v->gpr[RDX] = 0x1f0;
+    v->gpr[RCX] = 8;
+    v->gpr[RDI] = UNMAPPED - 6;
+    expect_fault_code(RUN(0xf3, 0x66, 0x6d), EXC_PF, PF_W);
+    cr_assert_eq(fake.pio_value, 3, "%u reads for three elements", fake.pio_value);
+    cr_assert_eq(v->gpr[RCX], 5);
+    cr_assert_eq(v->gpr[RDI], UNMAPPED);
+    cr_assert_eq(get64(KDATA + 0xff8) >> 16, 0x000200010000ull);
+    /* Long ones pause, so that interrupts come through. */
+    v->gpr[RCX] = 1000;
+    v->gpr[RDI] = UNMAPPED - 0x1000;
+    atomic_store(&v->events, EV_STOP);
+    cr_assert_eq(RUN(0xf3, 0x66, 0x6d), CPU_REPEAT);
+    cr_assert(v->gpr[RCX] < 1000 && v->gpr[RCX] > 0);
+    cr_assert_eq(fake.pio_value, 3 + 1000 - v->gpr[RCX]);
+    atomic_store(&v->events, 0);
+    /* Downwards. */
+    fake.pio_value = 0x11;
+    v->rflags |= FL_DF;
+    v->gpr[RCX] = 2;
+    v->gpr[RDI] = UNMAPPED - 0x100;
+    cr_assert_eq(RUN(0xf3, 0x6c), CPU_NEXT);
+    cr_assert_eq(ram.base[KDATA + 0xeff], 0x12);
+    /* Over code. */
+    v->rflags &= ~(uint64_t)FL_DF;
+    ram.page_flags[KDATA >> 12] |= RAM_PAGE_CODE;
+    v->gpr[RCX] = 4;
+    v->gpr[RDI] = KDATA + 8;
+    cr_assert_eq(RUN(0xf3, 0x66, 0x6d), CPU_JUMP);
+    cr_assert_eq(code_write.gpa, KDATA + 8);
+    cr_assert_eq(code_write.len, 8);
+}
+
+Test(cpu_string, masked_events_are_not_due)
+{
+    atomic_store(&v->events, EV_INTR | EV_NMI);
+    v->rflags &= ~(uint64_t)FL_IF;
+    v->nmi_blocked = true;
+    cr_assert(!cpu_event_due(v));
+    v->rflags |= FL_IF;
+    cr_assert(cpu_event_due(v));
+    v->rflags &= ~(uint64_t)FL_IF;
+    v->nmi_blocked = false;
+    cr_assert(cpu_event_due(v));
+    atomic_store(&v->events, EV_STOP);
+    cr_assert(cpu_event_due(v));
+    atomic_store(&v->events, 0);
+}
+
 Test(cpu_string, single_step_stops_after_each_element)
 {
     v->rflags |= FL_TF;
