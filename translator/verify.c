@@ -35,6 +35,7 @@
 
 #include "mmu/window.h"
 #include "translator/emit.h"
+#include "translator/explain.h"
 #include "translator/verify_decode.h"
 
 /* -- What is known of a value ---------------------------------------------------------------------
@@ -64,7 +65,7 @@ struct value {
     uint8_t meaning;
 };
 
-#define MAX_FACTS 16u
+#define MAX_FACTS 32u
 #define N_SCRATCH 8u
 struct state {
     struct state *next; /* while it is not in use */
@@ -590,6 +591,28 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     return (bounce || resume(v, site->resume, &out)) && resume(v, site->resume_bounce, &out);
 }
 
+static bool lives(const struct state *s, uint32_t vn)
+{
+    for (unsigned r = 0; r < 16; r++)
+        if (s->reg[r].vn == vn)
+            return true;
+    for (unsigned i = 0; i < N_SCRATCH; i++)
+        if (s->scratch[i].vn == vn)
+            return true;
+    return false;
+}
+
+/* A block may check more addresses than there is room for; most are gone by the next instruction. */
+static unsigned fact_slot(struct state *s)
+{
+    if (s->n_facts < MAX_FACTS)
+        return s->n_facts++;
+    for (unsigned i = 0; i < MAX_FACTS; i++)
+        if (!lives(s, s->fact[i].vn))
+            return i;
+    return 0;
+}
+
 /* The state on the edge of a conditional jump where the condition does not hold. */
 static void not_taken(struct state *s, unsigned id)
 {
@@ -601,7 +624,7 @@ static void not_taken(struct state *s, unsigned id)
                 s->reg[r].b = s->cmp_imm;
             }
     } else if (id == X86_INS_JNE && s->cmp == CMP_ID) {
-        unsigned i = s->n_facts < MAX_FACTS ? s->n_facts++ : 0;
+        unsigned i = fact_slot(s);
         s->fact[i].vn = s->cmp_vn;
         s->fact[i].drift = s->cmp_drift;
         s->fact[i].id = (uint32_t)s->cmp_imm;
@@ -1098,5 +1121,7 @@ bool bt_verify_block(struct bt_engine *bt, const struct tb *tb)
 {
     bool ok = bt_verify_bytes(bt, tb, (const uint8_t *)(uintptr_t)tb->entry_ind, false);
     bt->stats.rejected += !ok;
+    if (!ok) /* all there is to find the mistake by */
+        explain_print(bt, tb, stderr);
     return ok;
 }

@@ -84,6 +84,22 @@ static const uint8_t hoisted[] = {
     0x31, 0xc0,                                     /* xor eax, eax          */
 };
 
+/* A check that holds over more checks of other addresses than there are registers. */
+static unsigned put_long_lived(uint8_t *code)
+{
+    static const uint8_t first[] = {0x48, 0x8b, 0x03};             /* mov rax, [rbx]          */
+    static const uint8_t other[] = {0x48, 0x8b, 0x54, 0x8e, 0x20}; /* mov rdx, [rsi+rcx*4+32] */
+    static const uint8_t last[] = {0x48, 0x03, 0x43, 0x08,         /* add rax, [rbx+8]        */
+                                   0x31, 0xc0};                    /* xor eax, eax            */
+    unsigned len = sizeof first;
+
+    memcpy(code, first, sizeof first);
+    for (unsigned i = 0; i < 40; i++, len += sizeof other)
+        memcpy(code + len, other, sizeof other);
+    memcpy(code + len, last, sizeof last);
+    return len + sizeof last;
+}
+
 typedef void (*visit)(const struct tb *tb, uint8_t *copy, uint32_t size);
 
 static void each_block(visit f)
@@ -109,6 +125,10 @@ static void setup(unsigned mode)
             run(cpl, sample, sizeof sample);
     for (unsigned i = 0; i < 3; i++)
         run(3, hoisted, sizeof hoisted);
+    uint8_t code[256];
+    unsigned len = put_long_lived(code);
+    for (unsigned i = 0; i < 3; i++)
+        run(3, code, len);
 }
 
 static unsigned seen, applied, accepted;
