@@ -25,6 +25,7 @@
 
 #define MAX_THREADS  4
 #define RING_ENTRIES 128
+#define REAP_ROUNDS  8
 
 struct request_list {
     struct block_request *first, **last;
@@ -221,7 +222,18 @@ static void ring_poll(struct block_queue *q)
     }
 }
 
+static bool ring_ready(const struct block_queue *q)
+{
+    return q->has_ring && io_uring_cq_ready(&q->ring);
+}
+
 #else
+
+static bool ring_ready(const struct block_queue *q)
+{
+    (void)q;
+    return false;
+}
 
 static void ring_create(struct block_queue *q)
 {
@@ -254,14 +266,10 @@ void block_queue_start(struct block_queue *q, struct block_request *r)
         hand_to_worker(q, r);
 }
 
-void block_queue_poll(struct block_queue *q)
+static void tell_ended(struct block_queue *q)
 {
     struct block_request *r;
-    uint64_t count;
 
-    /* Before looking: what ends from now on announces itself again. */
-    if (read(q->event_fd, &count, sizeof(count)) < 0)
-        count = 0;
     ring_poll(q);
     for (;;) {
         pthread_mutex_lock(&q->lock);
@@ -271,6 +279,24 @@ void block_queue_poll(struct block_queue *q)
             break;
         block_request_ended(r);
     }
+}
+
+void block_queue_poll(struct block_queue *q)
+{
+    uint64_t count;
+
+    /* Before looking: what ends from now on announces itself again. */
+    if (read(q->event_fd, &count, sizeof(count)) < 0)
+        count = 0;
+    tell_ended(q);
+}
+
+void block_queue_reap(struct block_queue *q)
+{
+    /* The next piece may have ended, too.  Not for ever: the vCPU waits, and the event loop has
+     * been told anyway. */
+    for (unsigned i = 0; i < REAP_ROUNDS && ring_ready(q); i++)
+        tell_ended(q);
 }
 
 void block_queue_wait(struct block_queue *q)

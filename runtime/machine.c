@@ -375,6 +375,13 @@ static void trace_io(const struct machine *m, const char *what, char direction, 
             address, size, value);
 }
 
+/* Disk requests that this access has started may have ended already. */
+static void reap_blocks(struct machine *m)
+{
+    if (m->cfg.drives)
+        block_queue_reap(m->cfg.drives->queue);
+}
+
 static uint32_t platform_pio_read(struct platform *p, uint16_t port, unsigned size)
 {
     struct machine *m = machine_of(p);
@@ -383,6 +390,7 @@ static uint32_t platform_pio_read(struct platform *p, uint16_t port, unsigned si
     machine_lock(m);
     m->pio_accesses++;
     value = (uint32_t)io_bus_read(&m->ports, port, size);
+    reap_blocks(m);
     trace_io(m, "port", 'R', port, size, value);
     machine_unlock(m);
     return value;
@@ -396,6 +404,7 @@ static void platform_pio_write(struct platform *p, uint16_t port, unsigned size,
     m->pio_accesses++;
     trace_io(m, "port", 'W', port, size, value);
     io_bus_write(&m->ports, port, size, value);
+    reap_blocks(m);
     machine_unlock(m);
 }
 
@@ -445,6 +454,7 @@ static void platform_mmio_write(struct platform *p, struct vcpu *v, uint64_t gpa
         lapic_mmio_write(l, gpa, size, value);
     else
         io_bus_write(&m->mmio, gpa, size, value);
+    reap_blocks(m);
     leave_devices(m, v, was);
 }
 

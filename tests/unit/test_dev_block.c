@@ -146,6 +146,41 @@ Test(block, raw_on_threads, .init = setup_threads, .fini = teardown)
     exercise();
 }
 
+static struct block_request again;
+static unsigned chain;
+
+static void done_and_again(struct block_request *r)
+{
+    cr_assert_eq(r->result, 0);
+    done_count++;
+    if (--chain)
+        block_submit(dev, r);
+}
+
+/* Each request is told of once, by whichever of the two looks first. */
+Test(block, reaped_or_polled, .init = setup, .fini = teardown)
+{
+    static uint8_t buf[4096];
+    struct iovec iov = {buf, sizeof(buf)};
+
+    cr_assert_eq(block_read(dev, 0, buf, sizeof(buf)), 0); /* now it is cached */
+    for (unsigned round = 0; round < 50; round++) {
+        again = (struct block_request){
+            .op = BLOCK_READ, .len = sizeof(buf), .iov = &iov, .iovcnt = 1, .done = done_and_again};
+        done_count = 0;
+        chain = 30;
+        block_submit(dev, &again);
+        cr_assert_eq(done_count, 0, "never from within block_submit()");
+        block_queue_reap(queue);
+        cr_assert_leq(done_count, 30);
+        block_drain(dev);
+        block_queue_reap(queue);
+        block_queue_poll(queue);
+        cr_assert_eq(done_count, 30);
+        cr_assert_eq(dev->inflight, 0);
+    }
+}
+
 static struct many {
     struct block_request r;
     struct iovec iov;
