@@ -199,7 +199,10 @@ static int place_cmdline(struct guest_ram *ram, const struct boot_config *cfg,
                           "shorten --append",
                           (unsigned long long)len, cfg->kernel->path, (unsigned long long)max);
     bp->hdr.cmd_line_ptr = BOOT_CMDLINE;
-    bp->hdr.cmdline_size = (uint32_t)len;
+    /* The header's own limit stays: memtest86+ takes no more than that many bytes, with the
+     * terminating zero.  An ELF image came without a header. */
+    if (!bp->hdr.cmdline_size)
+        bp->hdr.cmdline_size = BOOT_CMDLINE_MAX - 1;
     return ram_write(ram, BOOT_CMDLINE, cmdline, len + 1);
 }
 

@@ -660,6 +660,78 @@ def uefi_shell():
             g.wait(0, 60)
 
 
+@test
+def bios_ipxe():
+    """iPXE from its ISO image to its command line."""
+    iso = installed("/usr/lib/ipxe/ipxe.iso", "ipxe")
+    g = firmware_guest("--cdrom", iso, "--boot", "d")
+    g.expect(r"Press Ctrl-B", 120)
+    g.send("\x02")
+    g.expect(r"iPXE> ", 30)
+    type_keys(g, "set rs 6 && echo ipxe-${rs}7\r")
+    g.expect(r"ipxe-67", 30)
+    type_keys(g, "reboot\r")
+    g.expect(r"Press Ctrl-B", 120)
+
+
+def memtest_pass(kind):
+    """A whole pass over a small memory, watched on the serial line, which its command line asks for."""
+    image = installed(f"/boot/memtest86+{kind}.bin", "memtest86+")
+    needs_ringshift()
+    command = [os.path.join(FILES.build, "ringshift"), "run", "--memory", "16M", "--kernel", image,
+               "--append", "console=ttyS0,115200"] + (["--verify"] if VERIFY else []) + RUN_ARGS
+    g = Guest(command, escapes=False)
+    g.expect(r"Memtest86\+", 60)
+    g.expect(r"Pass: +1 +Errors: 0\b|Pass: +0 +Errors: +[1-9]|Pass: +1\s", 800)
+    check(not re.search(rb"Errors: +[1-9]", g.output), "it found errors in a memory that has none")
+    return f"a pass after {time.monotonic() - g.started:.0f} s"
+
+
+@test(timeout=900 * 3)
+def memtest_ia32():
+    return memtest_pass("ia32")
+
+
+@test(timeout=900 * 3)
+def memtest_x64():
+    return memtest_pass("x64")
+
+
+@test
+def uefi_grub():
+    """OVMF starts GRUB for EFI from the EFI system partition of a disk; it runs what it is told."""
+    installed("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf")
+    installed("/usr/lib/grub/x86_64-efi/kernel.img", "grub-efi-amd64-bin")
+    for program, package in (("grub-mkstandalone", "grub-common"), ("mcopy", "mtools")):
+        if not shutil.which(program):
+            raise Skip(f"{program} is missing (Debian: package {package})")
+    with tempfile.TemporaryDirectory() as folder:
+        config, loader = os.path.join(folder, "grub.cfg"), os.path.join(folder, "bootx64.efi")
+        disk = os.path.join(folder, "disk")
+        with open(config, "w") as f:
+            # Through the firmware's console, which is the serial line; two drivers for one UART
+            # would take keys from each other.
+            f.write("terminal_input console\nterminal_output console\nset timeout=-1\n"
+                    "echo grub-on-$grub_platform-$grub_cpu\n")
+        subprocess.run(["grub-mkstandalone", "-O", "x86_64-efi", "-o", loader, "--fonts=",
+                        "--locales=", "--themes=", "--install-modules="
+                        "normal echo terminal halt lsefi part_gpt part_msdos fat",
+                        f"boot/grub/grub.cfg={config}"], check=True, capture_output=True)
+        with open(disk, "wb") as f:
+            f.truncate(32 << 20)
+        # A disk without partitions that is one FAT: firmware boots it like a removable medium.
+        subprocess.run(["mformat", "-i", disk, "::"], check=True)
+        subprocess.run(["mmd", "-i", disk, "::EFI", "::EFI/BOOT"], check=True)
+        subprocess.run(["mcopy", "-i", disk, loader, "::EFI/BOOT/BOOTX64.EFI"], check=True)
+        g = firmware_guest("--firmware", "ovmf", "--disk", disk)
+        g.expect(r"grub-on-efi-x86_64", 120)
+        g.expect(r"grub> ", 60)
+        type_keys(g, "echo rs-$grub_platform-$cmdpath\r")
+        g.expect(r"rs-efi-\(hd\d[^)]*\)/EFI/BOOT", 30)
+        type_keys(g, "halt\r")
+        g.wait(0, 60)
+
+
 # ---- The terminal --------------------------------------------------------------------------------
 
 def one_sentence(text, pattern):
@@ -1404,6 +1476,46 @@ class Screen:
 
     def type(self, command):
         self.ctl("type", command + "\\n")
+
+
+def firmware_screen(*args):
+    """What the firmware boots, seen on the VGA screen."""
+    return Screen.of(firmware_command("--vga", "std", *args))
+
+
+@test
+def bios_grub_screen():
+    """GRUB's menu on the VGA screen, and a command typed on the PS/2 keyboard."""
+    iso = installed("/usr/lib/grub-rescue/grub-rescue-cdrom.iso", "grub-rescue-pc")
+    s = firmware_screen("--cdrom", iso, "--boot", "d")
+    s.wait_for(r"GNU GRUB")
+    s.ctl("send-key", "c")
+    s.wait_for(r"^grub>")
+    s.type("echo rs-$grub_platform-$prefix")
+    s.wait_for(r"^rs-pc-\(\w+[^)]*\)/boot/grub")
+    s.type("halt")
+    s.guest.wait(0, 60)
+
+
+def memtest_iso(kind):
+    """From its ISO image, which starts as a floppy disk does: several tests without an error."""
+    iso = installed(f"/usr/lib/memtest86+/memtest86+{kind}.iso", "memtest86+")
+    s = firmware_screen("--memory", "16M", "--cdrom", iso, "--boot", "d")
+    s.wait_for(r"Memtest86\+", 90)
+    s.wait_for(r"Test #[3-9]", 300)
+    s.wait_for(r"Errors: 0\s", 30)
+    s.ctl("quit")
+    s.guest.wait(0, 30)
+
+
+@test(timeout=1200)
+def memtest_iso_ia32():
+    memtest_iso("ia32")
+
+
+@test(timeout=1200)
+def memtest_iso_x64():
+    memtest_iso("x64")
 
 
 @test
