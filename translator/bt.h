@@ -440,8 +440,8 @@ enum cpu_result gather_execute(struct vcpu *v, const struct insn *in);
 uint64_t bt_lookup(struct vcpu *v);
 /* engine.c: called from the callout stub; 0 = resume in the block. */
 uint64_t bt_callout(struct vcpu *v, struct callout *c);
-/* light_callout.c: is there a short cut for this instruction (of 64-bit code)? */
-bool bt_has_light_callout(const struct insn *in);
+/* light_callout.c: is there a short cut for this instruction of 64-bit or (legacy) other code? */
+bool bt_has_light_callout(const struct insn *in, bool legacy);
 /* Called from the light stub; 1 = done, resume at bt.resume_target; 0 = nothing has changed. Uses
  * and sets RAX, RCX, RDX, RSI, RDI, R8 to R11 and RSP only: the others are in the host's registers. */
 uint64_t bt_light_callout(struct vcpu *v, struct callout *c);

@@ -4,6 +4,8 @@
  * The light stub (stubs.c) keeps the registers that C preserves where they are and asks
  * bt_light_callout() first.  That does the common case and nothing else: no event pending, nothing
  * watched, a string operation within one page at each end, SYSCALL and SYSRET between 64-bit code.
+ * Of 16- and 32-bit code only the loops of single MOVS and STOS by which boot loaders that were
+ * compiled for size copy kernels, and only with what is in the soft TLB: that changes no window.
  * Whatever it declines it has not touched, and goes the way of every callout.
  */
 #include "translator/bt.h"
@@ -14,8 +16,11 @@
 #include "cpu/system.h"
 #include "translator/callouts.h"
 
-bool bt_has_light_callout(const struct insn *in)
+bool bt_has_light_callout(const struct insn *in, bool legacy)
 {
+    if (legacy)
+        return (in->op == OP_MOVS || in->op == OP_STOS) && in->addr_size == 4 &&
+               !(in->flags & (INSN_REP | INSN_REPNE));
     switch (in->op) {
     case OP_MOVS:
     case OP_STOS: {
@@ -97,6 +102,51 @@ static bool string(struct vcpu *v, const struct callout *c)
     return true;
 }
 
+/* The host's address of `size` bytes at offset `a` of a flat segment; NULL if it is not that easy. */
+static void *in_tlb(struct vcpu *v, unsigned seg, uint32_t a, unsigned size, bool write)
+{
+    const struct soft_tlb_entry *e = mmu_stlb_slot(v, a, v->cpl == 3);
+    unsigned offset = a & (GUEST_PAGE_SIZE - 1);
+
+    if ((write ? e->wtag : e->rtag) != a - offset || offset + size > GUEST_PAGE_SIZE ||
+        !cpu_segment_flat(v, seg))
+        return NULL;
+    return (void *)(uintptr_t)(e->host + offset);
+}
+
+/* A single MOVS or STOS of 16- or 32-bit code. */
+static bool legacy_element(struct vcpu *v, const struct callout *c)
+{
+    const struct insn *in = &c->insn;
+    unsigned size = in->op_size;
+    bool movs = in->op == OP_MOVS;
+    const void *src = &v->gpr[RAX];
+    void *dst;
+
+    if ((v->bt.hflags & FL_DF) || !c->resume || c->tb->dead)
+        return false;
+    if (movs && !(src = in_tlb(v, in->mem.seg, (uint32_t)v->gpr[RSI], size, false)))
+        return false;
+    dst = in_tlb(v, SEG_ES, (uint32_t)v->gpr[RDI], size, true);
+    if (!dst)
+        return false;
+    switch (size) {
+    case 1:
+        __asm__ volatile("movsb" : "+D"(dst), "+S"(src) : : "memory");
+        break;
+    case 2:
+        __asm__ volatile("movsw" : "+D"(dst), "+S"(src) : : "memory");
+        break;
+    default:
+        __asm__ volatile("movsl" : "+D"(dst), "+S"(src) : : "memory");
+    }
+    v->gpr[RDI] = (uint32_t)(v->gpr[RDI] + size);
+    if (movs)
+        v->gpr[RSI] = (uint32_t)(v->gpr[RSI] + size);
+    v->bt.resume_target = c->resume;
+    return true;
+}
+
 static bool system_call(struct vcpu *v, const struct callout *c)
 {
     struct bt_engine *bt = v->engine->bt;
@@ -129,10 +179,15 @@ static bool light(struct vcpu *v, const struct callout *c)
     bool done = false;
 
     if (v->interrupt_shadow || v->fp_saved || ev->watch || (v->rflags & FL_TF) ||
-        (v->dr[7] & DR7_ENABLES) || bt->cfg.trace_mask || !vcpu_long64(v))
+        (v->dr[7] & DR7_ENABLES) || bt->cfg.trace_mask)
         return false;
     if (bt->cfg.chaos && (++ev->chaos_light & 1))
         return false;
+    if (!vcpu_long64(v)) {
+        done = (c->insn.op == OP_MOVS || c->insn.op == OP_STOS) && legacy_element(v, c);
+        *count += done;
+        return done;
+    }
     switch (c->insn.op) {
     case OP_MOVS:
     case OP_STOS:

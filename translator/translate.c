@@ -339,7 +339,7 @@ static void emit_callout(struct xlate *x, const struct insn *in, bool resume)
     c->rip = x->cur_rip;
     c->tb = x->tb;
     e_mov_imm(e, R10, (uintptr_t)c);
-    bool light = !is_legacy(x) && !(x->key & KEY_ONE_INSN) && bt_has_light_callout(in);
+    bool light = !(x->key & KEY_ONE_INSN) && bt_has_light_callout(in, is_legacy(x));
     e_jmp(e, light ? x->bt->stub_light : x->bt->stub_callout);
     c->resume = resume ? (uint32_t)emit_here(e) : 0;
 }
