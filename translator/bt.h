@@ -306,6 +306,8 @@ struct engine_vcpu {
         uint64_t rfbm;
         unsigned size[2];
     } image;
+    /* legacy_state.c: of the image or the registers, what exists in 64-bit mode only. */
+    uint8_t legacy_high[128 + 128 + 256 + 1024];
     uint8_t *guard; /* none, RW, none, none: pages for masked operands that fault in part */
     /* Windows of this vCPU; windows_on is false where the host cannot have them. */
     _Atomic bool map_changed; /* another thread has changed the memory map: forget it */
@@ -399,6 +401,12 @@ uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s);
 bool bt_guard_fault(struct vcpu *v, uint64_t address);
 /* Host instruction pointers in an x87 image become guest ones (invariant 2: no leaks). */
 void bt_fix_fip(struct vcpu *v, const struct insn *in, uint8_t *image);
+
+/* legacy_state.c: 16- and 32-bit code is about to save or load the state image, or has done so;
+ * `image` is the copy it works on. */
+#define LEGACY_HIGH_PARTS 4u
+void legacy_state_before(struct vcpu *v, const struct insn *in, uint8_t *image);
+void legacy_state_after(struct vcpu *v, const struct insn *in, uint8_t *image);
 
 /* windows.c: which windows there are and what the delta tables say. */
 int windows_init(struct vcpu *v, unsigned vma_budget);

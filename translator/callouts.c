@@ -80,15 +80,16 @@ static int store_at(struct vcpu *v, uint64_t gva, const void *buf, unsigned size
     return 0;
 }
 
-/* The operand's linear address, its segment checked. 0, or -1 with a fault. */
-static int operand_address(struct vcpu *v, const struct insn *in, unsigned size, unsigned access,
-                           uint64_t *gva)
+/* The linear address of `size` bytes `from` bytes into the operand, their segment checked.  0, or -1
+ * with a fault. */
+static int part_address(struct vcpu *v, const struct insn *in, unsigned from, unsigned size,
+                        unsigned access, uint64_t *gva)
 {
     const struct insn_mem *m = &in->mem;
-    uint64_t a = (uint64_t)m->disp;
+    uint64_t a = (uint64_t)m->disp + from;
 
     if (vcpu_long64(v)) {
-        *gva = callout_ea(v, in);
+        *gva = callout_ea(v, in) + from;
         return 0;
     }
     if (m->base != REG_NONE)
@@ -96,6 +97,26 @@ static int operand_address(struct vcpu *v, const struct insn *in, unsigned size,
     if (m->index != REG_NONE)
         a += v->gpr[m->index & 15] * m->scale;
     return cpu_linear(v, m->seg, callout_truncate(a, in->addr_size), size, access, gva);
+}
+
+static int operand_address(struct vcpu *v, const struct insn *in, unsigned size, unsigned access,
+                           uint64_t *gva)
+{
+    return part_address(v, in, 0, size, access, gva);
+}
+
+/* Operands of two parts, far pointers and bounds: each is an access of its own, and the second
+ * one's offset is cut to the address size (as processors do; SDM says nothing). */
+static int load_pair(struct vcpu *v, const struct insn *in, uint8_t *buf, unsigned first,
+                     unsigned second)
+{
+    uint64_t gva[2];
+    bool stack = in->mem.seg == SEG_SS;
+    if (part_address(v, in, 0, first, MMU_READ, &gva[0]) ||
+        load_at(v, gva[0], buf, first, stack) ||
+        part_address(v, in, first, second, MMU_READ, &gva[1]))
+        return -1;
+    return load_at(v, gva[1], buf + first, second, stack);
 }
 
 static int load(struct vcpu *v, const struct insn *in, void *buf, unsigned size)
@@ -264,7 +285,7 @@ static enum cpu_result do_far(struct vcpu *v, const struct insn *in)
 
     if (is_mem(in)) {
         uint8_t ptr[10];
-        if (load(v, in, ptr, in->op_size + 2))
+        if (load_pair(v, in, ptr, in->op_size, 2))
             return CPU_EXCEPTION;
         offset = 0;
         for (unsigned i = 0; i < in->op_size; i++)
@@ -283,7 +304,7 @@ static enum cpu_result do_load_far_ptr(struct vcpu *v, const struct insn *in)
     uint64_t offset = 0;
     enum seg seg;
 
-    if (load(v, in, ptr, in->op_size + 2))
+    if (load_pair(v, in, ptr, in->op_size, 2))
         return CPU_EXCEPTION;
     for (unsigned i = 0; i < in->op_size; i++)
         offset |= (uint64_t)ptr[i] << (8 * i);
@@ -575,7 +596,7 @@ static enum cpu_result do_bound(struct vcpu *v, const struct insn *in)
     uint8_t b[8] = {0};
     int32_t index, low, high;
 
-    if (load(v, in, b, 2 * in->op_size))
+    if (load_pair(v, in, b, in->op_size, in->op_size))
         return CPU_EXCEPTION;
     if (in->op_size == 2) {
         index = (int16_t)v->gpr[in->reg];

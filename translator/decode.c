@@ -668,7 +668,7 @@ int insn_decode(struct insn *out, const uint8_t *code, size_t avail, enum insn_m
                            ? (opcode >= 0x40 && opcode <= 0x4f) || opcode == 0xc0 || opcode == 0xc1 ||
                                  (opcode >= 0xa0 && opcode <= 0xcf && opcode != 0xae &&
                                   (opcode < 0xc2 || opcode > 0xc7))
-                           : map == MAP_0F38 && (opcode == 0xf0 || opcode == 0xf1) && px.pp != 1;
+                           : map == MAP_0F38 && (opcode == 0xf0 || opcode == 0xf1);
         enum opsize kind = attr >> A_OPSIZE_SHIFT & 15;
         if (integer && (kind == OS_V || kind == OS_Z || kind == OS_D64))
             flags |= INSN_TOGGLE66;

@@ -381,6 +381,9 @@ static uint64_t callout(struct vcpu *v, struct callout *c)
         case OP_SYSCALL: case OP_SYSENTER: case OP_SYSRET: case OP_SYSEXIT: case OP_IRET:
         case OP_INT: case OP_INT3: case OP_INT1:
             break;
+        case OP_INTO:
+            ev->step_pending = r == CPU_NEXT;
+            break;
         default:
             ev->step_pending = true;
         }

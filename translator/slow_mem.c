@@ -229,8 +229,18 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
                 return 0;
             }
         }
+        if (!vcpu_long64(v)) {
+            legacy_state_before(v, s->insn, ev->bounce.src);
+            r = resume_at(v, s->resume_bounce);
+        }
         v->gpr[RAX] = (uint32_t)(v->gpr[RAX] & v->xcr0);
         v->gpr[RDX] = (uint32_t)(v->gpr[RDX] & (v->xcr0 >> 32));
+        return r;
+    }
+    if ((s->flags & SITE_BOUNCE) && !vcpu_long64(v)) {
+        uint64_t r = bounce(v, s, gva, size);
+        if (r)
+            legacy_state_before(v, s->insn, ev->bounce.src);
         return r;
     }
     if ((s->flags & SITE_BOUNCE) || (gva & (GUEST_PAGE_SIZE - 1)) + size > GUEST_PAGE_SIZE)
@@ -261,12 +271,15 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
 
 /* -- Commit --------------------------------------------------------------------------------------- */
 
-/* The guest address of the x87 instruction at host address `fip`. */
-static uint64_t guest_fip(struct bt_engine *bt, uint64_t fip)
+/* The guest address of the x87 instruction at host address `fip`: in CS, but linear where the image
+ * has it so (legacy_state.c). */
+static uint64_t guest_fip(struct bt_engine *bt, uint64_t fip, bool linear)
 {
     struct tb *tb = cache_find_pc(bt, fip);
     const struct side_entry *se = tb ? tb_side_lookup(tb, fip) : NULL;
-    return se ? tb->gva + se->guest_off : 0;
+    if (!se)
+        return 0;
+    return tb->gva + se->guest_off - (linear ? 0 : (uint32_t)tb->cs);
 }
 
 /*
@@ -291,7 +304,7 @@ void bt_fix_fip(struct vcpu *v, const struct insn *in, uint8_t *image)
         __builtin_memcpy(&fip, image + fip_off, 8);
     if (!cache_contains(bt, fip))
         return;
-    fip = guest_fip(bt, fip);
+    fip = guest_fip(bt, fip, env && vcpu_real_segments(v));
     if (wide) {
         __builtin_memcpy(image + fip_off, &fip, 8);
         __builtin_memcpy(image + fdp_off, &zero, 8);
@@ -311,10 +324,12 @@ static uint64_t commit(struct vcpu *v, struct mem_site *s)
         v->gpr[RAX] = v->bt.xsave_rax;
         v->gpr[RDX] = v->bt.xsave_rdx;
     }
+    if (ev->bounce.active && (s->flags & SITE_FIP) && x87)
+        bt_fix_fip(v, s->insn, ev->bounce.src);
+    if ((s->flags & SITE_BOUNCE) && !vcpu_long64(v))
+        legacy_state_after(v, s->insn, ev->bounce.src);
     if (ev->bounce.active) {
         uint8_t *src = ev->bounce.src;
-        if ((s->flags & SITE_FIP) && x87)
-            bt_fix_fip(v, s->insn, src);
         for (unsigned i = 0; i < 2; src += ev->bounce.len[i], i++) {
             unsigned len = ev->bounce.len[i];
             if (!len || ev->bounce.skip[i])

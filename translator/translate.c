@@ -753,6 +753,8 @@ static void rule_state(struct xlate *x, const struct insn *in, unsigned i)
     case OP_XRSTOR:
         a.flags |= SITE_XSAVE;
         break;
+    case OP_FXRSTOR: case OP_FLDENV: case OP_FRSTOR:
+        break;
     default: /* FXSAVE, FNSAVE, FNSTENV; FXSAVE leaves reserved bytes alone */
         a.kind = MMU_WRITE | MMU_RMW;
         a.flags |= SITE_FIP;
@@ -1151,7 +1153,13 @@ static void emit_insn(struct xlate *x, unsigned i)
         e_load32_gs(e, R10, VCPU_OFF(tsc_aux));
         write_gpr(x, in->rm, R10, 8);
         break;
-    default: /* OP_COPY, FXRSTOR, FRSTOR, FLDENV */
+    case OP_FXRSTOR: case OP_FLDENV: case OP_FRSTOR:
+        if (is_legacy(x)) /* on a copy: see legacy_state.c */
+            rule_state(x, in, i);
+        else
+            rule_copy(x, in, i);
+        break;
+    default: /* OP_COPY */
         rule_copy(x, in, i);
     }
 }

@@ -280,8 +280,10 @@ struct diff_result {
     uint64_t gpr[16], rip, rflags, fs_base, gs_base;
     uint64_t cr2;
     uint32_t vector, error;
-    uint16_t seg[6];   /* of 16- and 32-bit code in protected mode           */
-    uint32_t frame_at; /* real mode: six bytes here belong to the end's frame */
+    uint16_t seg[6]; /* of 16- and 32-bit code in protected mode           */
+    /* Real mode: six bytes at this offset of the segment at frame_at belong to the end's frame. */
+    uint32_t frame_at, frame_sp;
+    bool frame_wraps;
     uint8_t xsave[DIFF_XSAVE] __attribute__((aligned(64)));
     uint32_t dirty; /* bit i: page i changed, to page[i] */
     uint8_t page[DIFF_PAGES][4096];
@@ -506,6 +508,7 @@ static inline int diff_report(FILE *out, const char *what, uint64_t native, uint
  *  - MOVS, BOUND and far pointers with two faulting operands, too.
  *  - segments: alignment or limit first; a masked operand beyond the limit faults here although no
  *    active element is there; which part of a far pointer is read first.
+ *  - beyond the limit: BOUND's second part, if the first one decides; what XSAVE does not write.
  *  - real mode: no pages, no error codes.
  *  - CMPS with two faulting operands: which comes first.
  *  - alignment checks (#AC) of masked operands and of instructions done in C: not made.
@@ -513,7 +516,7 @@ static inline int diff_report(FILE *out, const char *what, uint64_t native, uint
  *  - x87 instructions that find an unmasked exception: the host does not touch memory then.
  *  - masked operands that cross into non-canonical addresses: #PF or #GP.
  *  - x87 and big operands: CR2 is somewhere in the operand's part on the page.
- *  - x87 and state images: the host may have written a part before it faults.
+ *  - x87 and state images: the host may have written or loaded a part before it faults.
  *  - a pending x87 exception and a memory fault: which comes first.
  */
 struct diff_excuses {
@@ -560,6 +563,8 @@ diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct
         off < c->len && insn_decode(&in, c->code + off, c->len - off, diff_insn_mode(c, off)) > 0;
     x.all |= c->bits && known && (in.flags & INSN_MASKED) && noff != off &&
              (g->vector == EXC_GP || g->vector == EXC_SS);
+    x.all |= c->bits && known && fault && (in.op == OP_BOUND || in.fpu == FPU_XSAVE) &&
+             (g->vector == EXC_GP || g->vector == EXC_SS);
     if (n->vector > 31 || noff == c->len)
         return x;
     struct insn nin;
@@ -567,8 +572,8 @@ diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct
         insn_decode(&nin, c->code + noff, c->len - noff, diff_insn_mode(c, noff)) > 0)
         x.all |= (nin.op != OP_COPY && nin.op != OP_PUSH && nin.op != OP_POP) ||
                  (nin.flags & INSN_MASKED);
-    if (diff_is_fault(n->vector) || n->vector == EXC_DE || n->vector == EXC_MF ||
-        n->vector == EXC_XM)
+    if (diff_is_fault(n->vector) || n->vector == EXC_DE || n->vector == EXC_BR ||
+        n->vector == EXC_MF || n->vector == EXC_XM)
         x.flags = FL_ARITH;
     else
         return x;
@@ -581,7 +586,7 @@ diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct
     if (!known || n->rip != g->rip)
         return x;
     bool mem = (in.flags & INSN_MEM) || in.op == OP_MASKMOV;
-    x.x87 = in.fpu == FPU_MMX;
+    x.x87 = in.fpu == FPU_MMX || (fault && (in.op == OP_FRSTOR || in.op == OP_FLDENV));
     x.vector = fault && ((n->vector == EXC_MF && mem) ||
                          (n->vector == EXC_XM && (in.flags & INSN_MEM_WRITE)) ||
                          (diff_is_fault(n->vector) &&
@@ -708,7 +713,9 @@ static inline int diff_compare(const struct diff_result *n, const struct diff_re
             continue;
         uint8_t less[4096];
         for (unsigned i = 0; i < 6 && real && g->frame_at; i++) {
-            uint32_t o = g->frame_at + i - (uint32_t)diff_pages[p].gva;
+            uint32_t sp = g->frame_sp + i;
+            uint32_t o =
+                g->frame_at + (g->frame_wraps ? sp & 0xffff : sp) - (uint32_t)diff_pages[p].gva;
             if (i == 0)
                 memcpy(less, pg, 4096), pg = less;
             if (o < 4096)

@@ -295,6 +295,9 @@ static inline int diff32_take(struct diff_gen32 *g, uint8_t *b)
                  in.op == OP_XSAVEOPT || in.op == OP_FNSAVE || in.op == OP_FNSTENV;
     if (image && (g->g.x87_mem || g->g.keep))
         return 0;
+    if (!g->protected && in.mem.seg == SEG_CS &&
+        ((in.flags & INSN_MEM_WRITE) || in.op == OP_MASKMOV))
+        return 0; /* only in protected mode is code not writable */
     if ((in.op == OP_FNSAVE || in.op == OP_FNSTENV) && !g->protected)
         return 0; /* the layout of real mode: tests/guest32 */
     diff32_fix_disp(g, &in, b);

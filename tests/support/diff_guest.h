@@ -313,8 +313,12 @@ static inline void diff_guest_run(struct diff_guest *g, const struct diff_case *
             uint16_t frame[3] = {0}; /* ip, cs, flags: on the code's own stack */
             bool big = v->seg[SEG_SS].attr & SEGA_DB;
             uint32_t sp = (uint32_t)v->gpr[RSP];
-            r->frame_at = (uint32_t)v->seg[SEG_SS].base + (big ? sp : (uint16_t)sp);
-            ram_read(&g->f.ram, r->frame_at, frame, 6);
+            r->frame_at = (uint32_t)v->seg[SEG_SS].base;
+            r->frame_sp = sp;
+            r->frame_wraps = !big;
+            for (unsigned i = 0; i < 3; i++)
+                ram_read(&g->f.ram, r->frame_at + (big ? sp + 2 * i : (uint16_t)(sp + 2 * i)),
+                         &frame[i], 2);
             r->rip = frame[0];
             r->rflags = frame[2] | (v->rflags & ~0xffffull);
             r->gpr[RSP] = big ? sp + 6 : (sp & 0xffff0000) | (uint16_t)(sp + 6);
