@@ -207,7 +207,7 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
     }
     if (s->flags & SITE_XSAVE) {
         uint64_t r = s->resume_bounce;
-        uint8_t *image = image_in_place(v, s, gva, size);
+        uint8_t *image = vcpu_long64(v) ? image_in_place(v, s, gva, size) : NULL;
         if (image) {
             ev->bounce.active = false;
             v->bt.r10 = (uint64_t)(uintptr_t)image;
@@ -230,7 +230,7 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
             }
         }
         if (!vcpu_long64(v)) {
-            legacy_state_before(v, s->insn, ev->bounce.src);
+            legacy_state_before(v, s->insn, image);
             r = resume_at(v, s->resume_bounce);
         }
         v->gpr[RAX] = (uint32_t)(v->gpr[RAX] & v->xcr0);
