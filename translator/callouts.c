@@ -335,7 +335,7 @@ static enum cpu_result do_pop_seg(struct vcpu *v, const struct insn *in)
     unsigned size = stack_size(v, in), seg = in->opcode >> 3 & 7, width = stack_width(v);
     uint64_t sel;
 
-    if (peek_stack(v, &sel, size))
+    if (peek_stack(v, &sel, 2)) /* of a wider element processors read these two bytes */
         return CPU_EXCEPTION;
     enum cpu_result r = do_load_sreg(v, in, seg, sel);
     if (r == CPU_NEXT) /* POP SS pops by the old width, and then it is the new one */

@@ -194,7 +194,7 @@ void legacy_state_after(struct vcpu *v, const struct insn *in, uint8_t *image)
             if (at)
                 copy(image + at, kept, high[k].len);
         }
-        if (in->op == OP_XSAVEC) /* counts as being in its initial state */
+        if (requested(v) >> HI16_ZMM & 1) /* counts as being in its initial state */
             image[512] &= (uint8_t)~(1u << HI16_ZMM);
         break;
     case OP_XRSTOR:

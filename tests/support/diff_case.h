@@ -581,8 +581,9 @@ diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct
     x.all |= x.branch && g->vector == EXC_DB;
     if (c->bits && n->vector == EXC_GP && noff < c->len &&
         insn_decode(&nin, c->code + noff, c->len - noff, diff_insn_mode(c, noff)) > 0)
-        x.branch = nin.op >= OP_JMP && nin.op <= OP_RET && g->vector == EXC_GP &&
-                   g->rip > diff_desc_limit(diff_desc_of(n->seg[SEG_CS]));
+        x.branch =
+            nin.op >= OP_JMP && nin.op <= OP_RET && g->vector == EXC_GP &&
+            (c->world == DIFF_REAL || g->rip > diff_desc_limit(diff_desc_of(n->seg[SEG_CS])));
     if (!known || n->rip != g->rip)
         return x;
     bool mem = (in.flags & INSN_MEM) || in.op == OP_MASKMOV;
@@ -643,7 +644,7 @@ static inline int diff_compare(const struct diff_result *n, const struct diff_re
     /* 16- and 32-bit code: the upper halves are undefined; legacy modes have no R8 to R15. */
     for (unsigned i = 0; i < (c->bits && c->world != DIFF_COMPAT ? 8 : 16); i++) {
         uint64_t unseen = c->bits && i < 8 ? ~0ull << 32 : 0;
-        if ((n->gpr[i] | unseen) != (g->gpr[i] | unseen) && !(ex.branch && i == RSP))
+        if ((n->gpr[i] | unseen) != (g->gpr[i] | unseen) && !(ex.branch && (i == RSP || i == RCX)))
             d += diff_report(out, diff_reg_name[i], n->gpr[i], g->gpr[i]);
     }
     static const char *const segs[6] = {"es", "cs", "ss", "ds", "fs", "gs"};

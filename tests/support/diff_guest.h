@@ -126,7 +126,9 @@ static inline void diff_guest_setup(struct diff_guest *g)
                             0x00cf93000000ffffull,
                             diff_legacy ? 0x00cffb000000ffffull : 0,
                             0x00cff3000000ffffull,
-                            0x00affb000000ffffull};
+                            0x00affb000000ffffull,
+                            [15] =
+                                diff_legacy ? 0x0040f50000000000ull : 0}; /* Linux's CPU number */
     fx_write(f, DIFF_SYS_GPA, gdt, sizeof gdt);
     for (unsigned i = 0; i < DIFF_LDT_N; i++)
         fx_put64(f, DIFF_SYS_GPA + DIFF_SYS_LDT + 8 * i, diff_desc_raw(&diff_ldt[i]));
@@ -164,7 +166,7 @@ static inline void diff_guest_setup(struct diff_guest *g)
 static inline void diff_guest_cpu(struct diff_guest *g, unsigned cpl)
 {
     struct vcpu *v = g->f.v;
-    v->gdtr = (struct dtable){DIFF_SYS, 55};
+    v->gdtr = (struct dtable){DIFF_SYS, diff_legacy ? 127 : 55};
     v->idtr = (struct dtable){DIFF_SYS_IDT, 0xfff};
     v->tr.base = DIFF_SYS_TSS;
     v->tr.limit = 0x67;
