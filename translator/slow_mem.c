@@ -122,7 +122,7 @@ bool bt_guard_fault(struct vcpu *v, uint64_t address)
         return false;
     v->exc = ev->bounce.exc[i];
     if (v->exc.vector == EXC_PF)
-        v->exc.cr2 = ev->bounce.gva + off;
+        v->exc.cr2 = vcpu_long64(v) ? ev->bounce.gva + off : (uint32_t)(ev->bounce.gva + off);
     return true;
 }
 
@@ -169,6 +169,8 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
         v->bt.xsave_rdx = v->gpr[RDX];
         uint64_t rfbm = ((v->gpr[RDX] << 32) | (uint32_t)v->gpr[RAX]) & v->xcr0;
         bool compacted = s->insn->op == OP_XSAVEC;
+        if (!vcpu_long64(v)) /* ZMM16-31, the last component, are not touched (legacy_state.c) */
+            rfbm &= ~(1ull << 7);
         if (ev->image.rfbm != rfbm || !ev->image.size[compacted]) {
             ev->image.rfbm = rfbm;
             ev->image.size[0] = xstate_size(rfbm, false);

@@ -509,6 +509,7 @@ static inline int diff_report(FILE *out, const char *what, uint64_t native, uint
  *  - segments: alignment or limit first; a masked operand beyond the limit faults here although no
  *    active element is there; which part of a far pointer is read first.
  *  - beyond the limit: BOUND's second part, if the first one decides; what XSAVE does not write.
+ *  - CLFLUSH through execute-only CS.
  *  - real mode: no pages, no error codes.
  *  - CMPS with two faulting operands: which comes first.
  *  - alignment checks (#AC) of masked operands and of instructions done in C: not made.
@@ -537,7 +538,7 @@ static inline bool diff_wraps(const struct insn *in, const struct diff_result *n
         ea += (uint32_t)n->gpr[m->base & 15];
     if (m->index != REG_NONE && !(in->flags & INSN_VSIB))
         ea += (uint32_t)n->gpr[m->index & 15] * m->scale;
-    bool string = in->op >= OP_MOVS && in->op <= OP_OUTS;
+    bool string = (in->op >= OP_MOVS && in->op <= OP_OUTS) || in->op == OP_MASKMOV;
     return (in->addr_size == 4 && ea > 0xfffff000) || (uint32_t)n->gpr[RSP] > 0xffffff00 ||
            (string && ((uint32_t)n->gpr[RSI] > 0xfffffff0 || (uint32_t)n->gpr[RDI] > 0xfffffff0));
 }
@@ -601,6 +602,8 @@ diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct
                     (in.op == OP_MOVS || in.op == OP_LOAD_FAR_PTR || in.op == OP_BOUND);
         x.cr2 |= in.op == OP_MOVS || in.op == OP_RETF || in.op == OP_IRET ||
                  in.op == OP_LOAD_FAR_PTR || in.op == OP_BOUND;
+        bool flush = in.map == MAP_0F && in.opcode == 0xae && (in.modrm >> 3 & 7) >= 6;
+        x.vector |= flush && g->vector == EXC_GP; /* CLFLUSH is allowed on execute-only code */
         bool order = (n->vector == EXC_GP || n->vector == EXC_SS) && fault;
         x.vector |= order && (in.flags & INSN_MEM_ALIGNED);
         x.all |= order && (in.flags & INSN_MASKED);
