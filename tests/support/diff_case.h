@@ -510,6 +510,9 @@ static inline int diff_report(FILE *out, const char *what, uint64_t native, uint
  *    active element is there; which part of a far pointer is read first.
  *  - beyond the limit: BOUND's second part, if the first one decides; what XSAVE does not write.
  *  - CLFLUSH through execute-only CS.
+ *  - what processors do in parts, and perhaps wrapping at 64 KiB: PUSHA, POPA, MASKMOV, state
+ * images.
+ *  - V86 and real mode: code between the instructions that were made for them.
  *  - real mode: no pages, no error codes.
  *  - CMPS with two faulting operands: which comes first.
  *  - alignment checks (#AC) of masked operands and of instructions done in C: not made.
@@ -564,8 +567,15 @@ diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct
         off < c->len && insn_decode(&in, c->code + off, c->len - off, diff_insn_mode(c, off)) > 0;
     x.all |= c->bits && known && (in.flags & INSN_MASKED) && noff != off &&
              (g->vector == EXC_GP || g->vector == EXC_SS);
-    x.all |= c->bits && known && fault && (in.op == OP_BOUND || in.fpu == FPU_XSAVE) &&
-             (g->vector == EXC_GP || g->vector == EXC_SS);
+    x.all |= c->bits && known && fault &&
+             (in.op == OP_BOUND || in.op == OP_POPA || in.op == OP_PUSHA || in.op == OP_MASKMOV ||
+              in.fpu == FPU_XSAVE || in.fpu == FPU_FXSR);
+    if (c->bits && c->world >= DIFF_V86 && noff != c->len) { /* a wild branch: any instruction */
+        bool listed = false;
+        for (unsigned i = 0; i < c->n_at; i++)
+            listed |= c->at[i] == noff;
+        x.all |= !listed;
+    }
     if (n->vector > 31 || noff == c->len)
         return x;
     struct insn nin;

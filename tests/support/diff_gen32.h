@@ -167,7 +167,8 @@ static inline void diff32_aim(struct diff_gen32 *g, const struct insn *in, uint3
 static inline uint16_t diff32_selector(struct diff_gen32 *g)
 {
     uint64_t r = diff_rnd(&g->g.rng);
-    return r % 16 ? diff_selectors[(r >> 8) % DIFF_SELECTORS] : (uint16_t)(r >> 16 & 0xf7f);
+    uint16_t any = r >> 16 & 0xf7f; /* 78H: Linux's GDT has the CPU's number there */
+    return r % 16 || any >> 3 == 15 ? diff_selectors[(r >> 8) % DIFF_SELECTORS] : any;
 }
 
 static inline void diff32_prepare(struct diff_gen32 *g, const struct insn *in)
