@@ -66,7 +66,7 @@ struct value {
 };
 
 #define MAX_FACTS 32u
-#define N_SCRATCH 8u
+#define N_SCRATCH 10u /* words of memory that are followed: scratch, the guest's R10 and R11 */
 struct state {
     struct state *next; /* while it is not in use */
     struct value reg[16], scratch[N_SCRATCH];
@@ -563,7 +563,8 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
         if (c->insn.op == OP_PUSHF || c->insn.op == OP_PUSH_SEG)
             set_drift(v, &out, RSP, s->reg[RSP], -(int64_t)c->insn.op_size);
         for (unsigned i = 0; i < N_SCRATCH; i++)
-            unknown(&out.scratch[i], fresh(v->off, 16 + i));
+            if (i < 8 || (c->insn.gpr_written >> (R10 + i - 8) & 1))
+                unknown(&out.scratch[i], fresh(v->off, 16 + i));
         out.cmp = CMP_NONE;
         return resume(v, c->resume, &out);
     }
@@ -672,13 +673,34 @@ static bool check_jump(struct verifier *v, const cs_insn *in, const struct state
     return true;
 }
 
-/* Which scratch word a gs: operand is, or -1. */
+static uint64_t slot_offset(unsigned slot)
+{
+    return slot < 8 ? VOFF(scratch) + 8 * slot : VOFF(gpr) + 8 * (R10 + slot - 8);
+}
+
+/* Which of the followed words a gs: operand is, or -1. */
 static int scratch_slot(const cs_x86_op *op)
 {
     if (op->type != X86_OP_MEM || op->mem.segment != X86_REG_GS || op->mem.base || op->mem.index)
         return -1;
-    uint64_t off = (uint64_t)op->mem.disp - VOFF(scratch);
-    return off < 8 * N_SCRATCH && off % 8 == 0 ? (int)(off / 8) : -1;
+    for (unsigned i = 0; i < N_SCRATCH; i++)
+        if ((uint64_t)op->mem.disp == slot_offset(i))
+            return (int)i;
+    return -1;
+}
+
+/* Bytes of the vCPU's state get a value that is not followed. */
+static bool overwrite(struct verifier *v, struct state *s, uint64_t off, unsigned size)
+{
+    for (unsigned i = 0; i < N_SCRATCH; i++) {
+        uint64_t slot = slot_offset(i);
+        if (off >= slot + 8 || slot >= off + size)
+            continue;
+        if (i < 8 && off != slot)
+            return reject(v, "part of a scratch word");
+        unknown(&s->scratch[i], fresh(v->off, 16 + i));
+    }
+    return true;
 }
 
 /* Effects that the analysis follows. True if the instruction was one of them (its memory operands
@@ -886,13 +908,9 @@ static bool check_operands(struct verifier *v, const cs_insn *in, struct state *
             }
             if (!operand_of(v, op, &o) || !check_memory(v, s, &o))
                 return false;
-            int slot = scratch_slot(op);
-            if (o.write && op->mem.segment == X86_REG_GS && !op->mem.base && !op->mem.index) {
-                if (slot >= 0)
-                    unknown(&s->scratch[slot], fresh(v->off, 16 + (unsigned)slot));
-                else if (inside((uint64_t)op->mem.disp, 1, VOFF(scratch), 8 * N_SCRATCH))
-                    return reject(v, "part of a scratch word");
-            }
+            if (o.write && op->mem.segment == X86_REG_GS && !op->mem.base && !op->mem.index &&
+                !overwrite(v, s, (uint64_t)op->mem.disp, o.size))
+                return false;
         }
     }
     return true;

@@ -81,6 +81,11 @@ static const uint8_t hoisted[] = {
     0x48, 0x99,                                     /* cqo                   */
     0x48, 0x03, 0x48, 0x10,                         /* add rcx, [rax+16]     */
     0xf2, 0x66, 0x0f, 0x38, 0xf1, 0xca,             /* crc32 ecx, dx         */
+    0x48, 0x8b, 0x04, 0x24,                         /* mov rax, [rsp]        */
+    0x49, 0x89, 0xe3,                               /* mov r11, rsp          */
+    0x48, 0x83, 0xe4, 0xf0,                         /* and rsp, -16          */
+    0x4c, 0x89, 0xd8,                               /* mov rax, r11          */
+    0x48, 0x8b, 0x70, 0x20,                         /* mov rsi, [rax+32]     */
     0x31, 0xc0,                                     /* xor eax, eax          */
 };
 
