@@ -129,6 +129,7 @@ struct tb {
     struct tb **page_prev, **page2_prev;
     struct link *in;
     struct link out[2];
+    uint32_t site_clock; /* window tier: decisions about sites up to this one are in it      */
     int32_t heat;        /* soft tier: executions left until it is translated again          */
     /* Bytes of the page looked at to decide which flags are dead: if they change, so may that. */
     uint16_t peek_lo, peek_hi;
@@ -238,6 +239,7 @@ struct site_info {
     uint8_t misses;        /* another window than expected                         */
     uint8_t streak;        /* installs in quick succession: it only touches new pages */
     bool soft, table;      /* decisions                                            */
+    uint32_t decided;      /* engine_vcpu.site_clock of the last one               */
 };
 #define SITE_INFO_SIZE 8192u
 #define HOT_THRESHOLD  256
@@ -329,6 +331,7 @@ struct engine_vcpu {
     uint64_t wfault_hva;
     bool wfault_write;
     struct site_info site[SITE_INFO_SIZE];
+    uint32_t site_clock; /* counts decisions about sites */
     stack_t altstack;
     unsigned long long chaos_seed;
     uint32_t chaos_light; /* chaos takes every other light callout the long way */

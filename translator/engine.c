@@ -537,26 +537,34 @@ static struct tb *heat_up(struct vcpu *v, struct tb *tb)
     return hot;
 }
 
-/* Learns that the instruction at rip is not what its window form assumed. True if that is enough
- * for the block to be translated anew. */
-static bool learn_site(struct vcpu *v, uint64_t rip, bool miss)
+/*
+ * Learns that the instruction at rip is not what its window form in this block assumed.  True if
+ * the block is to be translated anew.  What is decided already may have been so by another block
+ * with this instruction, which a jump into this one's middle makes.
+ */
+static bool learn_site(struct vcpu *v, uint64_t rip, bool miss, const struct tb *from)
 {
-    struct site_info *s = site_lookup(v->engine, rip);
+    struct engine_vcpu *ev = v->engine;
+    struct site_info *s = site_lookup(ev, rip);
     if (s->rip != rip)
         *s = (struct site_info){.rip = rip};
+    bool news = (int32_t)(s->decided - from->site_clock) > 0;
     if (miss) {
-        if (s->table || ++s->misses < 4)
+        if (s->table)
+            return news;
+        if (++s->misses < 4)
             return false;
         s->table = true;
     } else {
         if (s->soft && s->streak < 24)
-            return false;
+            return news;
         if (!s->soft && ++s->soft_runs < 6)
             return false;
         s->streak = 0;
         s->soft = true;
-        v->engine->bt->stats.soft_sites++;
+        ev->bt->stats.soft_sites++;
     }
+    s->decided = ++ev->site_clock;
     return true;
 }
 
@@ -708,7 +716,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
             }
             struct site_info *s = site_lookup(ev, v->rip);
             bool storm = s->rip == v->rip && s->soft && s->streak >= 24;
-            if ((soft_once || storm) && learn_site(v, v->rip, false))
+            if ((soft_once || storm) && learn_site(v, v->rip, false, from))
                 drop_block(bt, from);
             break;
         }
@@ -717,7 +725,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
             v->rip = site->rip;
             bt->stats.wmisses++;
             soft_once = true;
-            if (learn_site(v, v->rip, true))
+            if (learn_site(v, v->rip, true, site->tb))
                 drop_block(bt, site->tb);
             break;
         }

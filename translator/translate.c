@@ -1378,6 +1378,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         replace = NULL;
     struct tb *tb = cache_meta_alloc(r, sizeof *tb);
     *tb = block;
+    tb->site_clock = v->engine->site_clock;
     x->tb = tb;
     x->r = r;
     /* Eviction may have emptied the page's list and dropped the flag. */
