@@ -1713,6 +1713,56 @@ def installer_i386_text():
     s.guest.wait(0, 30)
 
 
+@test(verify=False, timeout=1200)
+def installer_i386_serial():
+    """The same installer on the serial line."""
+    g = Guest(vm_command(FILES.guest("installer-i386/linux"),
+                         FILES.guest("installer-i386/initrd.gz"),
+                         append="console=ttyS0 vga=normal", memory="1G"), escapes=False)
+    g.expect(r"Select a language|Choose the language", 280)
+    g.expect(r"English", 20)
+    g.send("\t\r")
+    g.expect(r"(?i)main menu", 60)
+
+
+@test(verify=False, timeout=1200)
+def userland_i386():
+    """The i386 kernel with the 32-bit busybox of the installer and a 32-bit program of ours:
+    processes, signals, threads, x87, LDT."""
+    program = os.path.join(FILES.build, "tests/guest-user32/user32")
+    if not os.path.exists(program):
+        raise Skip(f"there is no {program} (Debian: package gcc-multilib)")
+    with tempfile.TemporaryDirectory() as folder:
+        tree, image = os.path.join(folder, "tree"), os.path.join(folder, "initrd")
+        os.mkdir(tree)
+        shutil.copy(program, tree)
+        with open(os.path.join(tree, "rs-init"), "w") as f:
+            f.write("""#!/bin/sh
+mount -t proc proc /proc
+echo "rs: $(uname -m)"
+/user32
+i=0; while [ $i -lt 50 ]; do i=$((i + 1)); seq $i | sort -n | tail -n 1 >> /tmp/n; done
+echo "rs: $(sort -n /tmp/n | uniq | wc -l) rounds"
+poweroff -f
+""")
+        os.chmod(os.path.join(tree, "rs-init"), 0o755)
+        more = subprocess.run("find . | cpio -o -H newc --quiet | gzip -1", shell=True, cwd=tree,
+                              check=True, capture_output=True).stdout
+        # The kernel unpacks archives one after the other.
+        with open(FILES.guest("installer-i386/initrd.gz"), "rb") as f, open(image, "wb") as out:
+            shutil.copyfileobj(f, out)
+            out.write(more)
+        g = Guest(vm_command(FILES.guest("installer-i386/linux"), image, memory="1G",
+                             append="console=ttyS0 quiet rdinit=/rs-init"),
+                  tty=False, stdin=subprocess.DEVNULL)
+        g.expect(r"rs: i686", 250)
+        m = g.expect(r"(\d+) passed, (\d+) failed, (\d+) skipped", 120)
+        check(m.group(2) == b"0" and int(m.group(1)) >= 7, g.tail())
+        g.expect(r"rs: 50 rounds", 60)
+        g.wait(0)
+        return m.group(0).decode()
+
+
 @test(verify=False, timeout=600)
 def installer_i386_graphics():
     """The same on bochs-drm's frame buffer: the bar moves when Down is pressed."""
