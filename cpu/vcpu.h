@@ -157,6 +157,7 @@ struct vcpu_bt {
     uint64_t hflags;        /* EFLAGS image saved by the exit stubs, loaded by the resume stub     */
     uint64_t resume_target; /* host address the resume stub jumps to                               */
     uint64_t r10, r11;      /* scratch registers across a C helper                                 */
+    uint64_t helper_rax, helper_rcx; /* the guest's while an assembly helper uses the registers    */
     uint64_t exit_reason, exit_arg;
     uint64_t shadow_rip;    /* the instruction that an interrupt shadow protects                   */
     uint64_t xsave_rax, xsave_rdx; /* the guest's own RAX/RDX while an XSAVE runs with a masked one */

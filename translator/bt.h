@@ -103,8 +103,7 @@ struct link {
     struct link *next_in;  /* list of tb.in */
     struct link **prev_in; /* what points to this in it */
     uint64_t target;       /* GVA */
-    uint8_t *patch;        /* writable alias of the rel32 */
-    uint32_t patch_x;      /* its executable address */
+    uint32_t patch_x;      /* executable address of the rel32 */
     uint32_t stub;         /* executable address of the exit stub */
 };
 
@@ -128,27 +127,36 @@ struct tb {
     struct tb *page_next, *page2_next;
     struct tb **page_prev, **page2_prev;
     struct link *in;
-    struct link out[2];
-    uint32_t site_clock; /* window tier: decisions about sites up to this one are in it      */
-    int32_t heat;        /* soft tier: executions left until it is translated again          */
+    struct link *out;    /* n_out of them */
+    uint8_t n_out;
+    uint64_t minus_gva;  /* what the door of the first tier adds to R10: 0 if this is the block */
+    uint64_t door;       /* where it goes then: entry                                        */
     /* Bytes of the page looked at to decide which flags are dead: if they change, so may that. */
     uint16_t peek_lo, peek_hi;
+    /* Learnt of the second tier's accesses, a bit for each instruction: which window is not the same
+     * every time; windows do not pay. */
+    uint64_t table_form, soft_form;
     bool dead;
-    bool window;         /* window tier                                                      */
+    bool hot;            /* second tier                                                      */
+    bool window;         /* second tier, accesses through windows                            */
 };
 
 /* A memory operand's slow path. Addresses are executable ones. */
 struct mem_site {
+    /* What the helpers of the first tier read (stubs.c): */
+    uint32_t resume;        /* R10 = HVA: the native instruction in the main path */
+    int32_t heat;           /* executions left until the block is translated again;
+                               of a window check: misses so far */
     uint64_t rip;
     struct tb *tb;
     const struct insn *insn;
-    uint32_t resume;        /* R10 = HVA: the native instruction in the main path */
     uint32_t resume_bounce; /* R10 = HVA or bounce copy: the instruction's twin, then the commit */
     uint32_t resume_done;   /* after the commit */
     uint16_t size;
     uint8_t access;         /* MMU_READ/MMU_WRITE/MMU_RMW */
     uint8_t flags;          /* SITE_* */
     uint8_t seg;            /* SITE_SEG: enum seg                 */
+    uint8_t index;          /* of the instruction in its block    */
 };
 enum {
     SITE_STACK = 1,   /* faults are #SS instead of #GP               */
@@ -175,7 +183,6 @@ enum exit_reason {
     EXIT_FAULT,      /* v->exc filled in, rip = the faulting instruction        */
     EXIT_ASYNC,      /* at an instruction boundary because of exit_request      */
     EXIT_STEPPED,    /* a KEY_ONE_INSN block has done its instruction           */
-    EXIT_HOT,        /* exit_arg = struct tb: translate it for the window tier  */
     EXIT_WFAULT,     /* an access through a window faulted; exit_arg = host PC, wfault_hva */
     EXIT_WMISS,      /* exit_arg = struct mem_site: not the window it expected  */
 };
@@ -236,15 +243,23 @@ struct site_info {
     uint64_t rip;
     uint64_t last_install; /* TSC */
     uint8_t soft_runs;     /* accesses that no window could serve                  */
-    uint8_t misses;        /* another window than expected                         */
     uint8_t streak;        /* installs in quick succession: it only touches new pages */
-    bool soft, table;      /* decisions                                            */
-    uint32_t decided;      /* engine_vcpu.site_clock of the last one               */
+    bool soft;             /* decision                                             */
 };
 #define SITE_INFO_SIZE 8192u
-#define HOT_THRESHOLD  256
+#define HOT_THRESHOLD  48
 
 enum { WATCH_DATA = 1, WATCH_ALIGN = 2 };
+
+/* Helpers for accesses of the first tier: by operand size 1, 2, ... 64, and by kind. */
+#define ACCESS_STUBS 56u
+static inline unsigned access_stub_index(bool flags_live, bool sup, bool write, unsigned size)
+{
+    unsigned log = 0;
+    while (1u << log < size)
+        log++;
+    return log << 3 | flags_live << 2 | sup << 1 | write;
+}
 
 struct bt_engine {
     struct engine base;
@@ -270,8 +285,12 @@ struct bt_engine {
     struct bt_stats stats;
 
     /* Fixed pieces of emitted code (executable addresses). */
-    uint32_t stub_enter, stub_resume, stub_resume_end, light_resume, light_resume_end, stub_exit_common, stub_exit_link,
-        stub_lookup, stub_callout, stub_light, stub_prepare, stub_commit, stub_stepped, stub_hot, stub_wmiss;
+    uint32_t stub_enter, stub_resume, stub_resume_end, light_resume, light_resume_end,
+        stub_exit_common, stub_exit_link, stub_lookup, stub_callout, stub_light, stub_prepare,
+        stub_commit, stub_hot, stub_stepped, stub_wmiss;
+    /* What translated code passes through on its way from one place in it to another. */
+    uint32_t through, through_end;
+    uint32_t stub_door, stub_access[ACCESS_STUBS]; /* by access_stub_index() */
     uint32_t stubs_x, stubs_end;
 };
 
@@ -331,7 +350,6 @@ struct engine_vcpu {
     uint64_t wfault_hva;
     bool wfault_write;
     struct site_info site[SITE_INFO_SIZE];
-    uint32_t site_clock; /* counts decisions about sites */
     stack_t altstack;
     unsigned long long chaos_seed;
     uint32_t chaos_light; /* chaos takes every other light callout the long way */
@@ -390,15 +408,18 @@ void jump_cache_forget(struct vcpu *v, struct tb *tb);
 void stubs_emit(struct bt_engine *bt, struct cache_region *r);
 
 /* translate.c: translates the block at gva. NULL with v->exc if fetching its first instruction
- * faults. Takes and releases the lock. With `replace` (a hot block, whose entry state is v's): for the
- * window tier, in place of that one. */
+ * faults. Takes and releases the lock. With `replace` (a hot block, in which v is about to execute the
+ * instruction at v->rip): for the second tier, in place of that one. */
 struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, uint64_t gpa,
                            uint32_t key, struct tb *replace);
 
-/* slow_mem.c: called from stubs. Both return the host address to resume at, or 0 to leave with
+/* slow_mem.c: called from stubs. They return the host address to resume at, or 0 to leave with
  * EXIT_FAULT. */
 uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s);
 uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s);
+uint64_t bt_resume_at(struct vcpu *v, uint64_t target);
+/* engine.c: the same for an access whose heat has come to 0. */
+uint64_t bt_mem_hot(struct vcpu *v, struct mem_site *s);
 #define GUARD_SIZE (4u * GUEST_PAGE_SIZE)
 /* Fills v->exc if a host fault at this address is a masked operand's; called by signal handlers. */
 bool bt_guard_fault(struct vcpu *v, uint64_t address);

@@ -33,21 +33,51 @@ static unsigned hash_of(uint64_t gva, uint64_t gpa, uint32_t key)
     return (unsigned)(h >> (64 - TB_HASH_BITS));
 }
 
-/* Maps `size` bytes below 2 GiB at a random place. */
+/*
+ * Translated code is many times the size of what it stands for, and spread: on 4K pages the host would
+ * spend more time on its instruction TLB than on the instructions.  Where the host backs shared memory
+ * by huge pages when asked to ("advise"), both mappings of the cache ask, aligned to them.
+ */
+#define HUGE_PAGE (2ull << 20)
+
+/* Maps `size` bytes below 2 GiB at a random place, aligned to huge pages. */
 static void *map_low(uint64_t size, int prot, int flags, int fd)
 {
-    uint64_t slots = (LOW_MAX - LOW_MIN - size) >> 12, rnd = 0;
+    uint64_t slots = (LOW_MAX - LOW_MIN - size) / HUGE_PAGE, rnd = 0;
     for (int tries = 0; tries < 256; tries++) {
         if (getrandom(&rnd, sizeof rnd, 0) != sizeof rnd)
             rnd = rnd * 6364136223846793005ull + 1442695040888963407ull;
-        uint64_t at = LOW_MIN + ((rnd % slots) << 12);
+        uint64_t at = LOW_MIN + (rnd % slots) * HUGE_PAGE;
         void *p = mmap((void *)at, size, prot, flags | MAP_FIXED_NOREPLACE, fd, 0);
-        if (p == (void *)at)
+        if (p == (void *)at) {
+            madvise(p, size, MADV_HUGEPAGE);
             return p;
+        }
         if (p != MAP_FAILED)
             munmap(p, size);
     }
     return MAP_FAILED;
+}
+
+/* Maps the cache writable, aligned to huge pages. */
+static void *map_writable(uint64_t size, int fd)
+{
+    uint8_t *p = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                      -1, 0);
+    if (p == MAP_FAILED)
+        return p;
+    uint8_t *at = (uint8_t *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+    uint64_t before = (uint64_t)(at - p);
+    if (before)
+        munmap(p, before);
+    if (before < HUGE_PAGE)
+        munmap(at + size, HUGE_PAGE - before);
+    void *w = mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+    if (w == MAP_FAILED)
+        munmap(at, size);
+    else
+        madvise(w, size, MADV_HUGEPAGE);
+    return w;
 }
 
 int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
@@ -58,14 +88,14 @@ int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
         size = MIN_CACHE;
     size = (size + (CACHE_REGIONS << 12) - 1) & ~(uint64_t)((CACHE_REGIONS << 12) - 1);
     bt->code_size = size;
-    bt->meta_bytes = size * 2;
+    bt->meta_bytes = size * 3;
     bt->code_fd = memfd_create("ringshift-code", MFD_CLOEXEC);
     if (bt->code_fd < 0 || ftruncate(bt->code_fd, (off_t)size) < 0) {
         snprintf(err, errlen, "cannot create the code cache (memfd of %llu bytes): %s",
                  (unsigned long long)size, strerror(errno));
         return -errno;
     }
-    bt->code_w = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, bt->code_fd, 0);
+    bt->code_w = map_writable(size, bt->code_fd);
     void *x = map_low(size, PROT_READ | PROT_EXEC, MAP_SHARED, bt->code_fd);
     void *meta = map_low(bt->meta_bytes, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
@@ -89,7 +119,7 @@ int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
         r->code_x = bt->code_x + i * rc;
         r->code_size = rc;
         /* The index of blocks by address sits at the end of the metadata arena. */
-        r->max_tbs = rm / 512;
+        r->max_tbs = rm / 256;
         r->meta = bt->meta + (size_t)i * rm;
         r->meta_size = (rm - r->max_tbs * (uint32_t)sizeof(struct tb *)) & ~63u;
         r->tbs = (struct tb **)(r->meta + r->meta_size);
@@ -236,10 +266,11 @@ void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb)
         page_list_add(bt, tb, tb->gpa2 >> GUEST_PAGE_SHIFT);
 }
 
-static void patch_rel32(struct link *l, uint32_t target)
+static void patch_rel32(struct bt_engine *bt, struct link *l, uint32_t target)
 {
     uint32_t rel = target - (l->patch_x + 4);
-    __atomic_store_n((uint32_t *)l->patch, rel, __ATOMIC_RELEASE);
+    uint32_t *patch = (uint32_t *)(bt->code_w + (l->patch_x - bt->code_x));
+    __atomic_store_n(patch, rel, __ATOMIC_RELEASE);
 }
 
 void cache_link(struct bt_engine *bt, struct link *l, struct tb *to)
@@ -252,7 +283,7 @@ void cache_link(struct bt_engine *bt, struct link *l, struct tb *to)
     if (to->in)
         to->in->prev_in = &l->next_in;
     to->in = l;
-    patch_rel32(l, to->entry);
+    patch_rel32(bt, l, to->entry);
     bt->stats.links++;
 }
 
@@ -278,16 +309,16 @@ void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
         if (tb->in)
             tb->in->prev_in = &tb->in;
         l->to = NULL;
-        patch_rel32(l, l->stub);
+        patch_rel32(bt, l, l->stub);
     }
-    for (int i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < tb->n_out; i++) {
         struct link *l = &tb->out[i];
         if (!l->to)
             continue;
         *l->prev_in = l->next_in;
         if (l->next_in)
             l->next_in->prev_in = l->prev_in;
-        patch_rel32(l, l->stub);
+        patch_rel32(bt, l, l->stub);
         l->to = NULL;
     }
     for (unsigned i = 0; i < bt->n_vcpus; i++)

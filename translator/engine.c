@@ -518,8 +518,8 @@ static bool take_traps(struct vcpu *v)
     return cpu_debug_trap(v, bits) != CPU_EXIT;
 }
 
-/* Translates a hot block again, for windows. The caller has its entry state in v. NULL if it stays
- * as it is, or with v->exit. */
+/* Translates a hot block again, for the second tier. v is at the instruction that made it hot. NULL if
+ * it stays as it is, or with v->exit. */
 static struct tb *heat_up(struct vcpu *v, struct tb *tb)
 {
     struct bt_engine *bt = v->engine->bt;
@@ -537,42 +537,60 @@ static struct tb *heat_up(struct vcpu *v, struct tb *tb)
     return hot;
 }
 
-/*
- * Learns that the instruction at rip is not what its window form in this block assumed.  True if
- * the block is to be translated anew.  What is decided already may have been so by another block
- * with this instruction, which a jump into this one's middle makes.
- */
-static bool learn_site(struct vcpu *v, uint64_t rip, bool miss, const struct tb *from)
+uint64_t bt_mem_hot(struct vcpu *v, struct mem_site *s)
 {
-    struct engine_vcpu *ev = v->engine;
-    struct site_info *s = site_lookup(ev, rip);
-    if (s->rip != rip)
-        *s = (struct site_info){.rip = rip};
-    bool news = (int32_t)(s->decided - from->site_clock) > 0;
-    if (miss) {
-        if (s->table)
-            return news;
-        if (++s->misses < 4)
-            return false;
-        s->table = true;
-    } else {
-        if (s->soft && s->streak < 24)
-            return news;
-        if (!s->soft && ++s->soft_runs < 6)
-            return false;
-        s->streak = 0;
-        s->soft = true;
-        ev->bt->stats.soft_sites++;
+    struct bt_engine *bt = v->engine->bt;
+    struct tb *tb = s->tb;
+    s->heat = INT32_MAX;
+    v->rip = s->rip;
+    if (!tb->dead && !cpu_event_due(v)) {
+        uint64_t evictions = bt->stats.evictions;
+        struct tb *hot = heat_up(v, tb);
+        if (v->exit != VCPU_EXIT_NONE)
+            return 0;
+        if (hot)
+            jump_cache_insert(v, hot);
+        if (evictions != bt->stats.evictions) { /* what we came from, and s, may be gone */
+            v->bt.r10 = bt_linear(v, v->rip);
+            return bt_resume_at(v, bt->stub_lookup);
+        }
     }
-    s->decided = ++ev->site_clock;
-    return true;
+    /* The old block lives on until this execution of it ends. */
+    return bt_mem_prepare(v, s);
 }
 
-static void drop_block(struct bt_engine *bt, struct tb *tb)
+/* The place in its block of the instruction at v->rip. */
+static unsigned index_in(const struct vcpu *v, const struct tb *tb)
 {
-    bt_lock(bt);
-    cache_invalidate_tb(bt, tb);
-    bt_unlock(bt);
+    unsigned index = 0;
+    uint16_t off = (uint16_t)(bt_linear(v, v->rip) - tb->gva);
+    for (uint32_t i = 0; i < tb->n_side; i++)
+        if (tb->side[i].kind == SIDE_BOUNDARY) {
+            if (tb->side[i].guest_off == off)
+                break;
+            index++;
+        }
+    return index < 63 ? index : 63;
+}
+
+/*
+ * An access through a window that no window could serve, or one of a storm of new pages: true if this
+ * instruction of `from` is to be soft from now on.  That may be decided already, by another block with
+ * this instruction, which a jump into this one's middle makes.
+ */
+static bool give_up_window(struct vcpu *v, const struct tb *from)
+{
+    struct site_info *s = site_lookup(v->engine, v->rip);
+    if (s->rip != v->rip)
+        *s = (struct site_info){.rip = v->rip};
+    if (s->soft && s->streak < 24)
+        return !(from->soft_form >> index_in(v, from) & 1);
+    if (!s->soft && ++s->soft_runs < 6)
+        return false;
+    s->streak = 0;
+    s->soft = true;
+    v->engine->bt->stats.soft_sites++;
+    return true;
 }
 
 static void bt_run(struct engine *e, struct vcpu *v)
@@ -689,19 +707,6 @@ static void bt_run(struct engine *e, struct vcpu *v)
             if (tf && v->rip != bt_offset(v, tb->gva))
                 ev->step_pending = true;
             break;
-        case EXIT_HOT:
-            tb = (struct tb *)(uintptr_t)v->bt.exit_arg;
-            v->rip = bt_offset(v, tb->gva);
-            if (atomic_load(&v->events))
-                break;
-            tb = heat_up(v, tb);
-            if (v->exit != VCPU_EXIT_NONE)
-                goto out;
-            if (!tb)
-                break;
-            jump_cache_insert(v, tb);
-            enter(v, tb->entry);
-            goto handle_exit;
         case EXIT_WFAULT: {
             struct tb *from = (struct tb *)(uintptr_t)v->bt.exit_arg;
             bt->stats.wfaults++;
@@ -716,17 +721,25 @@ static void bt_run(struct engine *e, struct vcpu *v)
             }
             struct site_info *s = site_lookup(ev, v->rip);
             bool storm = s->rip == v->rip && s->soft && s->streak >= 24;
-            if ((soft_once || storm) && learn_site(v, v->rip, false, from))
-                drop_block(bt, from);
+            if ((soft_once || storm) && !from->dead && give_up_window(v, from)) {
+                from->soft_form |= 1ull << index_in(v, from);
+                heat_up(v, from);
+                if (v->exit != VCPU_EXIT_NONE)
+                    goto out;
+            }
             break;
         }
         case EXIT_WMISS: {
-            const struct mem_site *site = (const struct mem_site *)(uintptr_t)v->bt.exit_arg;
+            struct mem_site *site = (struct mem_site *)(uintptr_t)v->bt.exit_arg;
             v->rip = site->rip;
             bt->stats.wmisses++;
             soft_once = true;
-            if (learn_site(v, v->rip, true, site->tb))
-                drop_block(bt, site->tb);
+            if (++site->heat >= 3 && !site->tb->dead) {
+                site->tb->table_form |= 1ull << site->index;
+                heat_up(v, site->tb);
+                if (v->exit != VCPU_EXIT_NONE)
+                    goto out;
+            }
             break;
         }
         }
@@ -853,12 +866,12 @@ static void bt_print_stats(struct engine *e, FILE *out)
     fprintf(out, "dispatcher:   %llu entries, %llu lookups, %llu short ones\n",
             (unsigned long long)s->enters, (unsigned long long)s->lookups,
             (unsigned long long)s->fast_lookups);
-    static const char *const reason[10] = {"?",       "lookup", "link", "callout", "fault",
-                                           "async",   "step",   "hot",  "window fault",
+    static const char *const reason[9] = {"?",       "lookup", "link", "callout", "fault",
+                                           "async",   "step",   "window fault",
                                            "window miss"};
     fprintf(out, "exits:       ");
-    for (unsigned i = 1; i < 10; i++)
-        fprintf(out, " %s %llu%s", reason[i], (unsigned long long)s->exits[i], i < 9 ? "," : "\n");
+    for (unsigned i = 1; i < 9; i++)
+        fprintf(out, " %s %llu%s", reason[i], (unsigned long long)s->exits[i], i < 8 ? "," : "\n");
     fprintf(out, "memory:       %llu slow accesses, %llu soft-TLB fills, %llu bounces, %llu MMIO\n",
             (unsigned long long)s->mem_slow, (unsigned long long)s->tlb_fills,
             (unsigned long long)s->bounces, (unsigned long long)s->mmio);

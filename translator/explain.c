@@ -6,7 +6,7 @@
  * access that goes through vcpu.stlb is in soft form, one that goes through vcpu.window_delta in
  * window form, a jump to the callout stub is a callout.  So what is printed is what runs.
  *
- * A block's code lies in this order (translate.c): entry check, heat counter, the instructions one
+ * A block's code lies in this order (translate.c): entry check, the instructions one
  * after the other (the main path), slow paths, exit stubs.
  */
 #include "translator/emit.h"
@@ -99,14 +99,22 @@ static const char *stub_name(const struct bt_engine *bt, uint64_t x)
         {bt->stub_lookup, "<lookup>"},   {bt->stub_callout, "<callout>"},
         {bt->stub_light, "<light callout>"},
         {bt->stub_prepare, "<prepare>"}, {bt->stub_commit, "<commit>"},
-        {bt->stub_stepped, "<stepped>"}, {bt->stub_hot, "<hot>"},
+        {bt->stub_stepped, "<stepped>"}, {bt->stub_door, "<door>"},
         {bt->stub_wmiss, "<wmiss>"},     {bt->stub_exit_link, "<link>"},
         {bt->stub_resume, "<resume>"},   {bt->stub_exit_common, "<exit>"},
     };
     for (size_t i = 0; i < sizeof(stub) / sizeof(stub[0]); i++)
         if (stub[i].at == x)
             return stub[i].name;
+    for (unsigned i = 0; i < ACCESS_STUBS; i++)
+        if (bt->stub_access[i] == x)
+            return i & 1 ? "<write>" : "<read>";
     return NULL;
+}
+
+static bool access_stub(const struct bt_engine *bt, uint64_t x)
+{
+    return x >= bt->stub_access[0] && x < bt->through_end;
 }
 
 /* -- The block, taken apart ------------------------------------------------------------------------ */
@@ -124,7 +132,7 @@ struct view {
 /* What the code of one guest instruction does. */
 struct facts {
     bool soft, checked, table, plain, in_c, flags_saved, spill, jump_cache_slot, jump_cache;
-    bool callout, callout_first, link, gpr, flat;
+    bool callout, callout_first, link, gpr, flat, helper;
     const struct callout *record;
 };
 
@@ -207,6 +215,7 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
         const char *stub = stub_name(bt, value);
         struct tb *to;
         f->in_c |= value == bt->stub_prepare;
+        f->helper |= access_stub(bt, value);
         if (value == bt->stub_callout || value == bt->stub_light)
             f->callout = true;
         if (stub)
@@ -217,16 +226,9 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
             snprintf(text, size, "%s <block %#llx>", i->mnemonic, (unsigned long long)to->gva);
         else
             snprintf(text, size, "%s %s", i->mnemonic, i->op_str);
-        for (unsigned k = 0; k < 2; k++)
-            f->link |= tb->out[k].from == tb && tb->out[k].patch_x >= i->address &&
+        for (unsigned k = 0; k < tb->n_out; k++)
+            f->link |= tb->out[k].patch_x >= i->address &&
                        tb->out[k].patch_x < i->address + i->size;
-        return;
-    }
-    if ((open = strstr(i->op_str, "ptr [")) && (close = strchr(open, ']')) &&
-        (open = last_term(open + 5, close, &value)) && open[-1] == '[' &&
-        value == (uint64_t)(uintptr_t)&tb->heat) {
-        snprintf(text, size, "%s %.*stb.heat%s", i->mnemonic, (int)(open - i->op_str), i->op_str,
-                 close);
         return;
     }
     comma = strchr(i->op_str, ',');
@@ -238,7 +240,8 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
         if (next == bt->stub_callout || next == bt->stub_light) {
             f->record = (const struct callout *)(uintptr_t)value;
             snprintf(name, sizeof(name), "callout{%s}", f->record->insn.mnemonic);
-        } else if (next == bt->stub_prepare || next == bt->stub_commit || next == bt->stub_wmiss) {
+        } else if (next == bt->stub_prepare || next == bt->stub_commit || next == bt->stub_wmiss ||
+                   access_stub(bt, next)) {
             const struct mem_site *s = (const struct mem_site *)(uintptr_t)value;
             if (s->size)
                 snprintf(name, sizeof(name), "site{%s, %u bytes}",
@@ -248,7 +251,7 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
         } else if (next == bt->stub_exit_link) {
             const struct link *l = (const struct link *)(uintptr_t)value;
             snprintf(name, sizeof(name), "link{%#llx}", (unsigned long long)l->target);
-        } else if (next == bt->stub_hot) {
+        } else if (next == bt->stub_door) {
             snprintf(name, sizeof(name), "tb");
         }
         if (*name) {
@@ -313,6 +316,14 @@ static void add(char *why, size_t size, const char *text)
         snprintf(why + n, size - n, "%s%s", n ? "; " : "", text);
 }
 
+static bool linked(const struct tb *tb)
+{
+    for (unsigned i = 0; i < tb->n_out; i++)
+        if (tb->out[i].to)
+            return true;
+    return false;
+}
+
 static void explain_branch(const struct view *w, const struct insn *in, const struct facts *f,
                            char *why, size_t size)
 {
@@ -322,7 +333,7 @@ static void explain_branch(const struct view *w, const struct insn *in, const st
     if (in->op == OP_RET)
         add(why, size, "pops a guest address: no host return");
     if (f->link)
-        add(why, size, w->tb->out[0].to || w->tb->out[1].to
+        add(why, size, linked(w->tb)
                            ? "direct jump within the page, linked to the other block"
                            : "direct jump within the page: goes to the exit stub until linked");
     if (f->jump_cache_slot)
@@ -396,6 +407,10 @@ static void explain_insn(const struct view *w, const struct insn *in, const stru
         snprintf(text + n, sizeof(text) - n, "soft TLB, one compare for page and size");
         add(why, size, text);
     }
+    if (f->helper) {
+        snprintf(text + n, sizeof(text) - n, "soft TLB, looked up by a helper that also counts");
+        add(why, size, text);
+    }
     if (f->checked) {
         snprintf(text + n, sizeof(text) - n, "window, checked to be the one predicted");
         add(why, size, text);
@@ -410,7 +425,7 @@ static void explain_insn(const struct view *w, const struct insn *in, const stru
                                           : "window known, the check was done before");
         add(why, size, text);
     }
-    if (f->in_c && !f->soft) {
+    if (f->in_c && !f->soft && !f->helper) {
         snprintf(text + n, sizeof(text) - n, "every access goes through C, on a copy");
         add(why, size, text);
     }
@@ -631,16 +646,12 @@ void explain_print(struct bt_engine *bt, const struct tb *tb, FILE *out)
     range(&w, tb->entry_ind, tb->entry, &first, &last);
     print_rows(&w, "(door for indirect jumps)", first, last,
                "the jump cache may have guessed wrong: r10 must be this block's address");
-    range(&w, tb->entry, w.main, &first, &last);
-    if (first < last)
-        print_rows(&w, "(heat counter)", first, last,
-                   "run often enough, the block is translated again for windows");
     print_main(&w);
     print_slow(&w);
     range(&w, w.exits, tb->host_end, &first, &last);
     if (first < last)
         print_rows(&w, "(exit stubs)", first, last,
-                   "taken until a direct jump is linked, or when the block has become hot");
+                   "taken until a direct jump is linked");
     if (w.host)
         cs_free(w.host, w.n);
     cs_close(&w.guest_cs);

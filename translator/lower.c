@@ -1,5 +1,13 @@
 /*
- * How an access reaches guest memory: the soft form.
+ * How an access reaches guest memory: the soft form.  Code of the first tier, which has not run often
+ * yet, leaves the lookup to a helper that all accesses share (stubs.c):
+ *
+ *     lea   r10, [operand]              linear address
+ *     mov   r11d, site
+ *     jmp   access                      comes back with R10 = HVA
+ *     op    [r10]
+ *
+ * The second tier has it inline:
  *
  *     lea   r10, [operand]              linear address
  *     mov   r11d, r10d                  soft-TLB index
@@ -187,7 +195,7 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
         return;
     }
     *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb, .size = a.size, .access = a.kind,
-                              .flags = a.flags, .seg = a.seg};
+                              .flags = a.flags, .seg = a.seg, .heat = x->heat};
     if (a.flags & (SITE_MASKED | SITE_BOUNCE)) {
         struct insn *copy = cache_meta_alloc(x->r, sizeof *copy);
         if (!copy) {
@@ -212,17 +220,28 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
     struct slow_path *s = &x->slow[x->n_slow++];
     *s = (struct slow_path){.a = a, .in = in, .body = body, .site = site,
                             .guest_off = x->guest_off};
+    if (seg_site) {
+        *seg_site = *site;
+        seg_site->flags |= SITE_SEG;
+        s->seg_site = seg_site;
+    }
+    bool write = a.kind & MMU_WRITE;
     if ((x->key & KEY_SLOW_MEM) || odd) {
         to_stub(x, site, R11, x->bt->stub_prepare);
+    } else if (!x->hot) {
+        if (seg_site && a.flags_live)
+            lower_save_flags(e);
+        if (legacy)
+            lower_segment(x, s, a.seg, a.size);
+        if (seg_site && a.flags_live)
+            lower_restore_flags(e);
+        uint32_t stub = a.size > 64 ? x->bt->stub_prepare
+                                    : x->bt->stub_access[access_stub_index(
+                                          a.flags_live, !(x->key & KEY_USER), write, a.size)];
+        to_stub(x, site, R11, stub);
     } else {
-        bool write = a.kind & MMU_WRITE;
         if (a.flags_live)
             lower_save_flags(e);
-        if (seg_site) {
-            *seg_site = *site;
-            seg_site->flags |= SITE_SEG;
-            s->seg_site = seg_site;
-        }
         if (legacy)
             lower_segment(x, s, a.seg, a.size);
         e_mov32_rr(e, R11, R10);
@@ -426,7 +445,7 @@ static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
         x->failed = true;
         return false;
     }
-    *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb};
+    *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb, .index = x->index};
     unsigned tmp = reg == R10 ? R11 : R10;
     e_rorx(e, tmp, reg, WINDOW_SHIFT);
     e_bytes(e, (const uint8_t[]){0x66, 0x41, 0x81, (uint8_t)(0xf8 | (tmp & 7))}, 4); /* cmp */
@@ -437,6 +456,13 @@ static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
     x->miss[x->n_miss++].guest_off = x->guest_off;
     e_load_gs(e, R11, delta_off(x, id));
     return true;
+}
+
+/* Do windows not pay for this instruction? */
+static bool soft_site(const struct xlate *x)
+{
+    const struct site_info *info = site_lookup(x->v->engine, x->cur_rip);
+    return (x->tb->soft_form >> x->index & 1) || (info->rip == x->cur_rip && info->soft);
 }
 
 /* Will the body need a register that the reference occupies? */
@@ -476,12 +502,10 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
                          unsigned addr_size, int32_t extra, struct access a, body_fn body)
 {
     struct emitter *e = &x->e;
-    const struct site_info *info = site_lookup(x->v->engine, x->cur_rip);
-    bool known_site = info->rip == x->cur_rip, user = x->key & KEY_USER;
-    if (!x->window || (a.flags & SITE_BOUNCE) || (x->key & KEY_SLOW_MEM) ||
-        (known_site && info->soft))
+    bool user = x->key & KEY_USER;
+    if (!x->window || (a.flags & SITE_BOUNCE) || (x->key & KEY_SLOW_MEM) || soft_site(x))
         return false;
-    bool table = a.flags_live || (known_site && info->table);
+    bool table = a.flags_live || (x->tb->table_form >> x->index & 1);
     bool seg = m->seg == SEG_FS || m->seg == SEG_GS;
     int64_t disp = m->disp + extra;
     a.scratch = R10;
@@ -557,11 +581,9 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
 static bool lower_flat(struct xlate *x, const struct insn *in, const struct insn_mem *m,
                        unsigned addr_size, int32_t extra, struct access a, body_fn body)
 {
-    const struct site_info *info = site_lookup(x->v->engine, x->cur_rip);
     enum seg_class class = key_seg_class(x->key, m->seg);
     if (!x->window || (a.flags & SITE_BOUNCE) || (x->key & KEY_SLOW_MEM) || in->op == OP_MASKMOV ||
-        class == SEG_ODD || (m->seg == SEG_CS && (a.kind & MMU_WRITE)) ||
-        (info->rip == x->cur_rip && info->soft))
+        class == SEG_ODD || (m->seg == SEG_CS && (a.kind & MMU_WRITE)) || soft_site(x))
         return false;
     if (class == SEG_FLAT && addr_size == 4) {
         a.scratch = R10;
@@ -580,7 +602,7 @@ static bool lower_flat(struct xlate *x, const struct insn *in, const struct insn
             x->failed = true;
             return true;
         }
-        *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb};
+        *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb, .index = x->index};
         lower_segment(x, &limit, m->seg, a.size);
         x->miss[x->n_miss].jcc = limit.seg_jcc;
         x->miss[x->n_miss].site = site;

@@ -12,6 +12,7 @@
 #define TB_MAX_INSNS 64u
 #define TB_MAX_SIDE  1024u
 #define TB_MAX_SLOW  160u
+#define TB_MAX_LINKS 32u
 
 struct xlate;
 struct access;
@@ -55,11 +56,19 @@ struct reg_guess {
     uint64_t value;
 };
 
+/* A direct jump emitted; it becomes a struct link when the block's exits are. */
+struct pending_link {
+    uint64_t target;
+    uint8_t *patch; /* writable alias of the rel32 */
+    uint32_t patch_x;
+};
+
 struct xlate {
     struct emitter e;
-    bool window;          /* window tier */
+    bool hot;             /* second tier */
+    bool window;          /* second tier, through windows */
+    int32_t heat;         /* of accesses of the first tier: executions to go to the second */
     struct reg_guess reg[16];
-    uint8_t *hot_jump;    /* rel32 of the jump taken when a soft block becomes hot */
     unsigned n_miss;
     struct {
         uint8_t *jcc;
@@ -78,7 +87,9 @@ struct xlate {
     uint32_t live[TB_MAX_INSNS + 1]; /* arithmetic flags live before instruction i */
     uint16_t guest_off;   /* of the instruction being emitted */
     uint64_t cur_rip;
+    uint8_t index;        /* its place in the block */
     unsigned n_side, n_slow, n_links;
+    struct pending_link link[TB_MAX_LINKS];
     struct side_entry side[TB_MAX_SIDE];
     struct slow_path slow[TB_MAX_SLOW];
 };

@@ -122,6 +122,10 @@ static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc)
 {
     struct bt_engine *bt = v->engine->bt;
     greg_t *efl = &uc->uc_mcontext.gregs[REG_EFL];
+    if (pc >= bt->through && pc < bt->through_end) { /* comes out in translated code */
+        *efl |= FL_TF;
+        return;
+    }
     if (in_stubs(bt, pc)) {
         if (pc >= bt->stub_resume && pc < bt->stub_resume_end && !(*efl & FL_TF))
             uc->uc_mcontext.gregs[REG_RIP] = bt->stub_resume;

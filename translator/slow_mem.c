@@ -30,7 +30,7 @@ static void copy_bytes(void *dst, const void *src, unsigned n)
 
 /* -- Prepare -------------------------------------------------------------------------------------- */
 
-static uint64_t resume_at(struct vcpu *v, uint64_t target)
+uint64_t bt_resume_at(struct vcpu *v, uint64_t target)
 {
     if (v->fp_saved)
         vcpu_fp_restore(v);
@@ -108,7 +108,7 @@ static uint64_t bounce(struct vcpu *v, struct mem_site *s, uint64_t gva, unsigne
     ev->bounce.active = write;
     ev->bounce.src = buf;
     v->bt.r10 = (uint64_t)(uintptr_t)buf;
-    return resume_at(v, s->resume_bounce);
+    return bt_resume_at(v, s->resume_bounce);
 }
 
 bool bt_guard_fault(struct vcpu *v, uint64_t address)
@@ -213,7 +213,7 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
         if (image) {
             ev->bounce.active = false;
             v->bt.r10 = (uint64_t)(uintptr_t)image;
-            r = resume_at(v, r);
+            r = bt_resume_at(v, r);
         } else {
             r = bounce(v, s, gva, size);
             image = ev->bounce.src;
@@ -268,7 +268,7 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
         return s->flags & SITE_MASKED ? bounce(v, s, gva, size) : 0;
     }
     v->bt.r10 = (uint64_t)(uintptr_t)host;
-    return resume_at(v, s->resume);
+    return bt_resume_at(v, s->resume);
 }
 
 /* -- Commit --------------------------------------------------------------------------------------- */
@@ -350,7 +350,7 @@ static uint64_t commit(struct vcpu *v, struct mem_site *s)
         }
         ev->bounce.active = false;
     }
-    return resume_at(v, s->resume_done);
+    return bt_resume_at(v, s->resume_done);
 }
 
 /* -- The doors from emitted code ------------------------------------------------------------------ */

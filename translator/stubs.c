@@ -4,7 +4,11 @@
  *   enter     C -> translated code. Saves the C context at vcpu.host_rsp, falls into resume.
  *   resume    loads the guest's registers and jumps to bt.resume_target.
  *   exit_*    translated code -> C: stores the guest's registers, returns from enter.
- *   callout, prepare, commit   call a C function on the host stack, then resume or leave.
+ *   callout, prepare, commit, hot   call a C function on the host stack, then resume or leave.
+ *   access, door   what code of the first tier passes through on its way from one place in the code
+ *             cache to another: the soft-TLB lookup of an access (R10 = address, R11 = mem_site;
+ *             ends at mem_site.resume with R10 = HVA), and the check of an indirect jump's target
+ *             (R10 = address, R11 = block).  They keep such code small: it runs a few times only.
  *
  * resume is a restartable sequence: all it needs is in vcpu memory, so a kick signal that lands
  * inside it sets exit_request and moves the instruction pointer back to its start.  With
@@ -140,6 +144,68 @@ static void emit_light(struct bt_engine *bt, struct emitter *e, uint64_t leave)
     e_jmp(e, leave);
 }
 
+static void emit_door(struct bt_engine *bt, struct emitter *e)
+{
+    bt->stub_door = (uint32_t)emit_here(e);
+    e_store_gs(e, BT_OFF(helper_rcx), RCX);
+    e_op_mem(e, true, 0x8b, RCX, R11, 0xff, 1, offsetof(struct tb, minus_gva));
+    e_lea(e, RCX, RCX, R10, 1, 0);
+    e8(e, 0xe3); /* jrcxz: no flag may change, they belong to the target */
+    uint8_t *rel8 = e->p;
+    e8(e, 0);
+    e_load_gs(e, RCX, BT_OFF(helper_rcx));
+    e_jmp(e, bt->stub_lookup);
+    *rel8 = (uint8_t)(e->p - rel8 - 1);
+    e_load_gs(e, RCX, BT_OFF(helper_rcx));
+    e_op_mem(e, false, 0xff, 4, R11, 0xff, 1, offsetof(struct tb, door)); /* jmp */
+}
+
+static void emit_access(struct bt_engine *bt, struct emitter *e, unsigned index)
+{
+    bool live = index & 4, sup = index & 2, write = index & 1;
+    uint32_t table = STATE_OFF(offsetof(struct vcpu, stlb) +
+                               sup * STLB_SIZE * sizeof(struct soft_tlb_entry));
+    uint32_t tag = table + (write ? offsetof(struct soft_tlb_entry, wtag)
+                                  : offsetof(struct soft_tlb_entry, rtag));
+    bt->stub_access[index] = (uint32_t)emit_here(e);
+    if (live) {
+        e_store_gs(e, BT_OFF(helper_rax), RAX);
+        e_bytes(e, (const uint8_t[]){0x9f, 0x0f, 0x90, 0xc0}, 4); /* lahf; seto al */
+    }
+    e_op_mem(e, false, 0xff, 1, R11, 0xff, 1, offsetof(struct mem_site, heat)); /* dec dword */
+    uint8_t *hot = e_jcc_fwd(e, CC_E);
+    e_store_gs(e, BT_OFF(helper_rcx), RCX);
+    e_mov32_rr(e, RCX, R10);
+    e_bytes(e, (const uint8_t[]){0xc1, 0xe9, GUEST_PAGE_SHIFT - 5}, 3); /* shr ecx */
+    e_bytes(e, (const uint8_t[]){0x81, 0xe1}, 2);                       /* and ecx */
+    e32(e, (STLB_SIZE - 1) * (uint32_t)sizeof(struct soft_tlb_entry));
+    e_gs_idx(e, true, 0x2b, R10, RCX, 0, tag); /* offset in the page, if it is that page */
+    e_bytes(e, (const uint8_t[]){0x49, 0x81, 0xfa}, 3); /* cmp r10, imm32 */
+    e32(e, GUEST_PAGE_SIZE - (1u << (index >> 3)));
+    uint8_t *miss = e_jcc_fwd(e, CC_A);
+    e_gs_idx(e, true, 0x03, R10, RCX, 0, table + offsetof(struct soft_tlb_entry, host));
+    for (int end = 0; end < 3; end++) {
+        if (end == 1) {
+            e_fix_here(e, miss);
+            e_gs_idx(e, true, 0x03, R10, RCX, 0, tag);
+        } else if (end == 2) {
+            e_fix_here(e, hot);
+        }
+        if (end < 2)
+            e_load_gs(e, RCX, BT_OFF(helper_rcx));
+        if (live) {
+            e_bytes(e, (const uint8_t[]){0x04, 0x7f, 0x9e}, 3); /* add al, 127; sahf */
+            e_load_gs(e, RAX, BT_OFF(helper_rax));
+        }
+        if (end == 0) {
+            e_op_mem(e, false, 0x8b, R11, R11, 0xff, 1, offsetof(struct mem_site, resume));
+            e_bytes(e, (const uint8_t[]){0x41, 0xff, 0xe3}, 3); /* jmp r11 */
+        } else {
+            e_jmp(e, end == 1 ? bt->stub_prepare : bt->stub_hot);
+        }
+    }
+}
+
 void stubs_emit(struct bt_engine *bt, struct cache_region *r)
 {
     static const uint8_t saved[] = {RBX, RBP, R12, R13, R14, R15};
@@ -223,11 +289,6 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
     e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_LINK);
     e_jmp(e, bt->stub_exit_common);
 
-    bt->stub_hot = (uint32_t)emit_here(e);
-    e_store_gs(e, BT_OFF(exit_arg), R10);
-    e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_HOT);
-    e_jmp(e, bt->stub_exit_common);
-
     bt->stub_wmiss = (uint32_t)emit_here(e);
     e_store_gs(e, BT_OFF(exit_arg), R10);
     e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_WMISS);
@@ -244,9 +305,10 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
 
     emit_light(bt, e, leave);
 
-    uint32_t *mem_stub[2] = {&bt->stub_prepare, &bt->stub_commit};
-    uintptr_t mem_fn[2] = {(uintptr_t)bt_mem_prepare, (uintptr_t)bt_mem_commit};
-    for (int i = 0; i < 2; i++) {
+    uint32_t *mem_stub[3] = {&bt->stub_prepare, &bt->stub_commit, &bt->stub_hot};
+    uintptr_t mem_fn[3] = {(uintptr_t)bt_mem_prepare, (uintptr_t)bt_mem_commit,
+                           (uintptr_t)bt_mem_hot};
+    for (int i = 0; i < 3; i++) {
         *mem_stub[i] = (uint32_t)emit_here(e);
         save_all(e);
         e_store_gs(e, BT_OFF(r10), R10);
@@ -259,6 +321,11 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
         e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_FAULT);
         e_jmp(e, leave);
     }
+    bt->through = (uint32_t)emit_here(e);
+    emit_door(bt, e);
+    for (unsigned i = 0; i < ACCESS_STUBS; i++)
+        emit_access(bt, e, i);
+    bt->through_end = (uint32_t)emit_here(e);
     while ((e->p - r->code_w) & 63)
         e8(e, 0xcc);
     bt->stubs_end = (uint32_t)emit_here(e);

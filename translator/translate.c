@@ -276,7 +276,10 @@ static void jump_far_page(struct xlate *x, uint64_t target)
 static void jump_link(struct xlate *x, int cc, uint64_t target)
 {
     struct emitter *e = &x->e;
-    struct link *l = &x->tb->out[x->n_links++];
+    if (x->n_links == TB_MAX_LINKS) {
+        x->failed = true;
+        return;
+    }
     unsigned opc = cc < 0 ? 1 : 2;
     e_nops(e, (unsigned)(-(emit_here(e) + opc) & 3));
     if (cc < 0) {
@@ -285,19 +288,28 @@ static void jump_link(struct xlate *x, int cc, uint64_t target)
         e8(e, 0x0f);
         e8(e, (uint8_t)(0x80 | cc));
     }
-    *l = (struct link){.from = x->tb, .target = target, .patch = e->p,
-                       .patch_x = (uint32_t)emit_here(e)};
+    x->link[x->n_links++] = (struct pending_link){
+        .target = target, .patch = e->p, .patch_x = (uint32_t)emit_here(e)};
     e32(e, 0);
 }
 
 static void finish_links(struct xlate *x)
 {
     struct emitter *e = &x->e;
+    struct link *out = cache_meta_alloc(x->r, x->n_links * (uint32_t)sizeof *out);
+    if (!out) {
+        x->failed = true;
+        return;
+    }
+    x->tb->out = out;
+    x->tb->n_out = (uint8_t)x->n_links;
     for (unsigned i = 0; i < x->n_links && !e->overflow; i++) {
-        struct link *l = &x->tb->out[i];
-        l->stub = (uint32_t)emit_here(e);
+        const struct pending_link *p = &x->link[i];
+        struct link *l = &out[i];
+        *l = (struct link){.from = x->tb, .target = p->target, .patch_x = p->patch_x,
+                           .stub = (uint32_t)emit_here(e)};
         uint32_t rel = l->stub - (l->patch_x + 4);
-        memcpy(l->patch, &rel, 4);
+        memcpy(p->patch, &rel, 4);
         e_mov_imm(e, R10, (uintptr_t)l);
         e_jmp(e, x->bt->stub_exit_link);
     }
@@ -1172,6 +1184,11 @@ static void emit_entry_check(struct xlate *x)
 {
     struct emitter *e = &x->e;
     uint64_t minus = -x->tb->gva;
+    if (!x->hot) {
+        e_mov_imm(e, R11, (uintptr_t)x->tb);
+        e_jmp(e, x->bt->stub_door);
+        return;
+    }
     e_mov_rr(e, R11, RCX);
     if ((int64_t)minus == (int32_t)minus) {
         e_lea(e, RCX, R10, 0xff, 1, (int32_t)minus);
@@ -1186,39 +1203,35 @@ static void emit_entry_check(struct xlate *x)
     e_mov_rr(e, RCX, R11);
 }
 
-/* Counts executions of a soft block that windows could make faster. Flag-free where it must be. */
-static void emit_heat(struct xlate *x)
+/* Executions of an access of the first tier up to the second. */
+static int32_t initial_heat(const struct xlate *x)
 {
-    struct emitter *e = &x->e;
-    struct tb *tb = x->tb;
-    uint32_t counter = (uint32_t)(uintptr_t)&tb->heat;
-    uint8_t *hot;
     const struct engine_config *cfg = &x->bt->cfg;
-    tb->heat = cfg->mem_mode == MEM_WINDOW ? 1
-               : cfg->chaos                ? 1 + (int32_t)(tb->gva >> 4 & 3)
-                                           : HOT_THRESHOLD;
-    side_mark(x, SIDE_BOUNDARY, 0);
-    side_mark(x, SIDE_INSIDE, 0);
-    x->side[x->n_side - 1].host++;
-    if (!live_at(x, 0)) {
-        e_bytes(e, (const uint8_t[]){0x83, 0x2c, 0x25}, 3); /* sub dword [counter], 1 */
-        e32(e, counter);
-        e8(e, 1);
-        hot = e_jcc_fwd(e, CC_E);
-    } else {
-        e_mov_rr(e, R10, RCX);
-        e_bytes(e, (const uint8_t[]){0x8b, 0x0c, 0x25}, 3); /* mov ecx, [counter] */
-        e32(e, counter);
-        e_bytes(e, (const uint8_t[]){0x8d, 0x49, 0xff}, 3); /* lea ecx, [rcx - 1] */
-        e_bytes(e, (const uint8_t[]){0x89, 0x0c, 0x25}, 3); /* mov [counter], ecx */
-        e32(e, counter);
-        e_bytes(e, (const uint8_t[]){0x67, 0xe3, 0x05}, 3); /* jecxz over the next two */
-        e_mov_rr(e, RCX, R10);
-        e_bytes(e, (const uint8_t[]){0xeb, 0x08}, 2); /* jmp over the next two */
-        e_mov_rr(e, RCX, R10);
-        hot = e_jmp_fwd(e);
-    }
-    x->hot_jump = hot;
+    if ((x->key & (KEY_ONE_INSN | KEY_SLOW_MEM)) || (cfg->trace_mask & TRACE_ENTER))
+        return INT32_MAX;
+    return cfg->mem_mode == MEM_WINDOW ? 1
+           : cfg->chaos                ? 1 + (int32_t)(x->tb->gva >> 4 & 3)
+                                       : HOT_THRESHOLD;
+}
+
+/*
+ * What the registers hold, as far as it is known, at the block's start: v has them before the
+ * instruction at `hot`, whose access made the block hot.
+ */
+static void guess_entry(struct xlate *x, unsigned hot)
+{
+    uint32_t written = 0;
+    for (unsigned i = 0; i < hot; i++)
+        written |= x->insn[i].gpr_written;
+    for (unsigned g = 0; g < 16; g++)
+        x->reg[g] = (struct reg_guess){.known = !(written >> g & 1), .value = x->v->gpr[g]};
+}
+
+static void guess_here(struct xlate *x)
+{
+    for (unsigned g = 0; g < 16; g++)
+        if (!x->reg[g].known && !x->reg[g].checked)
+            x->reg[g] = (struct reg_guess){.known = true, .value = x->v->gpr[g]};
 }
 
 /* -- The block ------------------------------------------------------------------------------------ */
@@ -1326,22 +1339,6 @@ static bool block_open_ended(const struct xlate *x)
     return (r == RULE_NATIVE || r == RULE_CALLOUT) && fpu_fault(in, x->key) < 0;
 }
 
-/* Is there anything in the block that the window form could speed up? */
-static bool has_accesses(const struct xlate *x)
-{
-    for (unsigned i = 0; i < x->n; i++) {
-        const struct insn *in = &x->insn[i];
-        if (rule_of(in, x->key) == RULE_NATIVE && (in->flags & INSN_MEM))
-            return true;
-        switch (in->op) {
-        case OP_PUSH: case OP_POP: case OP_CALL: case OP_CALL_IND: case OP_RET: case OP_LEAVE:
-        case OP_JMP_IND:
-            return true;
-        }
-    }
-    return false;
-}
-
 struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, uint64_t gpa,
                            uint32_t key, struct tb *replace)
 {
@@ -1355,15 +1352,21 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
      * holds code); if code was written meanwhile, decode again. */
     do {
         gen = atomic_load(&bt->code_write_gen);
-        block = (struct tb){.gva = gva, .gpa = gpa, .gpa2 = ~0ull, .key = key,
+        block = (struct tb){.gva = gva, .minus_gva = -gva, .gpa = gpa, .gpa2 = ~0ull, .key = key,
                             .cs = bt_current_cs(v)};
         x->bt = bt;
         x->v = v;
         x->tb = &block;
         x->key = key;
         x->n = 0;
-        x->window = replace != NULL;
+        x->hot = block.hot = replace != NULL;
+        x->window = x->hot && (key & KEY_LEGACY ? v->engine->flat.on : v->engine->windows_on);
         block.window = x->window;
+        if (replace) {
+            block.table_form = replace->table_form;
+            block.soft_form = replace->soft_form;
+        }
+        x->heat = initial_heat(x);
         claim_page(bt, gpa);
         if (!decode_block(x))
             return NULL;
@@ -1378,7 +1381,6 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         replace = NULL;
     struct tb *tb = cache_meta_alloc(r, sizeof *tb);
     *tb = block;
-    tb->site_clock = v->engine->site_clock;
     x->tb = tb;
     x->r = r;
     /* Eviction may have emptied the page's list and dropped the flag. */
@@ -1392,22 +1394,24 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
                                 .rx_bias = (int64_t)r->code_x - (int64_t)(uintptr_t)r->code_w};
         r->meta_used = meta_mark;
         x->n_side = x->n_slow = x->n_links = x->n_miss = 0;
-        x->hot_jump = NULL;
-        for (unsigned g = 0; g < 16; g++)
-            x->reg[g] = (struct reg_guess){.known = true, .value = v->gpr[g]};
+        unsigned hot_at = 0;
+        for (unsigned i = 0; i < x->n && x->window; i++)
+            if (x->rip[i] == v->rip)
+                hot_at = i;
+        guess_entry(x, hot_at);
         x->failed = false;
         compute_liveness(x);
         tb->entry_ind = (uint32_t)emit_here(&x->e);
         emit_entry_check(x);
         tb->entry = (uint32_t)emit_here(&x->e);
         x->guest_off = 0;
-        if (!x->window && (is_legacy(x) ? v->engine->flat.on : v->engine->windows_on) && !(key & (KEY_ONE_INSN | KEY_SLOW_MEM)) &&
-            !(bt->cfg.trace_mask & TRACE_ENTER) && has_accesses(x))
-            emit_heat(x);
         for (unsigned i = 0; i < x->n; i++) {
             x->cur_rip = x->rip[i];
+            x->index = (uint8_t)i;
             x->guest_off = (uint16_t)(x->cur_rip - x->rip[0]);
             side_mark(x, SIDE_BOUNDARY, 0);
+            if (i == hot_at)
+                guess_here(x);
             emit_insn(x, i);
             if (x->window && !is_legacy(x))
                 lower_track(x, &x->insn[i]);
@@ -1426,11 +1430,6 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->guest_off = 0;
         side_mark(x, SIDE_INSIDE, 0);
         finish_links(x);
-        if (x->hot_jump) {
-            e_fix_here(&x->e, x->hot_jump);
-            e_mov_imm(&x->e, R10, (uintptr_t)tb);
-            e_jmp(&x->e, bt->stub_hot);
-        }
         if (!x->failed && !x->e.overflow)
             break;
         if (x->n <= 1)
@@ -1439,6 +1438,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         tb->n_insns = (uint16_t)x->n;
         tb->guest_len = (uint16_t)(x->rip[x->n - 1] + x->insn[x->n - 1].len - x->rip[0]);
     }
+    tb->door = tb->entry;
     tb->host_end = (uint32_t)emit_here(&x->e);
     tb->n_side = x->n_side;
     tb->side = cache_meta_alloc(r, x->n_side * (uint32_t)sizeof *tb->side);

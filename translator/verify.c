@@ -12,7 +12,6 @@
  *                        least the operand's size, or that the prepare stub returned
  *     [address + delta]  a guest address in the window it was checked for or looked up by, at a
  *                        distance that the guard zones cover
- *     [counter]          the block's own heat counter
  *
  * and that control leaves only to instruction boundaries of the block, entries of other blocks, the
  * stubs, and through the jump cache.  No instruction is privileged, reveals host state, or uses the
@@ -428,13 +427,6 @@ static bool form_window(struct verifier *v, const struct state *s, const struct 
     return delta_fits(s, b, x, disp) || delta_fits(s, x, b, disp);
 }
 
-/* [counter] */
-static bool form_heat(struct verifier *v, const struct state *s, const struct operand *o)
-{
-    return o->base < 0 && o->index < 0 && o->size == 4 &&
-           (uint64_t)o->op->mem.disp == (uint64_t)(uintptr_t)&v->tb->heat;
-}
-
 static bool operand_of(struct verifier *v, const cs_x86_op *op, struct operand *o)
 {
     unsigned n, width;
@@ -472,7 +464,7 @@ static bool check_memory(struct verifier *v, const struct state *s, const struct
     default:
         break;
     }
-    if (!o->jump && (form_hva(v, s, o) || form_window(v, s, o) || form_heat(v, s, o)))
+    if (!o->jump && (form_hva(v, s, o) || form_window(v, s, o)))
         return true;
     return reject(v, "memory %s of %u bytes without a check", o->write ? "write" : "read", o->size);
 }
@@ -520,12 +512,22 @@ static void set_drift(struct verifier *v, struct state *s, unsigned reg, struct 
 }
 
 /* Where the C side comes back to: every promise it makes about that is in here. */
-static bool resume(struct verifier *v, uint32_t host, const struct state *s)
+static bool resume(struct verifier *v, uint64_t host, const struct state *s)
 {
     if (!boundary(v, host))
-        return reject(v, "resumes at %#x, which is no instruction of this block", host);
-    flow(v, host - v->tb->entry_ind, s);
+        return reject(v, "resumes at %#llx, which is no instruction of this block",
+                      (unsigned long long)host);
+    flow(v, (uint32_t)(host - v->tb->entry_ind), s);
     return true;
+}
+
+/* Which helper is at this address (access_stub_index()), or -1. */
+static int access_stub(const struct verifier *v, uint64_t to)
+{
+    for (unsigned i = 0; i < ACCESS_STUBS; i++)
+        if (v->bt->stub_access[i] == to)
+            return (int)i;
+    return -1;
 }
 
 static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
@@ -537,14 +539,14 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     if (to == bt->stub_lookup || to == bt->stub_stepped)
         return true;
     if (to == bt->stub_exit_link) {
-        if (r10->meaning != M_CONST || (r10->a != (uint64_t)(uintptr_t)&v->tb->out[0] &&
-                                        r10->a != (uint64_t)(uintptr_t)&v->tb->out[1]))
-            return reject(v, "R10 is none of the block's links");
-        return true;
+        for (unsigned i = 0; i < v->tb->n_out; i++)
+            if (r10->meaning == M_CONST && r10->a == (uint64_t)(uintptr_t)&v->tb->out[i])
+                return true;
+        return reject(v, "R10 is none of the block's links");
     }
-    if (to == bt->stub_hot) {
-        if (r10->meaning != M_CONST || r10->a != (uint64_t)(uintptr_t)v->tb)
-            return reject(v, "R10 is not the block");
+    if (to == bt->stub_door) {
+        if (r11->meaning != M_CONST || r11->a != (uint64_t)(uintptr_t)v->tb)
+            return reject(v, "R11 is not the block");
         return true;
     }
     if (to == bt->stub_callout || to == bt->stub_light) {
@@ -570,12 +572,20 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     }
     bool prepare = to == bt->stub_prepare, commit = to == bt->stub_commit;
     bool miss = to == bt->stub_wmiss;
-    if (!prepare && !commit && !miss)
+    int access = access_stub(v, to);
+    if (!prepare && !commit && !miss && access < 0)
         return reject(v, "jumps into the middle of the stubs");
     const struct value *arg = miss ? r10 : r11;
     if (arg->meaning != M_CONST || !in_meta(v, arg->a, sizeof(struct mem_site)))
         return reject(v, "the argument is no memory site");
     const struct mem_site *site = (const struct mem_site *)(uintptr_t)arg->a;
+    if (access >= 0) {
+        if (site->tb != v->tb || site->size > 1u << (access >> 3))
+            return reject(v, "site of another block or of another size");
+        if ((access & 2) != (view_of(v) == 1 ? 2 : 0) ||
+            (access & 1) != ((site->access & MMU_WRITE) != 0))
+            return reject(v, "looks up other rights than the site has");
+    }
     if (miss)
         return site->tb == v->tb ? true : reject(v, "site of another block");
     struct state out = *s;
@@ -992,11 +1002,12 @@ static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
         if ((t == v->bt->stub_callout || t == v->bt->stub_light) &&
             in_meta(v, arg, sizeof(struct callout))) {
             host[n++] = ((const struct callout *)(uintptr_t)arg)->resume;
-        } else if ((t == v->bt->stub_prepare || t == v->bt->stub_commit) &&
+        } else if ((t == v->bt->stub_prepare || t == v->bt->stub_commit ||
+                    access_stub(v, t) >= 0) &&
                    in_meta(v, arg, sizeof(struct mem_site))) {
             const struct mem_site *s = (const struct mem_site *)(uintptr_t)arg;
             host[n++] = t == v->bt->stub_commit ? s->resume_done : s->resume_bounce;
-            if (t == v->bt->stub_prepare)
+            if (t != v->bt->stub_commit)
                 host[n++] = s->resume;
         } else {
             host[n++] = t;

@@ -275,7 +275,6 @@ static void note_install(struct engine_vcpu *ev, uint64_t rip)
     if (now - s->last_install < 160000) {
         if (++s->streak >= 24 && !s->soft) {
             s->soft = true;
-            s->decided = ++ev->site_clock;
         }
     } else if (s->streak) {
         s->streak--;
