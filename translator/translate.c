@@ -1209,7 +1209,8 @@ static int32_t initial_heat(const struct xlate *x)
     const struct engine_config *cfg = &x->bt->cfg;
     if ((x->key & (KEY_ONE_INSN | KEY_SLOW_MEM)) || (cfg->trace_mask & TRACE_ENTER))
         return INT32_MAX;
-    return cfg->mem_mode == MEM_WINDOW ? 1
+    return cfg->hot_threshold           ? cfg->hot_threshold
+           : cfg->mem_mode == MEM_WINDOW ? 1
            : cfg->chaos                ? 1 + (int32_t)(x->tb->gva >> 4 & 3)
                                        : HOT_THRESHOLD;
 }

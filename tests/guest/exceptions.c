@@ -1169,6 +1169,14 @@ TEST(gp, cs_load_types)
         EQ(T.cr2, addr);                                                                           \
     } while (0)
 
+/* Of an instruction that overwrites the arithmetic flags. */
+#define PFA(r, text, err, addr)                                                                    \
+    do {                                                                                           \
+        context("cpl %u, " text, cpl);                                                             \
+        fault_of_arithmetic(&(r), SNIP(text), PF, err);                                            \
+        EQ(T.cr2, addr);                                                                           \
+    } while (0)
+
 TEST(pf, not_present)
 {
     for (unsigned cpl = 0; cpl <= 3; cpl += 3) {
@@ -1181,9 +1189,9 @@ TEST(pf, not_present)
         PFC(r, "mov %%r11, 5(%%r10,%%r11,4)", u | PF_W, UVA + 0x1000 + 13);
         /* TCG reports the read of a read-modify-write as a read. */
         u64 rmw = on_tcg ? u : u | PF_W;
-        PFC(r, "addb $1, (%%rbx)", rmw, UVA + 0x123);
-        PFC(r, "cmpb $1, (%%rbx)", u, UVA + 0x123);
-        PFC(r, "lock xaddl %%ecx, (%%rbx)", rmw, UVA + 0x123);
+        PFA(r, "addb $1, (%%rbx)", rmw, UVA + 0x123);
+        PFA(r, "cmpb $1, (%%rbx)", u, UVA + 0x123);
+        PFA(r, "lock xaddl %%ecx, (%%rbx)", rmw, UVA + 0x123);
         PFC(r, "movups (%%rbx), %%xmm3", u, UVA + 0x123);
         PFC(r, "movups %%xmm3, (%%rbx)", u | PF_W, UVA + 0x123);
         PFC(r, "fldl (%%rbx)", u, UVA + 0x123);
@@ -1259,7 +1267,7 @@ TEST(pf, write_protect)
     r.rbx = UVA + 8;
     done(&r, SNIP("mov (%%rbx), %%rcx"));
     PFC(r, "mov %%rcx, (%%rbx)", PF_U | PF_P | PF_W, UVA + 8);
-    PFC(r, "lock incl (%%rbx)", PF_U | PF_P | PF_W, UVA + 8);
+    PFA(r, "lock incl (%%rbx)", PF_U | PF_P | PF_W, UVA + 8);
     cpl = 0;
     r = regs_for(0);
     r.rbx = UVA + 8;

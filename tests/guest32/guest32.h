@@ -262,6 +262,9 @@ unsigned run_at(struct regs *r, const void *code);
 bool done(struct regs *r, const void *code);
 /* Expects a fault at the code's first byte with no register changed. */
 void fault(struct regs *r, const void *code, unsigned vector, u32 error);
+/* The same where the instruction overwrites all arithmetic flags: after its fault they may have any
+ * value (docs/deviations.md). */
+void fault_of_arithmetic(struct regs *r, const void *code, unsigned vector, u32 error);
 void fault_at(struct regs *r, const void *code, const void *at, unsigned vector, u32 error);
 void expect(unsigned vector, u32 error);
 /* A pointer to offset `off` in a segment of the SEGBASES modes; in flat modes the same memory. */

@@ -73,6 +73,13 @@ static void pf(struct regs *r, const u8 *code, u32 error, u32 cr2)
     EQ(T.cr2, cr2);
 }
 
+/* Of an instruction that overwrites the arithmetic flags. */
+static void pf_arithmetic(struct regs *r, const u8 *code, u32 error, u32 cr2)
+{
+    fault_of_arithmetic(r, code, PF, error);
+    EQ(T.cr2, cr2);
+}
+
 static void rights(void)
 {
     u8 *rd = SNIP32("movl (%%ebx), %%eax"), *wr = SNIP32("movl %%eax, (%%ebx)"),
@@ -88,7 +95,7 @@ static void rights(void)
     done(&u, rd);
     EQ(entry(0) & (A | D), A);
     pf(&u, wr, PF_P | PF_U | PF_W, u.ebx);
-    pf(&u, rmw, PF_P | PF_U | PF_W, u.ebx);
+    pf_arithmetic(&u, rmw, PF_P | PF_U | PF_W, u.ebx);
     pf(&k, wr, PF_P | PF_W, u.ebx);
     write_cr0(read_cr0() & ~CR0_WP);
     done(&k, wr); /* without WP the kernel writes where it likes */
@@ -161,7 +168,7 @@ static void crossing(void)
     pf(&u, wr, PF_U | PF_W, TEST_VA + 0x1000);
     EQ(*(u16 *)(data[0] + 0xffe), 0); /* nothing was written */
     set(1, P | U);
-    pf(&u, xadd, PF_P | PF_U | PF_W, TEST_VA + 0x1000);
+    pf_arithmetic(&u, xadd, PF_P | PF_U | PF_W, TEST_VA + 0x1000);
     EQ(*(u16 *)(data[0] + 0xffe), 0);
     set(1, URW);
     if (done(&u, wr)) {

@@ -122,7 +122,8 @@ static void each_block(visit f)
 
 static void setup(unsigned mode)
 {
-    struct engine_config cfg = {.mem_mode = mode, .verify = true};
+    /* Both tiers of each block. */
+    struct engine_config cfg = {.mem_mode = mode, .verify = true, .hot_threshold = 1};
     diff_guest_start(&guest, &cfg);
     guest.patience_ms = 20000;
     for (unsigned cpl = 0; cpl <= 3; cpl += 3)
@@ -225,6 +226,8 @@ static const struct damage soft_damage[] = {
     {"a RIP-relative operand", FIND(0x65, 0x4d, 0x2b, 0x93, ANY4),
      PUT(0x90, 0x4c, 0x8b, 0x15, 0, 0, 0, 0)},
     {"another argument for a stub", FIND(0x41, 0xbb, ANY4, 0xe9, ANY4), PUT(-1, -1, 0x18)},
+    {"the middle of a stub", FIND(0x41, 0xbb, ANY4, 0xe9, ANY4),
+     PUT(-1, -1, -1, -1, -1, -1, -1, 0x01)},
     {"none of the block's links", FIND(0x41, 0xba, ANY4, 0xe9, ANY4),
      PUT(-1, -1, -1, -1, -1, 0x00)},
 };
