@@ -117,6 +117,7 @@ void lower_ea(struct xlate *x, const struct insn *in, const struct insn_mem *m, 
         }
         if (index == R10 || index == R11) {
             e_load_gs(e, R11, GPR_OFF(index));
+            x->r11_id = 0;
             index = R11;
         }
         if (base == R10 || base == R11) {
@@ -133,6 +134,7 @@ void lower_ea(struct xlate *x, const struct insn *in, const struct insn_mem *m, 
     }
     if (seg) {
         e_load_gs(e, R11, seg_base_off(m->seg));
+        x->r11_id = 0;
         e_lea(e, R10, R10, R11, 1, 0);
     }
 }
@@ -177,6 +179,7 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
     struct emitter *e = &x->e;
     struct mem_site *site = cache_meta_alloc(x->r, sizeof *site), *seg_site = NULL;
     bool legacy = is_legacy(x), odd = false;
+    x->r11_id = 0;
     a.ref = (struct memref){.base = R10, .index = KEEP, .disp = 0};
     a.scratch = R11;
     if (legacy) { /* code segments cannot be written, but for real mode, where C sees to it */
@@ -427,10 +430,20 @@ static uint32_t delta_off(const struct xlate *x, unsigned id)
     return STATE_OFF(offsetof(struct vcpu, window_delta) + (view * 65536u + id) * 8u);
 }
 
+/* R11 = delta of window `id`. Nothing to do if an earlier access has left it there: deltas only change
+ * in C code, and whatever comes back from C says that R11 is lost. */
+static void load_delta(struct xlate *x, unsigned id)
+{
+    if (x->r11_id != id + 1)
+        e_load_gs(&x->e, R11, delta_off(x, id));
+    x->r11_id = id + 1;
+}
+
 /* R11 = delta of the window of `reg`'s value, by table. */
 static void delta_by_table(struct xlate *x, unsigned reg)
 {
     struct emitter *e = &x->e;
+    x->r11_id = 0;
     e_rorx(e, R11, reg, WINDOW_SHIFT);
     e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xdb}, 4); /* movzx r11d, r11w */
     e_gs_idx(e, true, 0x8b, R11, R11, 3, delta_off(x, 0));
@@ -447,6 +460,8 @@ static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
     }
     *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb, .index = x->index};
     unsigned tmp = reg == R10 ? R11 : R10;
+    if (tmp == R11)
+        x->r11_id = 0;
     e_rorx(e, tmp, reg, WINDOW_SHIFT);
     e_bytes(e, (const uint8_t[]){0x66, 0x41, 0x81, (uint8_t)(0xf8 | (tmp & 7))}, 4); /* cmp */
     e8(e, (uint8_t)id);
@@ -454,7 +469,7 @@ static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
     x->miss[x->n_miss].jcc = e_jcc_fwd(e, CC_NE);
     x->miss[x->n_miss].site = site;
     x->miss[x->n_miss++].guest_off = x->guest_off;
-    e_load_gs(e, R11, delta_off(x, id));
+    load_delta(x, id);
     return true;
 }
 
@@ -498,6 +513,15 @@ static bool guess_ea(const struct xlate *x, const struct insn *in, const struct 
     return true;
 }
 
+/* The body, and whether R11 comes out of it as it went in. */
+static void window_body(struct xlate *x, const struct insn *in, const struct access *a, body_fn body)
+{
+    body(x, in, a);
+    if (a->scratch == R11 || !lower_keeps_r11(body))
+        x->r11_id = 0;
+    x->r11_kept = true;
+}
+
 static bool lower_window(struct xlate *x, const struct insn *in, const struct insn_mem *m,
                          unsigned addr_size, int32_t extra, struct access a, body_fn body)
 {
@@ -517,19 +541,20 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         unsigned id = (unsigned)(ea >> WINDOW_SHIFT) & 0xffff;
         if (!mmu_canonical(ea) || !window_id_ok(user, id))
             return false;
-        e_load_gs(e, R11, delta_off(x, id));
+        load_delta(x, id);
         if ((int64_t)ea == (int32_t)ea) {
             a.ref = (struct memref){.base = R11, .index = KEEP, .disp = (int32_t)ea};
         } else {
             e_mov_imm(e, R10, ea);
             if (needs_scratch(in, body)) {
                 e_lea(e, R11, R10, R11, 1, 0);
+                x->r11_id = 0;
                 a.ref = (struct memref){.base = R11, .index = KEEP, .disp = 0};
             } else {
                 a.ref = (struct memref){.base = R10, .index = R11, .disp = 0};
             }
         }
-        body(x, in, &a);
+        window_body(x, in, &a, body);
         return true;
     }
     if (!seg && m->index == REG_NONE && m->base != R10 && m->base != R11 && addr_size == 8 &&
@@ -537,7 +562,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         struct reg_guess *g = &x->reg[m->base];
         unsigned id = (unsigned)(g->value >> WINDOW_SHIFT) & 0xffff;
         if (g->checked) {
-            e_load_gs(e, R11, delta_off(x, g->id));
+            load_delta(x, g->id);
         } else if (g->known && !window_id_ok(user, id)) {
             return false;
         } else if (table || !g->known) {
@@ -550,7 +575,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
             g->drift = 0;
         }
         a.ref = (struct memref){.base = m->base, .index = R11, .disp = (int32_t)disp};
-        body(x, in, &a);
+        window_body(x, in, &a, body);
         return true;
     }
     uint64_t ea = 0;
@@ -570,7 +595,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
     } else {
         a.ref = (struct memref){.base = R10, .index = R11, .disp = 0};
     }
-    body(x, in, &a);
+    window_body(x, in, &a, body);
     return true;
 }
 

@@ -69,6 +69,10 @@ struct xlate {
     bool window;          /* second tier, through windows */
     int32_t heat;         /* of accesses of the first tier: executions to go to the second */
     struct reg_guess reg[16];
+    /* R11 holds the delta of window r11_id - 1 (0: no telling) since an earlier instruction; every
+     * instruction that is not known to keep it clears r11_kept. */
+    unsigned r11_id;
+    bool r11_kept;
     unsigned n_miss;
     struct {
         uint8_t *jcc;
@@ -134,6 +138,9 @@ void lower_forget_checks(struct xlate *x);
 /* Flags to RAX (saved in scratch) and back. */
 void lower_save_flags(struct emitter *e);
 void lower_restore_flags(struct emitter *e);
+
+/* Does this body leave R11 alone if it is not its scratch register? (translate.c) */
+bool lower_keeps_r11(body_fn body);
 
 /* A register field of an instruction that runs with its memory operand at [r10]. */
 void body_copy(struct xlate *x, const struct insn *in, const struct access *a);

@@ -425,6 +425,7 @@ static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
         return;
     }
     /* Registers only: verbatim, around the two registers that live in memory. */
+    x->r11_kept = !((in->gpr_read | in->gpr_written) >> R11 & 1);
     uint16_t scratch = (1u << R10) | (1u << R11);
     for (unsigned r = R10; r <= R11; r++)
         if (in->gpr_read & scratch & (1u << r))
@@ -474,6 +475,7 @@ static void rule_lea(struct xlate *x, const struct insn *in)
         write_gpr(x, in->reg, R10, in->op_size);
     } else {
         e_bytes(&x->e, in->raw, in->len);
+        x->r11_kept = true;
     }
 }
 
@@ -540,6 +542,12 @@ static void body_store_value(struct xlate *x, const struct insn *in, const struc
 {
     e_load_gs(&x->e, a->scratch, VCPU_OFF(scratch[SCR_VALUE]));
     e_ref_store(&x->e, a->size, &a->ref, a->scratch);
+}
+
+bool lower_keeps_r11(body_fn body)
+{
+    return body == body_copy || body == body_push_reg || body == body_push_imm ||
+           body == body_load_reg || body == body_load_r10 || body == body_moffs;
 }
 
 static const struct insn_mem stack_top = {.base = RSP, .index = REG_NONE, .scale = 1, .seg = SEG_SS};
@@ -1092,6 +1100,7 @@ static void emit_insn(struct xlate *x, unsigned i)
         /* Where traps are due after single instructions, each has a host address of its own. */
         if (x->key & KEY_SLOW_MEM)
             e_nops(e, 1);
+        x->r11_kept = true;
         break;
     case OP_LEA:
         rule_lea(x, in);
@@ -1340,6 +1349,18 @@ static bool block_open_ended(const struct xlate *x)
     return (r == RULE_NATIVE || r == RULE_CALLOUT) && fpu_fault(in, x->key) < 0;
 }
 
+/* Does the rule for this instruction use R11 only where it gets at memory? */
+static bool leaves_r11_to_operands(const struct insn *in)
+{
+    switch (in->op) {
+    case OP_COPY: case OP_NOP: case OP_LEA: case OP_MOV_MOFFS: case OP_PUSH: case OP_POP:
+    case OP_LEAVE: case OP_CALL: case OP_RET: case OP_JMP_IND: case OP_CALL_IND:
+        return true;
+    default:
+        return false;
+    }
+}
+
 struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, uint64_t gpa,
                            uint32_t key, struct tb *replace)
 {
@@ -1400,6 +1421,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             if (x->rip[i] == v->rip)
                 hot_at = i;
         guess_entry(x, hot_at);
+        x->r11_id = 0;
         x->failed = false;
         compute_liveness(x);
         tb->entry_ind = (uint32_t)emit_here(&x->e);
@@ -1413,7 +1435,12 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             side_mark(x, SIDE_BOUNDARY, 0);
             if (i == hot_at)
                 guess_here(x);
+            x->r11_kept = false;
+            if (!leaves_r11_to_operands(&x->insn[i]))
+                x->r11_id = 0;
             emit_insn(x, i);
+            if (!x->r11_kept)
+                x->r11_id = 0;
             if (x->window && !is_legacy(x))
                 lower_track(x, &x->insn[i]);
             if (rule_of(&x->insn[i], key) == RULE_CALLOUT)
