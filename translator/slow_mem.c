@@ -233,7 +233,7 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
         }
         if (!vcpu_long64(v)) {
             legacy_state_before(v, s->insn, image);
-            r = resume_at(v, s->resume_bounce);
+            r = bt_resume_at(v, s->resume_bounce);
         }
         v->gpr[RAX] = (uint32_t)(v->gpr[RAX] & v->xcr0);
         v->gpr[RDX] = (uint32_t)(v->gpr[RDX] & (v->xcr0 >> 32));
