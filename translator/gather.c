@@ -8,6 +8,7 @@
 
 #include "cpu/exception.h"
 #include "cpu/fpu.h"
+#include "cpu/segment.h"
 #include "mmu/mmu.h"
 #include "translator/xstate.h"
 
@@ -96,7 +97,10 @@ enum cpu_result gather_execute(struct vcpu *v, const struct insn *in)
             uint64_t ea = base + x * m->scale + (uint64_t)m->disp, value = 0;
             if (in->addr_size == 4)
                 ea = (uint32_t)ea;
-            ea += seg;
+            if (vcpu_long64(v))
+                ea += seg;
+            else if (cpu_linear(v, m->seg, ea, data, scatter ? MMU_WRITE : MMU_READ, &ea))
+                return CPU_EXCEPTION;
             if (scatter) {
                 value = vec_read(v, in->reg, i * data, data);
                 if (mmu_store(v, ea, &value, data, MMU_WRITE, m->seg == SEG_SS) < 0)
