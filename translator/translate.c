@@ -1284,7 +1284,8 @@ static void make_host_encoding(struct insn *in)
     bool convert = (in->map == MAP_0F || in->map == MAP_5) && pp >= 2 &&
                    (op == 0x2a || op == 0x2c || op == 0x2d || op == 0x7b || op == 0x78 || op == 0x79);
     bool move = in->map == MAP_0F ? pp == 1 && (op == 0x6e || op == 0x7e)
-                                  : in->map == MAP_0F3A && (op == 0x16 || op == 0x22);
+                                  : in->map == MAP_0F3A && (op == 0x16 || op == 0x22 ||
+                                                            op == 0x60 || op == 0x61);
     bool dword = convert || move;
     if (dword || (in->flags & (INSN_REG_GPR | INSN_RM_GPR | INSN_VVVV_GPR)))
         v[2] &= 0x7f;

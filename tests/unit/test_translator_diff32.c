@@ -53,6 +53,8 @@ static const struct found cases[] = {
       CODE(0x0f, 0xc7, 0x23)}},
     {"a branch past CS's limit to where nothing is mapped: #GP",
      {.cpl = 3, .bits = 32, .seg = {[SEG_CS] = DIFF_SEL(2)}, CODE(0xe9, 0, 0, 0x10, 0)}},
+    {"VPCMPESTRI with W: lengths of 32 bits",
+     {.bits = 32, .gpr = {[RDX] = 0xffffffff}, CODE(0xc4, 0xe3, 0xf9, 0x61, 0xd2, 0xc2)}},
     {"gathers know of segments",
      {.bits = 32,
       .fp_seed = 9,
