@@ -169,8 +169,6 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
         v->bt.xsave_rdx = v->gpr[RDX];
         uint64_t rfbm = ((v->gpr[RDX] << 32) | (uint32_t)v->gpr[RAX]) & v->xcr0;
         bool compacted = s->insn->op == OP_XSAVEC;
-        if (!vcpu_long64(v)) /* ZMM16-31, the last component, are not touched (legacy_state.c) */
-            rfbm &= ~(1ull << 7);
         if (ev->image.rfbm != rfbm || !ev->image.size[compacted]) {
             ev->image.rfbm = rfbm;
             ev->image.size[0] = xstate_size(rfbm, false);
