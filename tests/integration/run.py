@@ -1620,9 +1620,50 @@ def monitor_hostile_clients():
     check(s.ctl("status").strip() == "running", "the monitor hangs")
     for c in held:
         c.close()
+
+    def connect():
+        c = socket.socket(socket.AF_UNIX)
+        c.connect(s.socket)  # before the timeout, which would make a full queue an error
+        c.settimeout(60)
+        return c
+
+    def answers(c):
+        """All that comes until the server hangs up."""
+        data = b""
+        while True:
+            part = c.recv(65536)
+            if not part:
+                return [json.loads(line) for line in data.splitlines()]
+            data += part
+    # What is no command gets an error each, and the next line is taken.
+    with connect() as c:
+        c.sendall(b"nonsense\n[1]\n{}\n{\"execute\": 7}\n{\"execute\": \"no-such\"}\n"
+                  b"{\"execute\": \"query-status\", \"arguments\": []}\n\xff\xfe\n"
+                  b"{\"execute\": \"query-status\", \"execute\": \"quit\"}\n"
+                  b"{\"execute\": \"memsave\", \"arguments\": {\"address\": -1, \"size\": 1e300}}\n"
+                  b"{\"execute\": \"query-status\", \"id\": [1]}\n")
+        c.shutdown(socket.SHUT_WR)  # half closed: the answers still come
+        got = answers(c)
+        check("QMP" in got[0] and len(got) == 11, f"{len(got) - 1} answers to 10 lines: {got}")
+        check(all("error" in m for m in got[1:-1]) and got[-1]["return"]["running"]
+              and got[-1]["id"] == [1], f"odd answers: {got}")
+    # Gone in the middle of a line, of typing, of an answer.
+    for data in (b'{"execute": "quit"', b'{"execute": "type", "arguments": {"text": "aaaaaaaaaa"}}\n',
+                 b'{"execute": "query-commands"}\n' * 100):
+        with connect() as c:
+            c.sendall(data)
+    # More than it serves at a time are told so, until others leave.
+    crowd = [connect() for _ in range(20)]
+    check(b"QMP" in crowd[0].recv(65536), "the first of many is not served")
+    check(b"too many clients" in crowd[-1].recv(65536), "the last of many is not refused")
+    one_sentence(cli("ctl", s.socket, "status").stderr, "too many clients")
+    for c in crowd:
+        c.close()
+    wait_until(lambda: cli("ctl", s.socket, "status").returncode == 0, 30, "nobody is served")
+    check(s.ctl("status").strip() == "running", "the monitor does not answer any more")
     wait_until(lambda: "typing" not in cli("ctl", s.socket, "send-key", "shift").stderr, 40,
                "the keyboard is not given back")
-    s.shell()
+    s.wait_for(r"~ #[a\s]*\Z")
     one_sentence(cli("ctl", s.socket, "send-key", "ctrl-nosuchkey").stderr, "no key")
     one_sentence(cli("ctl", s.socket, "eject", "disk7").stderr, "no drive disk7")
     one_sentence(cli("ctl", s.socket, "screendump", "/nonexistent/x.png").stderr, "cannot write")
@@ -1773,8 +1814,9 @@ def installer_i386_graphics():
         width, height, rgb = s.picture()
         if (width, height) != (1024, 768):
             return None
-        return [y for y in range(height)
-                if rgb[3 * (width * y + 400):3 * (width * y + 600)].count(b"\xaa\0\0") > 100]
+        lines = (rgb[3 * (width * y + 400):3 * (width * y + 600)] for y in range(height))
+        return [y for y, line in enumerate(lines)
+                if sum(line[i:i + 3] == b"\xaa\0\0" for i in range(0, len(line), 3)) > 100]
     wait_until(bar, 350, "there is no menu on the screen")
     before = bar()
     check(len(before) == 16 and before[-1] - before[0] == 15, f"the bar is at lines {before}")
