@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 
 import run
@@ -243,6 +244,47 @@ def disk_removable():
               "the floppy's file does not hold what was written")
         check(md5_of(fixed) == md5(contents("fixed", 720 << 10)), "a read-only floppy changed")
     return "" if have_iso else "xorriso is not installed: no file system on the CD"
+
+
+@test
+def disk_media():
+    """Media go into the empty drives of a running machine, come out, and are held by the guest."""
+    needs_ringshift()
+    with Work() as work, tempfile.TemporaryDirectory() as short:
+        disc = work.file("disc.iso", contents("disc", 2 * MIB))
+        floppy = work.file("floppy.img", contents("floppy", 1440 << 10))
+        large = work.file("large.img", contents("large", 2880 << 10))
+        sock = os.path.join(short, "monitor")
+        g = Guest(command(extra=["--monitor", f"unix:{sock}"]))
+
+        def ctl(*args, fails=None):
+            done = cli("ctl", sock, *args)
+            if fails:
+                one_sentence(done.stderr, fails)
+            check((done.returncode != 0) == bool(fails), f"ctl {args}: {done.stderr}")
+
+        def md5_in_guest(device, bytes):
+            return g.cmd(f"head -c {bytes} /dev/{device} | md5sum", 60).split()[0]
+
+        g.shell(120)
+        ctl("change", "cdrom0", work.path("gone"), fails="gone")
+        ctl("change", "floppy0", large, fails="2880 KiB")
+        ctl("change", "cdrom0", disc)
+        ctl("change", "floppy0", floppy)
+        check(md5_in_guest("sr0", 2 * MIB) == md5_of(disc), "the guest does not see the disc")
+        check(md5_in_guest("fd0", 1440 << 10) == md5_of(floppy), "the guest sees no floppy")
+        # Linux locks the drive as long as somebody has it open.
+        g.cmd("exec 7</dev/sr0")
+        ctl("eject", "cdrom0", fails="locked")
+        g.cmd("exec 7<&-")
+        ctl("eject", "cdrom0")
+        g.cmd("head -c 512 /dev/sr0 2>/tmp/why; grep -i medium /tmp/why")
+        ctl("change", "cdrom0", floppy, fails="in use")  # by the other drive
+        ctl("change", "cdrom0", large)  # another disc, of another size
+        check(md5_in_guest("sr0", 2880 << 10) == md5_of(large), "the new disc is not seen")
+        ctl("eject", "floppy0")
+        g.cmd("! head -c 512 /dev/fd0 >/dev/null 2>&1", 60)
+        g.power_off()
 
 
 @test
