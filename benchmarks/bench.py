@@ -62,7 +62,7 @@ def arguments():
     parser.add_argument("--kernel", help="a bzImage instead of Debian's cloud kernel")
     parser.add_argument("--qemu", default="qemu-system-x86_64")
     parser.add_argument("--append", default="", help="further kernel options, for all VMMs")
-    parser.add_argument("--timeout", type=float, default=240, help="seconds without output")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds without output")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the guests' consoles")
     args = parser.parse_args()
     args.build = os.path.abspath(args.build)
