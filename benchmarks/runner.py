@@ -119,10 +119,20 @@ class Reader:
         self.process.stdout.close()
 
 
+def check_clock(out, name, wall, rounds):
+    """A guest's clock that is wrong would make all its figures wrong: a program that ran once, for
+    long enough, must have taken as long by the host's clock."""
+    ns = out["results"].get(name, {}).get("ns", 0)
+    if rounds == 1 and ns > 1e9 and not 0.8 < wall / (ns / 1e9) < 1.5:
+        out["errors"].append(f"{name}: {ns / 1e9:.2f} s by the guest's clock, {wall:.2f} s by the "
+                             "host's")
+
+
 def run(env, command, args, memory=None):
     """Runs a command that prints what bench-init prints, and collects it."""
     reader = Reader(command, args.timeout, args.verbose)
     out = {"results": {}, "errors": []}
+    rounds = {}
     begun, finished = None, False
     try:
         for now, line in reader.lines():
@@ -136,7 +146,7 @@ def run(env, command, args, memory=None):
                     out["errors"].append(f"{name} ended with {' '.join(status)}: "
                                          + " / ".join(reader.log[-4:-1]))
                 elif begun:
-                    out.setdefault("wall_s", {})[name] = now - begun
+                    check_clock(out, name, now - begun, rounds.get(name))
             elif line == "GUEST-IDLE":
                 time.sleep(0.5)
                 before, cpu0 = time.monotonic(), cpu_seconds(reader.process.pid)
@@ -153,6 +163,12 @@ def run(env, command, args, memory=None):
                 if m:
                     out["results"][m.group(1)] = {
                         "ns": float(m.group(2)), "first": float(m.group(3)), "check": m.group(4)}
+                    rounds[m.group(1)] = int(m.group(5))
+                m = re.match(r"translation: .* (\d+) instructions, (\d+) -> (\d+) bytes.*?, (\d+) us",
+                             line)
+                if m and int(m.group(1)):
+                    out["translation_ns"] = int(m.group(4)) * 1000 / int(m.group(1))
+                    out["expansion"] = int(m.group(3)) / int(m.group(2))
         out["exit"] = reader.end()
         out["run_s"] = time.monotonic() - reader.started
     finally:

@@ -1,14 +1,17 @@
 /*
- * rsbench: self-checking benchmarks in one static program, to be run natively, in Ringshift and in
- * another VMM alike (benchmarks/bench.py does that).  Built for 64 and for 32 bits.
+ * rsbench: self-checking benchmarks in one static program, to be run natively,
+ * in Ringshift and in another VMM alike (benchmarks/bench.py does that).  Built
+ * for 64 and for 32 bits.
  *
- *     rsbench NAME [SECONDS]  repeats rounds of one benchmark for SECONDS (default 0.3)
- *     rsbench all [SECONDS]   runs all
- *     rsbench list            names and units
+ *     rsbench NAME [SECONDS]  repeats rounds of one benchmark for SECONDS
+ * (default 0.3) rsbench all [SECONDS]   runs all rsbench list            names
+ * and units
  *
- * Each prints "RESULT NAME ns_per_op ns_per_op_of_the_first_round check rounds": the median of
- * the rounds, and the first.  Nothing is warmed up: what a translator needs to get going shows in
- * the first round.  Times are those of the guest's CLOCK_MONOTONIC.
+ * Each prints "RESULT NAME ns_per_op ns_per_op_of_the_first_round check
+ * rounds": the median of the rounds, and the first; built for 32 bits it adds
+ * ".32" to the name.  Nothing is warmed up: what a translator needs to get
+ * going shows in the first round.  Times are those of the guest's
+ * CLOCK_MONOTONIC.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -79,7 +82,8 @@ static void run(const struct bench *b, double seconds)
     double timed = 0, first = 0;
     uint64_t check = 0;
     unsigned n = 0;
-    /* The time of set-up does not count in the result, but it limits the rounds. */
+    /* The time of set-up does not count in the result, but it limits the rounds.
+     */
     do {
         rng_state = 0x9e3779b97f4a7c15ull;
         struct result r = b->fn();
@@ -99,8 +103,8 @@ static void run(const struct bench *b, double seconds)
     qsort(rounds, n, sizeof(rounds[0]), compare_double);
     /* The median forgives the rounds in which somebody else had the CPU. */
     double median = n % 2 ? rounds[n / 2] : (rounds[n / 2 - 1] + rounds[n / 2]) / 2;
-    printf("RESULT %s %.3f %.3f %016llx %u\n", b->name, median * 1e9, first * 1e9,
-           (unsigned long long)check, n);
+    printf("RESULT %s%s %.3f %.3f %016llx %u\n", b->name, sizeof(void *) == 4 ? ".32" : "",
+           median * 1e9, first * 1e9, (unsigned long long)check, n);
     fflush(stdout);
 }
 

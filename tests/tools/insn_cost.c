@@ -74,7 +74,8 @@ CLASS(string, "mov %rdi, %rax\n\tmov %rsi, %rdx\n\tmovsb\n\tmovsq\n\tstosb\n\tlo
               "lea 0x10000(%rdi), %rsi")
 CLASS(sensitive, "pushfq\n\tcli\n\tpopfq\n\tmov %cr0, %rax\n\tswapgs")
 
-static const struct class {
+static const struct class
+{
     const char *name;
     const uint8_t *code, *end;
     bool hot;            /* has memory accesses, so it must get the window form                */
