@@ -1350,6 +1350,25 @@ static bool block_open_ended(const struct xlate *x)
     return (r == RULE_NATIVE || r == RULE_CALLOUT) && fpu_fault(in, x->key) < 0;
 }
 
+/* Does any instruction reach guest memory from emitted code? If not, nothing would ever count the
+ * block's executions, and both tiers are the same but for the door: it gets the fast one at once. */
+static bool has_accesses(const struct xlate *x)
+{
+    for (unsigned i = 0; i < x->n; i++) {
+        const struct insn *in = &x->insn[i];
+        if (rule_of(in, x->key) == RULE_NATIVE && (in->flags & INSN_MEM))
+            return true;
+        switch (in->op) {
+        case OP_PUSH: case OP_PUSHF: case OP_POP: case OP_CALL: case OP_CALL_IND: case OP_RET:
+        case OP_LEAVE: case OP_JMP_IND:
+            return true;
+        default:
+            break;
+        }
+    }
+    return false;
+}
+
 /* Does the rule for this instruction use R11 only where it gets at memory? */
 static bool leaves_r11_to_operands(const struct insn *in)
 {
@@ -1382,7 +1401,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->tb = &block;
         x->key = key;
         x->n = 0;
-        x->hot = block.hot = replace != NULL;
+        x->hot = replace != NULL;
         x->window = x->hot && (key & KEY_LEGACY ? v->engine->flat.on : v->engine->windows_on);
         block.window = x->window;
         if (replace) {
@@ -1417,6 +1436,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
                                 .rx_bias = (int64_t)r->code_x - (int64_t)(uintptr_t)r->code_w};
         r->meta_used = meta_mark;
         x->n_side = x->n_slow = x->n_links = x->n_miss = 0;
+        x->hot = tb->hot = replace || !has_accesses(x);
         unsigned hot_at = 0;
         for (unsigned i = 0; i < x->n && x->window; i++)
             if (x->rip[i] == v->rip)

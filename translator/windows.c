@@ -272,7 +272,7 @@ static void note_install(struct engine_vcpu *ev, uint64_t rip)
     uint64_t now = read_tsc();
     if (s->rip != rip)
         *s = (struct site_info){.rip = rip};
-    if (now - s->last_install < 160000) {
+    if (now - s->last_install < 60000) {
         if (++s->streak >= 24 && !s->soft) {
             s->soft = true;
         }
