@@ -687,12 +687,13 @@ def memtest_pass(kind):
     return f"a pass after {time.monotonic() - g.started:.0f} s"
 
 
-@test(timeout=900 * 3)
+# Most of a pass is a test that waits 160 seconds for bits to fade.
+@test(timeout=900 * 3, long=True)
 def memtest_ia32():
     return memtest_pass("ia32")
 
 
-@test(timeout=900 * 3)
+@test(timeout=900 * 3, long=True)
 def memtest_x64():
     return memtest_pass("x64")
 
@@ -1804,7 +1805,7 @@ poweroff -f
         return m.group(0).decode()
 
 
-@test(verify=False, timeout=600)
+@test(verify=False, timeout=600, long=True)
 def installer_i386_graphics():
     """The same on bochs-drm's frame buffer: the bar moves when Down is pressed."""
     s = installer_i386("")
