@@ -591,13 +591,18 @@ def type_keys(g, text):
         time.sleep(0.1)
 
 
+def anywhere(text):
+    """A pattern for text on a screen that may be sent in pieces, with movements of the cursor between."""
+    return r"\s*".join(re.escape(c) for c in text if c != " ")
+
+
 def grub_prompt(g):
-    g.expect(r"GNU GRUB", 90)
-    g.expect(r"executed automatically", 30)
+    g.expect(anywhere("GNU GRUB"), 90)
+    g.expect(anywhere("executed automatically"), 30)
     g.send("c")
-    g.expect(r"grub> ", 30)
+    g.expect(anywhere("grub>"), 30)
     type_keys(g, "echo rs-$prefix\r")
-    g.expect(r"rs-\(\w+[^)]*\)/boot/grub", 30)
+    g.expect(anywhere(")/boot/grub"), 30)
     type_keys(g, "halt\r")  # through APM, which SeaBIOS turns into the chipset's power-off
     g.wait(0, 30)
 
