@@ -6,7 +6,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 
 #include "devices/vga.h"
 #include "runtime/display_frontend.h"
+#include "runtime/error.h"
 #include "runtime/machine.h"
 
 #define FRAME_MS    33
@@ -48,19 +48,6 @@ struct display {
     size_t errlen;
 };
 
-static int fail(char *err, size_t errlen, int code, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-
-static int fail(char *err, size_t errlen, int code, const char *format, ...)
-{
-    va_list ap;
-
-    va_start(ap, format);
-    vsnprintf(err, errlen, format, ap);
-    va_end(ap);
-    return code;
-}
-
 /* -- Options ----------------------------------------------------------------------------------- */
 
 static int parse_address(struct display_options *o, const char *text, size_t len, char *err,
@@ -87,10 +74,11 @@ static int parse_address(struct display_options *o, const char *text, size_t len
             }
         }
     }
-    return fail(err, errlen, -EINVAL,
-                "--display vnc= takes an IPv4 address and a TCP port, such as 127.0.0.1:5901, not "
-                "'%.*s'",
-                (int)len, text);
+    return fail_with(
+        err, errlen, -EINVAL,
+        "--display vnc= takes an IPv4 address and a TCP port, such as 127.0.0.1:5901, not "
+        "'%.*s'",
+        (int)len, text);
 }
 
 int display_parse(struct display_options *out, const char *text, char *err, size_t errlen)
@@ -105,7 +93,7 @@ int display_parse(struct display_options *out, const char *text, char *err, size
         return 0;
     }
     if (strncmp(text, "vnc", 3) || (text[3] && text[3] != '=' && text[3] != ','))
-        return fail(err, errlen, -EINVAL, "--display knows none, vnc and sdl, not '%s'", text);
+        return fail_with(err, errlen, -EINVAL, "--display knows none, vnc and sdl, not '%s'", text);
     out->kind = DISPLAY_VNC;
     text += 3;
     if (*text == '=') {
@@ -121,8 +109,8 @@ int display_parse(struct display_options *out, const char *text, char *err, size
     text++;
     if (strncmp(text, password, sizeof(password) - 1) || !text[sizeof(password) - 1] ||
         strlen(text) >= sizeof(out->password_file))
-        return fail(err, errlen, -EINVAL,
-                    "--display vnc takes password-file=FILE after a comma, not '%s'", text);
+        return fail_with(err, errlen, -EINVAL,
+                         "--display vnc takes password-file=FILE after a comma, not '%s'", text);
     strcpy(out->password_file, text + sizeof(password) - 1);
     return 0;
 }
@@ -240,7 +228,7 @@ static void *display_thread(void *opaque)
         code = d->frontend->open(d, &d->options, d->shown, d->width, d->height, &d->state, d->err,
                                  d->errlen);
     else
-        fail(d->err, d->errlen, code, "no memory for the display");
+        fail_with(d->err, d->errlen, code, "no memory for the display");
     pthread_mutex_lock(&d->lock);
     d->opened = true;
     d->open_code = code;
@@ -277,7 +265,7 @@ int display_create(struct display **out, struct machine *m, const struct display
         return 0;
     d = calloc(1, sizeof(*d));
     if (!d)
-        return fail(err, errlen, -ENOMEM, "no memory for the display");
+        return fail_with(err, errlen, -ENOMEM, "no memory for the display");
     d->machine = m;
     d->options = *o;
     d->frontend = o->kind == DISPLAY_VNC ? &display_vnc : &display_sdl;
@@ -295,7 +283,7 @@ int display_create(struct display **out, struct machine *m, const struct display
         d->started = !code;
     }
     if (code) {
-        fail(err, errlen, code, "cannot set up the display: %s", strerror(-code));
+        fail_with(err, errlen, code, "cannot set up the display: %s", strerror(-code));
     } else {
         pthread_mutex_lock(&d->lock);
         while (!d->opened)

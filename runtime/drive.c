@@ -3,27 +3,14 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "devices/block_image.h"
+#include "runtime/error.h"
 
 #define CD_SECTOR  2048u
 #define IDE_PLACES 4
-
-static int say(char *err, size_t errlen, int code, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-
-static int say(char *err, size_t errlen, int code, const char *format, ...)
-{
-    va_list ap;
-
-    va_start(ap, format);
-    vsnprintf(err, errlen, format, ap);
-    va_end(ap);
-    return code;
-}
 
 /* Copies up to the first single comma, doubled ones as one.  Returns where it stopped, or NULL if
  * there is not enough room. */
@@ -79,22 +66,24 @@ static int parse_setting(struct drive_options *o, const char *setting, char *err
     if (o->kind != DRIVE_FLOPPY && !strncmp(setting, "if=", 3)) {
         if (parse_bus(setting + 3, &o->bus) ||
             (o->kind == DRIVE_CDROM && o->bus == DRIVE_BUS_VIRTIO))
-            return say(err, errlen, -EINVAL, "%s: if= takes %s, not '%s'", name,
-                       o->kind == DRIVE_CDROM ? "ide or ahci" : "ide, ahci or virtio", setting + 3);
+            return fail_with(err, errlen, -EINVAL, "%s: if= takes %s, not '%s'", name,
+                             o->kind == DRIVE_CDROM ? "ide or ahci" : "ide, ahci or virtio",
+                             setting + 3);
     } else if (o->kind == DRIVE_DISK && !strcmp(setting, "format=raw")) {
         o->format = BLOCK_FORMAT_RAW;
     } else if (o->kind == DRIVE_DISK && !strcmp(setting, "format=qcow2")) {
         o->format = BLOCK_FORMAT_QCOW2;
     } else if (o->kind == DRIVE_DISK && !strncmp(setting, "format=", 7)) {
-        return say(err, errlen, -EINVAL, "%s: format= takes raw or qcow2, not '%s'", name,
-                   setting + 7);
+        return fail_with(err, errlen, -EINVAL, "%s: format= takes raw or qcow2, not '%s'", name,
+                         setting + 7);
     } else if (o->kind != DRIVE_CDROM && !strcmp(setting, "readonly")) {
         o->read_only = true;
     } else {
-        return say(err, errlen, -EINVAL,
-                   "%s FILE takes %s after a comma, not '%s' (a comma in a file's name is written "
-                   "twice)",
-                   name, option_settings(o->kind), setting);
+        return fail_with(
+            err, errlen, -EINVAL,
+            "%s FILE takes %s after a comma, not '%s' (a comma in a file's name is written "
+            "twice)",
+            name, option_settings(o->kind), setting);
     }
     return 0;
 }
@@ -107,13 +96,13 @@ int drive_parse(struct drive_options *out, enum drive_kind kind, const char *tex
     char setting[64];
 
     if (!at)
-        return say(err, errlen, -EINVAL, "%s: the file's name is too long", name);
+        return fail_with(err, errlen, -EINVAL, "%s: the file's name is too long", name);
     if (!o.path[0] && kind == DRIVE_DISK)
-        return say(err, errlen, -EINVAL, "%s needs the name of a file", name);
+        return fail_with(err, errlen, -EINVAL, "%s needs the name of a file", name);
     o.absent = kind != DRIVE_DISK && !strcmp(o.path, "none");
     if (o.absent && *at)
-        return say(err, errlen, -EINVAL,
-                   "%s none means no drive, which has no settings (./none is a file)", name);
+        return fail_with(err, errlen, -EINVAL,
+                         "%s none means no drive, which has no settings (./none is a file)", name);
     /* Discs and floppies are sectors and nothing else. */
     if (kind != DRIVE_DISK)
         o.format = BLOCK_FORMAT_RAW;
@@ -126,7 +115,8 @@ int drive_parse(struct drive_options *out, enum drive_kind kind, const char *tex
 
         at = copy_value(setting, sizeof(setting), at + 1);
         if (!at)
-            return say(err, errlen, -EINVAL, "%s: what follows '%s' is too long", name, o.path);
+            return fail_with(err, errlen, -EINVAL, "%s: what follows '%s' is too long", name,
+                             o.path);
         code = parse_setting(&o, setting, err, errlen);
         if (code)
             return code;
@@ -142,7 +132,7 @@ int drives_init(struct drive_set *set, char *err, size_t errlen)
     *set = (struct drive_set){0};
     code = block_queue_create(&set->queue, 0);
     if (code)
-        return say(err, errlen, code, "cannot set up disk I/O: %s", strerror(-code));
+        return fail_with(err, errlen, code, "cannot set up disk I/O: %s", strerror(-code));
     return 0;
 }
 
@@ -165,10 +155,11 @@ static int check_floppy(const struct block_image *image, const char *path, char 
 {
     if (floppy_format(image->size))
         return 0;
-    return say(err, errlen, -EINVAL,
-               "'%s' is larger than the largest floppy disk (2.88M, 2949120 bytes); use --disk for "
-               "a hard disk's image",
-               path);
+    return fail_with(
+        err, errlen, -EINVAL,
+        "'%s' is larger than the largest floppy disk (2.88M, 2949120 bytes); use --disk for "
+        "a hard disk's image",
+        path);
 }
 
 /* Opens the image that o describes and makes sure that it is one for this kind of drive. */
@@ -205,7 +196,7 @@ int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_
     if (o->absent)
         return 0;
     if (set->count == DRIVES_MAX)
-        return say(err, errlen, -ENOSPC, "a machine has at most %d drives", DRIVES_MAX);
+        return fail_with(err, errlen, -ENOSPC, "a machine has at most %d drives", DRIVES_MAX);
     if (o->path[0]) {
         code = open_medium(&image, o, snapshot, err, errlen);
         if (code)
@@ -217,8 +208,8 @@ int drives_add(struct drive_set *set, const struct drive_options *o, enum drive_
     code = block_device_create(&d->dev, set->queue, name, o->kind != DRIVE_DISK);
     if (code) {
         block_image_close(image);
-        return say(err, errlen, code, "cannot set up the drive for '%s': %s", o->path,
-                   strerror(-code));
+        return fail_with(err, errlen, code, "cannot set up the drive for '%s': %s", o->path,
+                         strerror(-code));
     }
     block_device_set_medium(d->dev, image);
     if (o->kind == DRIVE_FLOPPY)
@@ -273,7 +264,8 @@ static int may_eject(const struct drive *d, bool force, char *err, size_t errlen
     struct block_device *dev = d->dev;
 
     if (!dev->removable)
-        return say(err, errlen, -EINVAL, "%s is no drive whose medium can be changed", dev->name);
+        return fail_with(err, errlen, -EINVAL, "%s is no drive whose medium can be changed",
+                         dev->name);
     if (!dev->image || !dev->locked)
         return 0;
     if (force) {
@@ -282,10 +274,11 @@ static int may_eject(const struct drive *d, bool force, char *err, size_t errlen
     }
     if (dev->eject_requested)
         dev->eject_requested(dev->media_opaque);
-    return say(err, errlen, -EBUSY,
-               "the guest has locked %s; it has been asked to eject the medium: try again, or "
-               "force it",
-               dev->name);
+    return fail_with(
+        err, errlen, -EBUSY,
+        "the guest has locked %s; it has been asked to eject the medium: try again, or "
+        "force it",
+        dev->name);
 }
 
 static int set_medium(const struct drive *d, struct block_image *image, char *err, size_t errlen)
@@ -293,9 +286,9 @@ static int set_medium(const struct drive *d, struct block_image *image, char *er
     int code = block_device_set_medium(d->dev, image);
 
     if (code)
-        return say(err, errlen, code,
-                   "not everything that the guest wrote to the old medium of %s is on it: %s",
-                   d->dev->name, strerror(-code));
+        return fail_with(err, errlen, code,
+                         "not everything that the guest wrote to the old medium of %s is on it: %s",
+                         d->dev->name, strerror(-code));
     return 0;
 }
 
@@ -318,16 +311,17 @@ int drive_change(const struct drive *d, const char *path, bool read_only, bool f
     if (d->kind == DRIVE_CDROM)
         o.read_only = true;
     if ((size_t)snprintf(o.path, sizeof(o.path), "%s", path) >= sizeof(o.path) || !*path)
-        return say(err, errlen, -EINVAL, "%s needs the name of an image file", d->dev->name);
+        return fail_with(err, errlen, -EINVAL, "%s needs the name of an image file", d->dev->name);
     code = open_medium(&image, &o, d->snapshot, err, errlen);
     if (!code && d->kind == DRIVE_FLOPPY && !floppy_fits(d->floppy, floppy_format(image->size))) {
         uint64_t kib = image->size / 1024;
 
         block_image_close(image);
-        return say(err, errlen, -EINVAL,
-                   "'%s' is a disk of %" PRIu64 " KiB, which %s, a %s drive, cannot read; give it "
-                   "with --floppy when the machine starts to have a drive for it",
-                   path, kib, d->dev->name, floppy_drive_name(d->floppy));
+        return fail_with(err, errlen, -EINVAL,
+                         "'%s' is a disk of %" PRIu64
+                         " KiB, which %s, a %s drive, cannot read; give it "
+                         "with --floppy when the machine starts to have a drive for it",
+                         path, kib, d->dev->name, floppy_drive_name(d->floppy));
     }
     return code ? code : set_medium(d, image, err, errlen);
 }
@@ -343,9 +337,9 @@ int drives_destroy(struct drive_set *set, char *err, size_t errlen)
         memcpy(name, set->drive[i].dev->name, sizeof(name));
         code = block_device_destroy(set->drive[i].dev);
         if (code && !result)
-            result = say(err, errlen, code,
-                         "not everything that the guest wrote to %s is on the disk: %s", name,
-                         strerror(-code));
+            result = fail_with(err, errlen, code,
+                               "not everything that the guest wrote to %s is on the disk: %s", name,
+                               strerror(-code));
     }
     if (set->queue)
         block_queue_destroy(set->queue);

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,21 +16,11 @@
 #include "devices/serial.h"
 #include "devices/smbios.h"
 #include "mmu/memory_map.h"
+#include "runtime/error.h"
 
 #define FOUR_GIB      (1ull << 32)
 #define E820_RAM      1
 #define PAGE_ROUND(n) (((n) + GUEST_PAGE_SIZE - 1) & ~(GUEST_PAGE_SIZE - 1))
-
-static int __attribute__((format(printf, 4, 5)))
-say(char *err, size_t errlen, int code, const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(err, errlen, fmt, ap);
-    va_end(ap);
-    return code;
-}
 
 /* -- Files ------------------------------------------------------------------------------------- */
 
@@ -100,12 +89,13 @@ static int read_image(const char *path, uint8_t **data, uint32_t *len, char *err
     int code = firmware_read_file(path, FIRMWARE_MAX, data, len);
 
     if (code == -EFBIG)
-        return say(err, errlen, code, "the firmware %s is empty or larger than %u MiB", path,
-                   FIRMWARE_MAX >> 20);
+        return fail_with(err, errlen, code, "the firmware %s is empty or larger than %u MiB", path,
+                         FIRMWARE_MAX >> 20);
     if (code == -EINVAL)
-        return say(err, errlen, code, "the firmware %s is not a file", path);
+        return fail_with(err, errlen, code, "the firmware %s is not a file", path);
     if (code)
-        return say(err, errlen, code, "cannot read the firmware %s: %s", path, strerror(-code));
+        return fail_with(err, errlen, code, "cannot read the firmware %s: %s", path,
+                         strerror(-code));
     return 0;
 }
 
@@ -133,33 +123,35 @@ static int open_vars(struct firmware *f, const char *path, const uint8_t *templa
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666), code;
 
     if (fd < 0)
-        return say(err, errlen, -errno, "cannot open the UEFI variables %s for writing: %s", path,
-                   strerror(errno));
+        return fail_with(err, errlen, -errno, "cannot open the UEFI variables %s for writing: %s",
+                         path, strerror(errno));
     f->vars_fd = fd;
     snprintf(f->vars_path, sizeof(f->vars_path), "%s", path);
     if (flock(fd, LOCK_EX | LOCK_NB))
-        return say(err, errlen, -errno,
-                   "the UEFI variables %s are in use by another virtual machine; give each its own",
-                   path);
+        return fail_with(
+            err, errlen, -errno,
+            "the UEFI variables %s are in use by another virtual machine; give each its own", path);
     if (fstat(fd, &st) || !S_ISREG(st.st_mode))
-        return say(err, errlen, -EINVAL, "the UEFI variables %s are not a file", path);
+        return fail_with(err, errlen, -EINVAL, "the UEFI variables %s are not a file", path);
     if (st.st_size == 0) {
         if (!template)
-            return say(err, errlen, -ENOENT,
-                       "the UEFI variables %s are empty, and OVMF's template OVMF_VARS.fd was not "
-                       "found (Debian: package ovmf)",
-                       path);
+            return fail_with(
+                err, errlen, -ENOENT,
+                "the UEFI variables %s are empty, and OVMF's template OVMF_VARS.fd was not "
+                "found (Debian: package ovmf)",
+                path);
         code = write_all(fd, template, template_len, 0);
         if (code)
-            return say(err, errlen, code, "cannot write the UEFI variables %s: %s", path,
-                       strerror(-code));
+            return fail_with(err, errlen, code, "cannot write the UEFI variables %s: %s", path,
+                             strerror(-code));
         st.st_size = template_len;
     }
     if (st.st_size > FIRMWARE_MAX || st.st_size % PFLASH_BLOCK)
-        return say(err, errlen, -EINVAL,
-                   "the UEFI variables %s have no size that a flash bank has (a multiple of 4 KiB, "
-                   "at most %u MiB)",
-                   path, FIRMWARE_MAX >> 20);
+        return fail_with(
+            err, errlen, -EINVAL,
+            "the UEFI variables %s have no size that a flash bank has (a multiple of 4 KiB, "
+            "at most %u MiB)",
+            path, FIRMWARE_MAX >> 20);
     free(f->vars);
     f->vars = NULL;
     return read_image(path, &f->vars, &f->vars_len, err, errlen);
@@ -200,9 +192,9 @@ static int open_ovmf(struct firmware *f, const char *vars, char *err, size_t err
         }
         return code;
     }
-    return say(err, errlen, -ENOENT,
-               "OVMF was not found: install Debian's package ovmf, or name an image with "
-               "--firmware FILE");
+    return fail_with(err, errlen, -ENOENT,
+                     "OVMF was not found: install Debian's package ovmf, or name an image with "
+                     "--firmware FILE");
 }
 
 int firmware_open(struct firmware *f, const char *what, const char *vars, char *err, size_t errlen)
@@ -215,13 +207,15 @@ int firmware_open(struct firmware *f, const char *what, const char *vars, char *
     } else {
         if (!strcmp(what, "seabios")) {
             if (vars)
-                return say(err, errlen, -EINVAL,
-                           "--firmware-vars is for UEFI firmware; SeaBIOS keeps no variables");
+                return fail_with(
+                    err, errlen, -EINVAL,
+                    "--firmware-vars is for UEFI firmware; SeaBIOS keeps no variables");
             if (firmware_find("bios-256k.bin", f->path, sizeof(f->path)) &&
                 firmware_find("bios.bin", f->path, sizeof(f->path)))
-                return say(err, errlen, -ENOENT,
-                           "SeaBIOS was not found: install Debian's package seabios, or name an "
-                           "image with --firmware FILE");
+                return fail_with(
+                    err, errlen, -ENOENT,
+                    "SeaBIOS was not found: install Debian's package seabios, or name an "
+                    "image with --firmware FILE");
         } else {
             snprintf(f->path, sizeof(f->path), "%s", what);
         }
@@ -239,8 +233,8 @@ int firmware_open(struct firmware *f, const char *what, const char *vars, char *
         }
     }
     if (!code && f->code_len + f->vars_len > FIRMWARE_MAX)
-        code = say(err, errlen, -EFBIG, "the firmware %s and its variables exceed %u MiB", f->path,
-                   FIRMWARE_MAX >> 20);
+        code = fail_with(err, errlen, -EFBIG, "the firmware %s and its variables exceed %u MiB",
+                         f->path, FIRMWARE_MAX >> 20);
     if (code)
         firmware_close(f);
     return code;

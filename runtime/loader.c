@@ -6,8 +6,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -17,16 +15,6 @@
 
 /* ACPI 6.5, table 15.6: address range types, as e820 has them. */
 enum { E820_RAM = 1 };
-
-int boot_error(char *err, size_t errlen, int code, const char *format, ...)
-{
-    va_list ap;
-
-    va_start(ap, format);
-    vsnprintf(err, errlen, format, ap);
-    va_end(ap);
-    return code;
-}
 
 /* ---- Files ------------------------------------------------------------------------------------
  */
@@ -73,22 +61,22 @@ int image_open(struct image_file *f, const char *path, char *err, size_t errlen)
 
     *f = (struct image_file){.fd = -1, .path = path};
     if (!*path)
-        return boot_error(err, errlen, -ENOENT, "the name of a file to boot is empty");
+        return fail_with(err, errlen, -ENOENT, "the name of a file to boot is empty");
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     if (fd < 0)
-        return boot_error(err, errlen, -errno, "cannot open %s: %s", path, strerror(errno));
+        return fail_with(err, errlen, -errno, "cannot open %s: %s", path, strerror(errno));
     if (fstat(fd, &st) < 0) {
         int code = -errno;
         close(fd);
-        return boot_error(err, errlen, code, "cannot examine %s: %s", path, strerror(-code));
+        return fail_with(err, errlen, code, "cannot examine %s: %s", path, strerror(-code));
     }
     if (S_ISDIR(st.st_mode)) {
         close(fd);
-        return boot_error(err, errlen, -EISDIR, "%s is a directory, not a file", path);
+        return fail_with(err, errlen, -EISDIR, "%s is a directory, not a file", path);
     }
     if (S_ISCHR(st.st_mode)) { /* /dev/zero would never end */
         close(fd);
-        return boot_error(err, errlen, -EINVAL, "%s is a character device, not a file", path);
+        return fail_with(err, errlen, -EINVAL, "%s is a character device, not a file", path);
     }
     if (S_ISREG(st.st_mode)) {
         f->fd = fd;
@@ -97,14 +85,14 @@ int image_open(struct image_file *f, const char *path, char *err, size_t errlen)
         int code = spool(f, fd);
         close(fd);
         if (code == -EFBIG)
-            return boot_error(err, errlen, code, "%s delivers more than %llu MiB; give a file",
-                              path, SPOOL_MAX / MiB);
+            return fail_with(err, errlen, code, "%s delivers more than %llu MiB; give a file", path,
+                             SPOOL_MAX / MiB);
         if (code)
-            return boot_error(err, errlen, code, "cannot read %s: %s", path, strerror(-code));
+            return fail_with(err, errlen, code, "cannot read %s: %s", path, strerror(-code));
     }
     if (f->size == 0) {
         image_close(f);
-        return boot_error(err, errlen, -ENODATA, "%s is empty", path);
+        return fail_with(err, errlen, -ENODATA, "%s is empty", path);
     }
     return 0;
 }
@@ -194,10 +182,10 @@ static int place_cmdline(struct guest_ram *ram, const struct boot_config *cfg,
     uint64_t max = k->cmdline_max < BOOT_CMDLINE_MAX - 1 ? k->cmdline_max : BOOT_CMDLINE_MAX - 1;
 
     if (len > max)
-        return boot_error(err, errlen, -E2BIG,
-                          "the kernel command line has %llu bytes and %s takes at most %llu: "
-                          "shorten --append",
-                          (unsigned long long)len, cfg->kernel->path, (unsigned long long)max);
+        return fail_with(err, errlen, -E2BIG,
+                         "the kernel command line has %llu bytes and %s takes at most %llu: "
+                         "shorten --append",
+                         (unsigned long long)len, cfg->kernel->path, (unsigned long long)max);
     bp->hdr.cmd_line_ptr = BOOT_CMDLINE;
     /* The header's own limit stays: memtest86+ takes no more than that many bytes, with the
      * terminating zero.  An ELF image came without a header. */
@@ -229,19 +217,19 @@ static int place_initrd(struct guest_ram *ram, const struct boot_config *cfg,
             continue;
         int code = boot_read_to_ram(ram, f, 0, addr, f->size);
         if (code)
-            return boot_error(err, errlen, code, "cannot read the initrd %s: %s", f->path,
-                              code == -ENODATA ? "it shrank while being read" : strerror(-code));
+            return fail_with(err, errlen, code, "cannot read the initrd %s: %s", f->path,
+                             code == -ENODATA ? "it shrank while being read" : strerror(-code));
         bp->hdr.ramdisk_image = (uint32_t)addr;
         bp->hdr.ramdisk_size = (uint32_t)f->size;
         out->initrd_start = addr;
         out->initrd_size = f->size;
         return 0;
     }
-    return boot_error(err, errlen, -ENOSPC,
-                      "the initrd %s (%llu MiB) does not fit in %llu MiB of guest memory beside "
-                      "the kernel: give more --memory",
-                      f->path, (unsigned long long)((f->size + MiB - 1) / MiB),
-                      (unsigned long long)(ram->size / MiB));
+    return fail_with(err, errlen, -ENOSPC,
+                     "the initrd %s (%llu MiB) does not fit in %llu MiB of guest memory beside "
+                     "the kernel: give more --memory",
+                     f->path, (unsigned long long)((f->size + MiB - 1) / MiB),
+                     (unsigned long long)(ram->size / MiB));
 }
 
 /* boot.rst, "struct setup_data": seeds the guest's random number generator, so that it need not
@@ -322,15 +310,15 @@ int boot_place_modules(struct guest_ram *ram, const struct boot_config *cfg, uin
         const struct image_file *f = &cfg->modules[i].file;
         at = (at + GUEST_PAGE_SIZE - 1) & -(uint64_t)GUEST_PAGE_SIZE;
         if (!boot_range_free(ram, cfg, at, f->size))
-            return boot_error(err, errlen, -ENOSPC,
-                              "the module %s (%llu MiB) does not fit in %llu MiB of guest memory "
-                              "beside the kernel: give more --memory",
-                              f->path, (unsigned long long)((f->size + MiB - 1) / MiB),
-                              (unsigned long long)(ram->size / MiB));
+            return fail_with(err, errlen, -ENOSPC,
+                             "the module %s (%llu MiB) does not fit in %llu MiB of guest memory "
+                             "beside the kernel: give more --memory",
+                             f->path, (unsigned long long)((f->size + MiB - 1) / MiB),
+                             (unsigned long long)(ram->size / MiB));
         int code = boot_read_to_ram(ram, f, 0, at, f->size);
         if (code)
-            return boot_error(err, errlen, code, "cannot read the module %s: %s", f->path,
-                              code == -ENODATA ? "it shrank while being read" : strerror(-code));
+            return fail_with(err, errlen, code, "cannot read the module %s: %s", f->path,
+                             code == -ENODATA ? "it shrank while being read" : strerror(-code));
         start[i] = (uint32_t)at;
         at += f->size;
         end[i] = (uint32_t)at;
@@ -381,29 +369,29 @@ static int refuse_unknown(const struct image_file *f, const uint8_t *head, uint6
 
     for (unsigned i = 0; i < sizeof(packed) / sizeof(packed[0]); i++)
         if (has_magic(head, len, packed[i].magic, packed[i].len))
-            return boot_error(err, errlen, -ENOEXEC,
-                              "%s is %s-compressed: give the bzImage (vmlinuz) or the "
-                              "uncompressed vmlinux",
-                              f->path, packed[i].name);
+            return fail_with(err, errlen, -ENOEXEC,
+                             "%s is %s-compressed: give the bzImage (vmlinuz) or the "
+                             "uncompressed vmlinux",
+                             f->path, packed[i].name);
     if (has_magic(head, len, "070701", 6))
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s is a cpio archive, not a kernel: pass it with --initrd", f->path);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s is a cpio archive, not a kernel: pass it with --initrd", f->path);
     if (has_magic(head, len, "!<arch>", 7))
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s is a package or archive, not a kernel: unpack it first", f->path);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s is a package or archive, not a kernel: unpack it first", f->path);
     if (len >= 0x40 && !memcmp(head + 56, "ARM\x64", 4))
-        return boot_error(err, errlen, -ENOEXEC, "%s is a kernel for ARM64, not for x86-64",
-                          f->path);
+        return fail_with(err, errlen, -ENOEXEC, "%s is a kernel for ARM64, not for x86-64",
+                         f->path);
     if (has_magic(head, len, "MZ", 2))
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s is an EFI program without the Linux x86 boot header: give a bzImage "
-                          "or an ELF kernel",
-                          f->path);
-    return boot_error(err, errlen, -ENOEXEC,
-                      "%s is in no format that is known: it has neither a Linux boot header nor a "
-                      "multiboot header nor a boot sector's signature, and is no ELF image; "
-                      "--kernel-format flat starts anything",
-                      f->path);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s is an EFI program without the Linux x86 boot header: give a bzImage "
+                         "or an ELF kernel",
+                         f->path);
+    return fail_with(err, errlen, -ENOEXEC,
+                     "%s is in no format that is known: it has neither a Linux boot header nor a "
+                     "multiboot header nor a boot sector's signature, and is no ELF image; "
+                     "--kernel-format flat starts anything",
+                     f->path);
 }
 
 static bool low_area_usable(const struct boot_config *cfg)
@@ -440,7 +428,7 @@ int boot_detect(const struct image_file *kernel, enum boot_format wanted, enum b
 
     *out = wanted;
     if (code)
-        return boot_error(err, errlen, code, "cannot read %s: %s", kernel->path, strerror(-code));
+        return fail_with(err, errlen, code, "cannot read %s: %s", kernel->path, strerror(-code));
     switch (wanted) {
     case BOOT_AUTO:
         break;
@@ -448,22 +436,22 @@ int boot_detect(const struct image_file *kernel, enum boot_format wanted, enum b
     case BOOT_LINUX32:
         return linux_header
                    ? 0
-                   : boot_error(err, errlen, -ENOEXEC,
-                                "%s is no bzImage: it has no Linux boot header", kernel->path);
+                   : fail_with(err, errlen, -ENOEXEC,
+                               "%s is no bzImage: it has no Linux boot header", kernel->path);
     case BOOT_ELF:
     case BOOT_PVH:
-        return elf ? 0 : boot_error(err, errlen, -ENOEXEC, "%s is no ELF image", kernel->path);
+        return elf ? 0 : fail_with(err, errlen, -ENOEXEC, "%s is no ELF image", kernel->path);
     case BOOT_MULTIBOOT:
         return multiboot_present(kernel)
                    ? 0
-                   : boot_error(err, errlen, -ENOEXEC,
-                                "%s has no multiboot header in its first 8192 bytes", kernel->path);
+                   : fail_with(err, errlen, -ENOEXEC,
+                               "%s has no multiboot header in its first 8192 bytes", kernel->path);
     case BOOT_MULTIBOOT2:
         return multiboot2_present(kernel)
                    ? 0
-                   : boot_error(err, errlen, -ENOEXEC,
-                                "%s has no multiboot2 header in its first 32768 bytes",
-                                kernel->path);
+                   : fail_with(err, errlen, -ENOEXEC,
+                               "%s has no multiboot2 header in its first 32768 bytes",
+                               kernel->path);
     default:
         return 0;
     }
@@ -479,10 +467,10 @@ int boot_detect(const struct image_file *kernel, enum boot_format wanted, enum b
         *out = elf_has_pvh(kernel, &is64) && !is64 ? BOOT_PVH : BOOT_ELF;
     else if (len >= 512 && head[510] == 0x55 && head[511] == 0xaa) {
         if (kernel->size > BOOT_SECTOR_END - BOOT_SECTOR_ADDR)
-            return boot_error(err, errlen, -EFBIG,
-                              "%s begins with a boot sector and is too large to be all loaded at "
-                              "0x7c00: give a disk image with --disk",
-                              kernel->path);
+            return fail_with(err, errlen, -EFBIG,
+                             "%s begins with a boot sector and is too large to be all loaded at "
+                             "0x7c00: give a disk image with --disk",
+                             kernel->path);
         *out = BOOT_SECTOR;
     } else
         return refuse_unknown(kernel, head, len, err, errlen);
@@ -525,7 +513,7 @@ static int linux_load(struct guest_ram *ram, const struct boot_config *cfg, stru
     if (!code && !k.entry32)
         code = write_page_tables(ram);
     if (code)
-        return boot_error(err, errlen, code, "cannot write the boot tables: %s", strerror(-code));
+        return fail_with(err, errlen, code, "cannot write the boot tables: %s", strerror(-code));
     out->start = k.entry32 ? BOOT_START_PROT32 : BOOT_START_LONG64;
     out->rip = k.entry;
     out->rsi = BOOT_PARAMS;
@@ -549,10 +537,10 @@ int boot_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_
 
     *out = (struct boot_entry){0};
     if ((unsigned)cfg->format >= BOOT_FORMATS || !loaders[cfg->format])
-        return boot_error(err, errlen, -EINVAL, "%s was given no boot format", cfg->kernel->path);
+        return fail_with(err, errlen, -EINVAL, "%s was given no boot format", cfg->kernel->path);
     if (!low_area_usable(cfg))
-        return boot_error(err, errlen, -EINVAL,
-                          "the machine's memory map leaves no room for the boot tables");
+        return fail_with(err, errlen, -EINVAL,
+                         "the machine's memory map leaves no room for the boot tables");
     int code = loaders[cfg->format](ram, cfg, out, err, errlen);
     if (code)
         return code;
@@ -560,7 +548,7 @@ int boot_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_
         return 0;
     code = write_gdt(ram, out->start == BOOT_START_PROT32);
     if (code)
-        return boot_error(err, errlen, code, "cannot write the boot GDT: %s", strerror(-code));
+        return fail_with(err, errlen, code, "cannot write the boot GDT: %s", strerror(-code));
     out->gdt_base = BOOT_GDT;
     out->gdt_limit = BOOT_GDT_LIMIT;
     out->cs = BOOT_CS;

@@ -57,19 +57,19 @@ int bzimage_load(struct guest_ram *ram, const struct boot_config *cfg, struct bo
     if (!code)
         code = image_read(f, HEADER_OFFSET, h, len);
     if (code)
-        return boot_error(err, errlen, code, "%s is cut short inside its boot header", f->path);
+        return fail_with(err, errlen, code, "%s is cut short inside its boot header", f->path);
 
     if (h->boot_flag != 0xaa55)
-        return boot_error(err, errlen, -ENOEXEC, "%s has no boot sector signature", f->path);
+        return fail_with(err, errlen, -ENOEXEC, "%s has no boot sector signature", f->path);
     if (h->version < VERSION_MIN || len <= offsetof(struct setup_header, cmd_line_ptr))
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s uses boot protocol %u.%02u; 2.02 or newer is needed (Linux 2.4)",
-                          f->path, h->version >> 8, h->version & 0xff);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s uses boot protocol %u.%02u; 2.02 or newer is needed (Linux 2.4)",
+                         f->path, h->version >> 8, h->version & 0xff);
     if ((h->version >= VERSION_64 && len < offsetof(struct setup_header, handover_offset)) ||
         (h->version >= VERSION_INIT && len < offsetof(struct setup_header, init_size) + 4))
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s has a boot header too short for its protocol %u.%02u", f->path,
-                          h->version >> 8, h->version & 0xff);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s has a boot header too short for its protocol %u.%02u", f->path,
+                         h->version >> 8, h->version & 0xff);
     /* Fields that the version does not define are not the header's. */
     if (h->version < VERSION_64)
         h->xloadflags = 0;
@@ -85,27 +85,27 @@ int bzimage_load(struct guest_ram *ram, const struct boot_config *cfg, struct bo
         h->initrd_addr_max = 0x37ffffff;
     out->entry32 = cfg->format == BOOT_LINUX32 || !(h->xloadflags & XLF_KERNEL_64);
     if (!(h->loadflags & LOADED_HIGH))
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s is a zImage that loads below 1 MiB; give a bzImage", f->path);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s is a zImage that loads below 1 MiB; give a bzImage", f->path);
     if (h->relocatable_kernel &&
         (h->kernel_alignment < 0x1000 || (h->kernel_alignment & (h->kernel_alignment - 1))))
-        return boot_error(err, errlen, -ENOEXEC, "%s asks for the invalid alignment 0x%x", f->path,
-                          h->kernel_alignment);
+        return fail_with(err, errlen, -ENOEXEC, "%s asks for the invalid alignment 0x%x", f->path,
+                         h->kernel_alignment);
 
     uint64_t setup = ((uint64_t)(h->setup_sects ? h->setup_sects : 4) + 1) * SECTOR;
     if (setup >= f->size)
-        return boot_error(err, errlen, -ENODATA, "%s is cut short: it ends inside its setup code",
-                          f->path);
+        return fail_with(err, errlen, -ENODATA, "%s is cut short: it ends inside its setup code",
+                         f->path);
     /* syssize counts 16-byte paragraphs; the file may be longer (signature) but not shorter. */
     uint64_t size = (uint64_t)h->syssize * 16;
     if (size <= ENTRY_64 || h->syssize > UINT32_MAX / 16)
-        return boot_error(err, errlen, -ENOEXEC, "%s declares an impossible kernel size of %llu",
-                          f->path, (unsigned long long)size);
+        return fail_with(err, errlen, -ENOEXEC, "%s declares an impossible kernel size of %llu",
+                         f->path, (unsigned long long)size);
     /* The last paragraph may be partial in the file. */
     if (size - 15 > f->size - setup)
-        return boot_error(err, errlen, -ENODATA,
-                          "%s is cut short: it declares %llu bytes of kernel and holds %llu",
-                          f->path, (unsigned long long)size, (unsigned long long)(f->size - setup));
+        return fail_with(err, errlen, -ENODATA,
+                         "%s is cut short: it declares %llu bytes of kernel and holds %llu",
+                         f->path, (unsigned long long)size, (unsigned long long)(f->size - setup));
     if (size > f->size - setup)
         size = f->size - setup;
 
@@ -115,16 +115,16 @@ int bzimage_load(struct guest_ram *ram, const struct boot_config *cfg, struct bo
         need = size;
     uint64_t addr = choose_address(ram, cfg, h, need);
     if (!addr)
-        return boot_error(err, errlen, -ENOSPC,
-                          "%s needs %llu MiB at 0x%llx to unpack itself and guest memory is %llu "
-                          "MiB: give more --memory",
-                          f->path, (unsigned long long)((need + (1 << 20) - 1) >> 20),
-                          (unsigned long long)h->pref_address,
-                          (unsigned long long)(ram->size >> 20));
+        return fail_with(err, errlen, -ENOSPC,
+                         "%s needs %llu MiB at 0x%llx to unpack itself and guest memory is %llu "
+                         "MiB: give more --memory",
+                         f->path, (unsigned long long)((need + (1 << 20) - 1) >> 20),
+                         (unsigned long long)h->pref_address,
+                         (unsigned long long)(ram->size >> 20));
     code = boot_read_to_ram(ram, f, setup, addr, size);
     if (code)
-        return boot_error(err, errlen, code, "cannot read %s: %s", f->path,
-                          code == -ENODATA ? "it shrank while being read" : strerror(-code));
+        return fail_with(err, errlen, code, "cannot read %s: %s", f->path,
+                         code == -ENODATA ? "it shrank while being read" : strerror(-code));
 
     /* What the boot loader fills in; the rest of the header goes to the kernel as it is. */
     h->code32_start = (uint32_t)addr;

@@ -55,23 +55,23 @@ static int check_header(const struct image_file *f, Elf *elf, GElf_Ehdr *eh, siz
                         char *err, size_t errlen)
 {
     if (!elf || elf_kind(elf) != ELF_K_ELF || !gelf_getehdr(elf, eh))
-        return boot_error(err, errlen, -ENOEXEC, "%s is not a valid ELF file: %s", f->path,
-                          elf_errmsg(-1));
+        return fail_with(err, errlen, -ENOEXEC, "%s is not a valid ELF file: %s", f->path,
+                         elf_errmsg(-1));
     bool ok =
         eh->e_ident[EI_CLASS] == ELFCLASS64 ? eh->e_machine == EM_X86_64 : eh->e_machine == EM_386;
     if (!ok || eh->e_ident[EI_DATA] != ELFDATA2LSB)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s is an ELF image for another machine (e_machine %u), not for x86",
-                          f->path, eh->e_machine);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s is an ELF image for another machine (e_machine %u), not for x86",
+                         f->path, eh->e_machine);
     if (eh->e_type != ET_EXEC)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s is not an ELF executable (e_type %u); a kernel image is ET_EXEC",
-                          f->path, eh->e_type);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s is not an ELF executable (e_type %u); a kernel image is ET_EXEC",
+                         f->path, eh->e_type);
     if (elf_getphdrnum(elf, phnum) || !*phnum)
-        return boot_error(err, errlen, -ENOEXEC, "%s has no program headers to load", f->path);
+        return fail_with(err, errlen, -ENOEXEC, "%s has no program headers to load", f->path);
     if (*phnum > MAX_SEGMENTS)
-        return boot_error(err, errlen, -ENOEXEC, "%s has %zu program headers; at most %d are taken",
-                          f->path, *phnum, MAX_SEGMENTS);
+        return fail_with(err, errlen, -ENOEXEC, "%s has %zu program headers; at most %d are taken",
+                         f->path, *phnum, MAX_SEGMENTS);
     return 0;
 }
 
@@ -81,30 +81,30 @@ static int load_segment(struct guest_ram *ram, const struct boot_config *cfg, co
     const struct image_file *f = cfg->kernel;
 
     if (ph->p_filesz > ph->p_memsz)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s has a segment with more bytes in the file than in memory", f->path);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s has a segment with more bytes in the file than in memory", f->path);
     if (ph->p_offset > f->size || ph->p_filesz > f->size - ph->p_offset)
-        return boot_error(err, errlen, -ENODATA,
-                          "%s is cut short: the segment for 0x%llx lies beyond its end", f->path,
-                          (unsigned long long)ph->p_paddr);
+        return fail_with(err, errlen, -ENODATA,
+                         "%s is cut short: the segment for 0x%llx lies beyond its end", f->path,
+                         (unsigned long long)ph->p_paddr);
     if (ph->p_paddr < BOOT_HIGH_START)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s wants to be loaded at 0x%llx; below 1 MiB is not available", f->path,
-                          (unsigned long long)ph->p_paddr);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s wants to be loaded at 0x%llx; below 1 MiB is not available", f->path,
+                         (unsigned long long)ph->p_paddr);
     if (!boot_range_free(ram, cfg, ph->p_paddr, ph->p_memsz))
-        return boot_error(err, errlen, -ENOSPC,
-                          "%s needs 0x%llx bytes at 0x%llx, outside the %llu MiB of guest memory: "
-                          "give more --memory",
-                          f->path, (unsigned long long)ph->p_memsz, (unsigned long long)ph->p_paddr,
-                          (unsigned long long)(ram->size >> 20));
+        return fail_with(err, errlen, -ENOSPC,
+                         "%s needs 0x%llx bytes at 0x%llx, outside the %llu MiB of guest memory: "
+                         "give more --memory",
+                         f->path, (unsigned long long)ph->p_memsz, (unsigned long long)ph->p_paddr,
+                         (unsigned long long)(ram->size >> 20));
     for (size_t i = 0; i < nseg; i++)
         if (ph->p_paddr < seg[i].paddr + seg[i].size && seg[i].paddr < ph->p_paddr + ph->p_memsz)
-            return boot_error(err, errlen, -ENOEXEC, "%s has segments that overlap at 0x%llx",
-                              f->path, (unsigned long long)ph->p_paddr);
+            return fail_with(err, errlen, -ENOEXEC, "%s has segments that overlap at 0x%llx",
+                             f->path, (unsigned long long)ph->p_paddr);
     int code = boot_read_to_ram(ram, f, ph->p_offset, ph->p_paddr, ph->p_filesz);
     if (code)
-        return boot_error(err, errlen, code, "cannot read %s: %s", f->path,
-                          code == -ENODATA ? "it shrank while being read" : strerror(-code));
+        return fail_with(err, errlen, code, "cannot read %s: %s", f->path,
+                         code == -ENODATA ? "it shrank while being read" : strerror(-code));
     return 0;
 }
 
@@ -136,8 +136,8 @@ static int load(struct guest_ram *ram, const struct boot_config *cfg, Elf *elf,
     for (size_t i = 0; i < phnum; i++) {
         GElf_Phdr ph;
         if (!gelf_getphdr(elf, (int)i, &ph))
-            return boot_error(err, errlen, -ENOEXEC, "%s has unreadable program headers: %s",
-                              f->path, elf_errmsg(-1));
+            return fail_with(err, errlen, -ENOEXEC, "%s has unreadable program headers: %s",
+                             f->path, elf_errmsg(-1));
         if (ph.p_type == PT_NOTE && !out->pvh)
             out->pvh = pvh_entry(f, &ph);
         if (ph.p_type != PT_LOAD || !ph.p_memsz)
@@ -152,14 +152,14 @@ static int load(struct guest_ram *ram, const struct boot_config *cfg, Elf *elf,
             out->end = ph.p_paddr + ph.p_memsz;
     }
     if (!nseg)
-        return boot_error(err, errlen, -ENOEXEC, "%s has no segment to load", f->path);
+        return fail_with(err, errlen, -ENOEXEC, "%s has no segment to load", f->path);
     out->entry = find_entry(eh.e_entry, seg, nseg);
     if (out->pvh && (out->pvh < out->start || out->pvh >= out->end))
         out->pvh = 0;
     if (!out->entry && !(out->pvh && cfg->format == BOOT_PVH))
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s has its entry point 0x%llx outside its segments", f->path,
-                          (unsigned long long)eh.e_entry);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s has its entry point 0x%llx outside its segments", f->path,
+                         (unsigned long long)eh.e_entry);
     return 0;
 }
 
@@ -207,14 +207,14 @@ int elf_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_p
     if (code)
         return code;
     if (!image.is64)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s is a 32-bit ELF image with neither a multiboot header nor a PVH "
-                          "note: nothing says how to start it",
-                          cfg->kernel->path);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s is a 32-bit ELF image with neither a multiboot header nor a PVH "
+                         "note: nothing says how to start it",
+                         cfg->kernel->path);
     if (image.pvh && image.pvh == image.entry)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s starts only by its 32-bit PVH entry: use --kernel-format pvh",
-                          cfg->kernel->path);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s starts only by its 32-bit PVH entry: use --kernel-format pvh",
+                         cfg->kernel->path);
     out->entry = image.entry;
     out->start = image.start;
     out->end = image.end;

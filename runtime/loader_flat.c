@@ -20,15 +20,15 @@ int flat_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_
     const struct image_file *f = cfg->kernel;
 
     if (!boot_range_free(ram, cfg, BOOT_HIGH_START, f->size))
-        return boot_error(err, errlen, -ENOSPC,
-                          "%s (%llu bytes) does not fit at 1 MiB in %llu MiB of guest memory: give "
-                          "more --memory",
-                          f->path, (unsigned long long)f->size,
-                          (unsigned long long)(ram->size >> 20));
+        return fail_with(err, errlen, -ENOSPC,
+                         "%s (%llu bytes) does not fit at 1 MiB in %llu MiB of guest memory: give "
+                         "more --memory",
+                         f->path, (unsigned long long)f->size,
+                         (unsigned long long)(ram->size >> 20));
     int code = boot_read_to_ram(ram, f, 0, BOOT_HIGH_START, f->size);
     if (code)
-        return boot_error(err, errlen, code, "cannot read %s: %s", f->path,
-                          code == -ENODATA ? "it shrank while being read" : strerror(-code));
+        return fail_with(err, errlen, code, "cannot read %s: %s", f->path,
+                         code == -ENODATA ? "it shrank while being read" : strerror(-code));
     out->start = BOOT_START_PROT32;
     out->rip = BOOT_HIGH_START;
     out->rsp = BOOT_STACK_TOP;
@@ -45,21 +45,21 @@ int boot_sector_load(struct guest_ram *ram, const struct boot_config *cfg, struc
     uint32_t ivt[256];
 
     if (f->size > BOOT_SECTOR_END - BOOT_SECTOR_ADDR)
-        return boot_error(err, errlen, -EFBIG,
-                          "%s has %llu bytes; from 0x7c00 up there is room for %u", f->path,
-                          (unsigned long long)f->size, BOOT_SECTOR_END - BOOT_SECTOR_ADDR);
+        return fail_with(err, errlen, -EFBIG,
+                         "%s has %llu bytes; from 0x7c00 up there is room for %u", f->path,
+                         (unsigned long long)f->size, BOOT_SECTOR_END - BOOT_SECTOR_ADDR);
     int code = boot_read_to_ram(ram, f, 0, BOOT_SECTOR_ADDR, f->size);
     if (code)
-        return boot_error(err, errlen, code, "cannot read %s: %s", f->path,
-                          code == -ENODATA ? "it shrank while being read" : strerror(-code));
+        return fail_with(err, errlen, code, "cannot read %s: %s", f->path,
+                         code == -ENODATA ? "it shrank while being read" : strerror(-code));
     for (unsigned i = 0; i < 256; i++)
         ivt[i] = BIOS_STUB;
     code = ram_write(ram, 0, ivt, sizeof(ivt));
     if (!code)
         code = ram_write(ram, BIOS_STUB, &iret, 1);
     if (code)
-        return boot_error(err, errlen, code, "cannot write the interrupt vectors: %s",
-                          strerror(-code));
+        return fail_with(err, errlen, code, "cannot write the interrupt vectors: %s",
+                         strerror(-code));
     out->start = BOOT_START_REAL;
     out->rip = BOOT_SECTOR_ADDR;
     out->rsp = BOOT_SECTOR_ADDR;

@@ -6,6 +6,7 @@
 
 #include <asm/bootparam.h>
 
+#include "runtime/error.h"
 #include "runtime/loader.h"
 
 /* Filled by a format's load function. */
@@ -16,11 +17,6 @@ struct loaded_kernel {
     uint64_t initrd_addr_max; /* highest address an initrd byte may have */
     uint64_t cmdline_max;     /* longest command line, without its NUL */
 };
-
-/* Formats message into err (always terminated) and returns code, so that callers can
- * `return boot_error(...)`. */
-int boot_error(char *err, size_t errlen, int code, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
 
 /* True if [addr, addr+size) is RAM below 4 GiB, at or above 1 MiB, and touches no reserved range.
  */

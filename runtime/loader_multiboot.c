@@ -91,42 +91,42 @@ static int load_kludge(struct guest_ram *ram, const struct boot_config *cfg, con
     const struct image_file *f = cfg->kernel;
 
     if (h->header_addr < h->load_addr || h->header_addr - h->load_addr > header_offset)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s wants its header at 0x%x and its start at 0x%x, which its file "
-                          "cannot give",
-                          f->path, h->header_addr, h->load_addr);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s wants its header at 0x%x and its start at 0x%x, which its file "
+                         "cannot give",
+                         f->path, h->header_addr, h->load_addr);
     uint32_t offset = header_offset - (h->header_addr - h->load_addr);
     if (h->load_end_addr && h->load_end_addr < h->load_addr)
-        return boot_error(err, errlen, -ENOEXEC, "%s ends at 0x%x, before its start at 0x%x",
-                          f->path, h->load_end_addr, h->load_addr);
+        return fail_with(err, errlen, -ENOEXEC, "%s ends at 0x%x, before its start at 0x%x",
+                         f->path, h->load_end_addr, h->load_addr);
     uint64_t size = h->load_end_addr ? h->load_end_addr - h->load_addr : f->size - offset;
     if (size > f->size - offset)
-        return boot_error(err, errlen, -ENODATA,
-                          "%s is cut short: it declares %llu bytes and holds %llu", f->path,
-                          (unsigned long long)size, (unsigned long long)(f->size - offset));
+        return fail_with(err, errlen, -ENODATA,
+                         "%s is cut short: it declares %llu bytes and holds %llu", f->path,
+                         (unsigned long long)size, (unsigned long long)(f->size - offset));
     uint64_t end = h->load_addr + size;
     if (h->bss_end_addr && h->bss_end_addr < end)
-        return boot_error(err, errlen, -ENOEXEC, "%s ends its bss at 0x%x, inside its data",
-                          f->path, h->bss_end_addr);
+        return fail_with(err, errlen, -ENOEXEC, "%s ends its bss at 0x%x, inside its data", f->path,
+                         h->bss_end_addr);
     if (h->bss_end_addr)
         end = h->bss_end_addr;
     if (h->load_addr < BOOT_HIGH_START)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s wants to be loaded at 0x%x; below 1 MiB is not available", f->path,
-                          h->load_addr);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s wants to be loaded at 0x%x; below 1 MiB is not available", f->path,
+                         h->load_addr);
     if (!boot_range_free(ram, cfg, h->load_addr, end - h->load_addr))
-        return boot_error(err, errlen, -ENOSPC,
-                          "%s needs 0x%llx bytes at 0x%x, outside the %llu MiB of guest memory: "
-                          "give more --memory",
-                          f->path, (unsigned long long)(end - h->load_addr), h->load_addr,
-                          (unsigned long long)(ram->size >> 20));
+        return fail_with(err, errlen, -ENOSPC,
+                         "%s needs 0x%llx bytes at 0x%x, outside the %llu MiB of guest memory: "
+                         "give more --memory",
+                         f->path, (unsigned long long)(end - h->load_addr), h->load_addr,
+                         (unsigned long long)(ram->size >> 20));
     if (h->entry_addr < h->load_addr || h->entry_addr >= end)
-        return boot_error(err, errlen, -ENOEXEC, "%s has its entry point 0x%x outside its image",
-                          f->path, h->entry_addr);
+        return fail_with(err, errlen, -ENOEXEC, "%s has its entry point 0x%x outside its image",
+                         f->path, h->entry_addr);
     int code = boot_read_to_ram(ram, f, offset, h->load_addr, size);
     if (code)
-        return boot_error(err, errlen, code, "cannot read %s: %s", f->path,
-                          code == -ENODATA ? "it shrank while being read" : strerror(-code));
+        return fail_with(err, errlen, code, "cannot read %s: %s", f->path,
+                         code == -ENODATA ? "it shrank while being read" : strerror(-code));
     *out = (struct elf_image){.entry = h->entry_addr, .start = h->load_addr, .end = end};
     return 0;
 }
@@ -184,12 +184,12 @@ int multiboot_load(struct guest_ram *ram, const struct boot_config *cfg, struct 
     int offset = find_header(cfg->kernel, &h);
 
     if (offset < 0)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s has no multiboot header in its first 8192 bytes", cfg->kernel->path);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s has no multiboot header in its first 8192 bytes", cfg->kernel->path);
     if (h.flags & 0xffff & ~(uint32_t)REQUIRED_KNOWN)
-        return boot_error(err, errlen, -ENOTSUP,
-                          "%s requires multiboot features that are not known here (flags 0x%x)",
-                          cfg->kernel->path, h.flags & 0xffff & ~(uint32_t)REQUIRED_KNOWN);
+        return fail_with(err, errlen, -ENOTSUP,
+                         "%s requires multiboot features that are not known here (flags 0x%x)",
+                         cfg->kernel->path, h.flags & 0xffff & ~(uint32_t)REQUIRED_KNOWN);
     int code = h.flags & HAS_ADDRESSES
                    ? load_kludge(ram, cfg, &h, (uint32_t)offset, &image, err, errlen)
                    : elf_load_segments(ram, cfg, &image, err, errlen);
@@ -199,10 +199,10 @@ int multiboot_load(struct guest_ram *ram, const struct boot_config *cfg, struct 
         return code;
     code = put_info(ram, cfg, start, end, &info);
     if (code)
-        return boot_error(err, errlen, code,
-                          "the command lines of %s and its modules do not fit in 64 KiB: shorten "
-                          "--append",
-                          cfg->kernel->path);
+        return fail_with(err, errlen, code,
+                         "the command lines of %s and its modules do not fit in 64 KiB: shorten "
+                         "--append",
+                         cfg->kernel->path);
     out->start = BOOT_START_PROT32;
     out->rip = image.entry;
     out->rax = ENTRY_MAGIC;

@@ -116,9 +116,9 @@ static int read_tags(const struct boot_config *cfg, const uint8_t *at, uint32_t 
         if (t.type == HDR_END)
             return 0;
         if (t.size < sizeof(t) || t.size > len - pos)
-            return boot_error(err, errlen, -ENOEXEC,
-                              "%s has a broken multiboot2 header: tag %u is %u bytes long", path,
-                              t.type, t.size);
+            return fail_with(err, errlen, -ENOEXEC,
+                             "%s has a broken multiboot2 header: tag %u is %u bytes long", path,
+                             t.type, t.size);
         uint32_t n = (t.size - (uint32_t)sizeof(t)) / 4;
         n = n < INFO_REQUEST_MAX ? n : INFO_REQUEST_MAX;
         memcpy(words, at + pos + sizeof(t), n * 4);
@@ -127,10 +127,10 @@ static int read_tags(const struct boot_config *cfg, const uint8_t *at, uint32_t 
         case HDR_INFO_REQUEST:
             for (uint32_t i = 0; i < n && !optional; i++)
                 if (!info_known(words[i], cfg))
-                    return boot_error(err, errlen, -ENOTSUP,
-                                      "%s requires the multiboot2 information %u, which is not "
-                                      "known here",
-                                      path, words[i]);
+                    return fail_with(err, errlen, -ENOTSUP,
+                                     "%s requires the multiboot2 information %u, which is not "
+                                     "known here",
+                                     path, words[i]);
             break;
         case HDR_ADDRESS:
             short_tag = n < 4;
@@ -155,19 +155,19 @@ static int read_tags(const struct boot_config *cfg, const uint8_t *at, uint32_t 
             break;
         default:
             if (!optional)
-                return boot_error(err, errlen, -ENOTSUP,
-                                  "%s requires the multiboot2 feature %u, which is not known here",
-                                  path, t.type);
+                return fail_with(err, errlen, -ENOTSUP,
+                                 "%s requires the multiboot2 feature %u, which is not known here",
+                                 path, t.type);
         }
         if (short_tag)
-            return boot_error(err, errlen, -ENOEXEC,
-                              "%s has a broken multiboot2 header: tag %u is %u bytes long", path,
-                              t.type, t.size);
+            return fail_with(err, errlen, -ENOEXEC,
+                             "%s has a broken multiboot2 header: tag %u is %u bytes long", path,
+                             t.type, t.size);
         if (t.size > UINT32_MAX - 7 || ((t.size + 7) & ~7u) > len - pos)
             break;
         pos += (t.size + 7) & ~7u;
     }
-    return boot_error(err, errlen, -ENOEXEC, "%s has a multiboot2 header without an end tag", path);
+    return fail_with(err, errlen, -ENOEXEC, "%s has a multiboot2 header without an end tag", path);
 }
 
 /* 3.1.5, the address tag. */
@@ -181,39 +181,39 @@ static int load_addresses(struct guest_ram *ram, const struct boot_config *cfg,
 
     if ((!whole && w->header_addr < w->load_addr) || before > header_offset ||
         w->header_addr < before)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s wants its header at 0x%x and its start at 0x%x, which its file "
-                          "cannot give",
-                          f->path, w->header_addr, w->load_addr);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s wants its header at 0x%x and its start at 0x%x, which its file "
+                         "cannot give",
+                         f->path, w->header_addr, w->load_addr);
     uint32_t load = w->header_addr - before, offset = header_offset - before;
     if (w->load_end_addr && w->load_end_addr < load)
-        return boot_error(err, errlen, -ENOEXEC, "%s ends at 0x%x, before its start at 0x%x",
-                          f->path, w->load_end_addr, load);
+        return fail_with(err, errlen, -ENOEXEC, "%s ends at 0x%x, before its start at 0x%x",
+                         f->path, w->load_end_addr, load);
     uint64_t size = w->load_end_addr ? w->load_end_addr - load : f->size - offset;
     if (size > f->size - offset)
-        return boot_error(err, errlen, -ENODATA,
-                          "%s is cut short: it declares %llu bytes and holds %llu", f->path,
-                          (unsigned long long)size, (unsigned long long)(f->size - offset));
+        return fail_with(err, errlen, -ENODATA,
+                         "%s is cut short: it declares %llu bytes and holds %llu", f->path,
+                         (unsigned long long)size, (unsigned long long)(f->size - offset));
     uint64_t end = load + size;
     if (w->bss_end_addr && w->bss_end_addr < end)
-        return boot_error(err, errlen, -ENOEXEC, "%s ends its bss at 0x%x, inside its data",
-                          f->path, w->bss_end_addr);
+        return fail_with(err, errlen, -ENOEXEC, "%s ends its bss at 0x%x, inside its data", f->path,
+                         w->bss_end_addr);
     if (w->bss_end_addr)
         end = w->bss_end_addr;
     if (load < BOOT_HIGH_START)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s wants to be loaded at 0x%x; below 1 MiB is not available", f->path,
-                          load);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s wants to be loaded at 0x%x; below 1 MiB is not available", f->path,
+                         load);
     if (!boot_range_free(ram, cfg, load, end - load))
-        return boot_error(err, errlen, -ENOSPC,
-                          "%s needs 0x%llx bytes at 0x%x, outside the %llu MiB of guest memory: "
-                          "give more --memory",
-                          f->path, (unsigned long long)(end - load), load,
-                          (unsigned long long)(ram->size >> 20));
+        return fail_with(err, errlen, -ENOSPC,
+                         "%s needs 0x%llx bytes at 0x%x, outside the %llu MiB of guest memory: "
+                         "give more --memory",
+                         f->path, (unsigned long long)(end - load), load,
+                         (unsigned long long)(ram->size >> 20));
     int code = boot_read_to_ram(ram, f, offset, load, size);
     if (code)
-        return boot_error(err, errlen, code, "cannot read %s: %s", f->path,
-                          code == -ENODATA ? "it shrank while being read" : strerror(-code));
+        return fail_with(err, errlen, code, "cannot read %s: %s", f->path,
+                         code == -ENODATA ? "it shrank while being read" : strerror(-code));
     *out = (struct elf_image){.start = load, .end = end};
     return 0;
 }
@@ -307,14 +307,13 @@ int multiboot2_load(struct guest_ram *ram, const struct boot_config *cfg, struct
     int offset = find_header(cfg->kernel, buf, &len, &h);
 
     if (offset < 0)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s has no multiboot2 header in its first 32768 bytes",
-                          cfg->kernel->path);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s has no multiboot2 header in its first 32768 bytes", cfg->kernel->path);
     if (h.length < sizeof(h) || h.length > len - (uint32_t)offset)
-        return boot_error(err, errlen, -ENOEXEC,
-                          "%s has a multiboot2 header of %u bytes, which does not end within its "
-                          "first 32768 bytes",
-                          cfg->kernel->path, h.length);
+        return fail_with(err, errlen, -ENOEXEC,
+                         "%s has a multiboot2 header of %u bytes, which does not end within its "
+                         "first 32768 bytes",
+                         cfg->kernel->path, h.length);
     int code =
         read_tags(cfg, buf + offset + sizeof(h), h.length - (uint32_t)sizeof(h), &w, err, errlen);
     if (!code)
@@ -325,17 +324,17 @@ int multiboot2_load(struct guest_ram *ram, const struct boot_config *cfg, struct
     if (w.has_entry)
         image.entry = w.entry_addr;
     if (image.entry < image.start || image.entry >= image.end)
-        return boot_error(err, errlen, -ENOEXEC, "%s has its entry point 0x%llx outside its image",
-                          cfg->kernel->path, (unsigned long long)image.entry);
+        return fail_with(err, errlen, -ENOEXEC, "%s has its entry point 0x%llx outside its image",
+                         cfg->kernel->path, (unsigned long long)image.entry);
     code = boot_place_modules(ram, cfg, image.end, start, end, err, errlen);
     if (code)
         return code;
     code = put_info(ram, cfg, &image, start, end, &info);
     if (code)
-        return boot_error(err, errlen, code,
-                          "the command lines of %s and its modules do not fit in 64 KiB: shorten "
-                          "--append",
-                          cfg->kernel->path);
+        return fail_with(err, errlen, code,
+                         "the command lines of %s and its modules do not fit in 64 KiB: shorten "
+                         "--append",
+                         cfg->kernel->path);
     out->start = BOOT_START_PROT32;
     out->rip = image.entry;
     out->rax = ENTRY_MAGIC;

@@ -67,17 +67,17 @@ int pvh_load(struct guest_ram *ram, const struct boot_config *cfg, struct boot_e
     if (code)
         return code;
     if (!image.pvh)
-        return boot_error(err, errlen, -ENOEXEC, "%s has no PVH entry point within its segments",
-                          cfg->kernel->path);
+        return fail_with(err, errlen, -ENOEXEC, "%s has no PVH entry point within its segments",
+                         cfg->kernel->path);
     code = boot_place_modules(ram, cfg, image.end, start, end, err, errlen);
     if (code)
         return code;
     code = put_info(ram, cfg, start, end, &info);
     if (code)
-        return boot_error(err, errlen, code,
-                          "the command lines of %s and its modules do not fit in 64 KiB: shorten "
-                          "--append",
-                          cfg->kernel->path);
+        return fail_with(err, errlen, code,
+                         "the command lines of %s and its modules do not fit in 64 KiB: shorten "
+                         "--append",
+                         cfg->kernel->path);
     out->start = BOOT_START_PROT32;
     out->rip = image.pvh;
     out->rbx = info;

@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,16 +26,6 @@ struct monitor_client {
     int fd;
     bool ended; /* sends nothing more: closed when its answers are out */
 };
-
-int monitor_fail(char *err, size_t errlen, int code, const char *format, ...)
-{
-    va_list ap;
-
-    va_start(ap, format);
-    vsnprintf(err, errlen, format, ap);
-    va_end(ap);
-    return code;
-}
 
 /* -- Events ------------------------------------------------------------------------------------ */
 
@@ -280,22 +269,22 @@ static int clear_path(const struct sockaddr_un *address, char *err, size_t errle
     if (lstat(address->sun_path, &st))
         return errno == ENOENT
                    ? 0
-                   : monitor_fail(err, errlen, -errno, "cannot create the monitor socket %s: %s",
-                                  address->sun_path, strerror(errno));
+                   : fail_with(err, errlen, -errno, "cannot create the monitor socket %s: %s",
+                               address->sun_path, strerror(errno));
     if (!S_ISSOCK(st.st_mode))
-        return monitor_fail(err, errlen, -EEXIST,
-                            "%s exists and is no socket; give --monitor another path",
-                            address->sun_path);
+        return fail_with(err, errlen, -EEXIST,
+                         "%s exists and is no socket; give --monitor another path",
+                         address->sun_path);
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
-        return monitor_fail(err, errlen, -errno, "cannot create a socket: %s", strerror(errno));
+        return fail_with(err, errlen, -errno, "cannot create a socket: %s", strerror(errno));
     if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 || errno == EAGAIN)
-        code = monitor_fail(err, errlen, -EADDRINUSE,
-                            "another process listens on %s; give --monitor another path",
-                            address->sun_path);
+        code = fail_with(err, errlen, -EADDRINUSE,
+                         "another process listens on %s; give --monitor another path",
+                         address->sun_path);
     else if (errno == ECONNREFUSED && unlink(address->sun_path))
-        code = monitor_fail(err, errlen, -errno, "cannot remove the old socket %s: %s",
-                            address->sun_path, strerror(errno));
+        code = fail_with(err, errlen, -errno, "cannot remove the old socket %s: %s",
+                         address->sun_path, strerror(errno));
     close(fd);
     return code;
 }
@@ -307,9 +296,9 @@ static int open_socket(struct monitor *mon, const char *path, char *err, size_t 
     int code;
 
     if (strlen(path) >= sizeof(address.sun_path) || !*path)
-        return monitor_fail(err, errlen, -EINVAL,
-                            "the path of the monitor socket must have 1 to %zu characters",
-                            sizeof(address.sun_path) - 1);
+        return fail_with(err, errlen, -EINVAL,
+                         "the path of the monitor socket must have 1 to %zu characters",
+                         sizeof(address.sun_path) - 1);
     memcpy(address.sun_path, path, strlen(path));
     memcpy(mon->path, address.sun_path, sizeof(mon->path));
     code = clear_path(&address, err, errlen);
@@ -320,8 +309,8 @@ static int open_socket(struct monitor *mon, const char *path, char *err, size_t 
     if (mon->listen_fd < 0 || fchmod(mon->listen_fd, 0600) ||
         bind(mon->listen_fd, (struct sockaddr *)&address, sizeof(address)) ||
         listen(mon->listen_fd, 8))
-        return monitor_fail(err, errlen, -errno, "cannot create the monitor socket %s: %s", path,
-                            strerror(errno));
+        return fail_with(err, errlen, -errno, "cannot create the monitor socket %s: %s", path,
+                         strerror(errno));
     if (!lstat(path, &st)) {
         mon->inode = st.st_ino;
         mon->device = st.st_dev;
@@ -337,7 +326,7 @@ int monitor_create(struct monitor **out, struct machine *m, const char *path, ch
     int code;
 
     if (!mon)
-        return monitor_fail(err, errlen, -ENOMEM, "no memory for the monitor");
+        return fail_with(err, errlen, -ENOMEM, "no memory for the monitor");
     mon->machine = m;
     mon->listen_fd = mon->wake_fd = -1;
     pthread_mutex_init(&mon->event_lock, NULL);
@@ -346,7 +335,7 @@ int monitor_create(struct monitor **out, struct machine *m, const char *path, ch
     mon->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     code = mon->clients && mon->wake_fd >= 0
                ? 0
-               : monitor_fail(err, errlen, -ENOMEM, "cannot set up the monitor");
+               : fail_with(err, errlen, -ENOMEM, "cannot set up the monitor");
     for (unsigned i = 0; !code && i < CLIENTS_MAX; i++) {
         mon->clients[i].fd = -1;
         mon->clients[i].session.broken = true;
@@ -361,8 +350,7 @@ int monitor_create(struct monitor **out, struct machine *m, const char *path, ch
         pthread_sigmask(SIG_SETMASK, &old, NULL);
         mon->started = !code;
         if (code)
-            monitor_fail(err, errlen, code, "cannot start the monitor's thread: %s",
-                         strerror(-code));
+            fail_with(err, errlen, code, "cannot start the monitor's thread: %s", strerror(-code));
     }
     if (code) {
         machine_set_listener(m, NULL, NULL);

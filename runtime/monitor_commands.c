@@ -36,7 +36,7 @@ static const char *get_string(json_t *args, const char *name, char *err, size_t 
     /* A NUL inside would cut what we act on from what was checked. */
     if (json_is_string(value) && strlen(json_string_value(value)) == json_string_length(value))
         return json_string_value(value);
-    monitor_fail(err, errlen, -EINVAL, "the argument \"%s\" is missing or no string", name);
+    fail_with(err, errlen, -EINVAL, "the argument \"%s\" is missing or no string", name);
     return NULL;
 }
 
@@ -58,9 +58,8 @@ static int get_u64(json_t *args, const char *name, uint64_t *out, char *err, siz
         if (*text >= '0' && *text <= '9' && !*end && !errno)
             return 0;
     }
-    return monitor_fail(err, errlen, -EINVAL,
-                        "the argument \"%s\" is missing or no number (\"0x...\" is one, too)",
-                        name);
+    return fail_with(err, errlen, -EINVAL,
+                     "the argument \"%s\" is missing or no number (\"0x...\" is one, too)", name);
 }
 
 static json_t *hex(uint64_t value)
@@ -148,7 +147,7 @@ static int cmd_screendump(struct monitor *mon, json_t *args, json_t **result, ch
             return -EINVAL;
     }
     if (screenshot_format_by_name(name, &format))
-        return monitor_fail(err, errlen, -EINVAL, "format is png, ppm or text");
+        return fail_with(err, errlen, -EINVAL, "format is png, ppm or text");
     return screenshot_save(mon->machine, path, format, err, errlen);
 }
 
@@ -167,8 +166,7 @@ static int cmd_query_screen(struct monitor *mon, json_t *args, json_t **result, 
     char *text;
 
     if (!machine_screen(mon->machine, &regs, &vram))
-        return monitor_fail(err, errlen, -ENODEV,
-                            "this machine has no screen; run it with --vga std");
+        return fail_with(err, errlen, -ENODEV, "this machine has no screen; run it with --vga std");
     vga_geometry(&regs, &g);
     *result = json_pack("{s:s, s:i, s:i}", "mode", kinds[g.kind], "width", (int)g.width, "height",
                         (int)g.height);
@@ -244,7 +242,7 @@ static const struct drive *find_drive(struct monitor *mon, json_t *args, char *e
         return NULL;
     d = set ? drives_find(set, name) : NULL;
     if (!d)
-        monitor_fail(err, errlen, -ENODEV, "there is no drive %.40s; query-block lists them", name);
+        fail_with(err, errlen, -ENODEV, "there is no drive %.40s; query-block lists them", name);
     return d;
 }
 
@@ -308,7 +306,7 @@ static int cmd_query_stats(struct monitor *mon, json_t *args, json_t **result, c
     bool held;
 
     if (!f)
-        return monitor_fail(err, errlen, -ENOMEM, "no memory for the statistics");
+        return fail_with(err, errlen, -ENOMEM, "no memory for the statistics");
     held = machine_hold(mon->machine);
     machine_print_stats(mon->machine, f);
     if (held)
@@ -381,13 +379,13 @@ static int get_space(struct monitor *mon, json_t *args, const struct vcpu **v, c
     if (json_object_get(args, "cpu-index") && get_u64(args, "cpu-index", &index, err, errlen))
         return -EINVAL;
     *v = index < MACHINE_MAX_CPUS ? machine_vcpu(mon->machine, (unsigned)index) : NULL;
-    return *v ? 0 : monitor_fail(err, errlen, -EINVAL, "there is no such processor");
+    return *v ? 0 : fail_with(err, errlen, -EINVAL, "there is no such processor");
 }
 
 static int not_mapped(const struct vcpu *v, uint64_t where, char *err, size_t errlen)
 {
-    return monitor_fail(err, errlen, -EFAULT, "%s address %#" PRIx64 " is not memory of the guest",
-                        v ? "linear" : "physical", where);
+    return fail_with(err, errlen, -EFAULT, "%s address %#" PRIx64 " is not memory of the guest",
+                     v ? "linear" : "physical", where);
 }
 
 static int cmd_read_memory(struct monitor *mon, json_t *args, json_t **result, char *err,
@@ -408,11 +406,11 @@ static int cmd_read_memory(struct monitor *mon, json_t *args, json_t **result, c
     if (code)
         return code;
     if (size < 1 || size > READ_MEMORY_MAX)
-        return monitor_fail(err, errlen, -EINVAL, "size is 1 to %u; memsave takes more",
-                            READ_MEMORY_MAX);
+        return fail_with(err, errlen, -EINVAL, "size is 1 to %u; memsave takes more",
+                         READ_MEMORY_MAX);
     bytes = malloc(size);
     text = malloc(2 * size);
-    code = bytes && text ? 0 : monitor_fail(err, errlen, -ENOMEM, "no memory for the bytes");
+    code = bytes && text ? 0 : fail_with(err, errlen, -ENOMEM, "no memory for the bytes");
     if (!code) {
         held = machine_hold(mon->machine);
         code = inspect_read(mon->machine, v, address, bytes, size, &where);
@@ -480,18 +478,18 @@ static int cmd_memsave(struct monitor *mon, json_t *args, json_t **result, char 
     if (code)
         return code;
     if (size < 1 || size > SAVE_MEMORY_MAX)
-        return monitor_fail(err, errlen, -EINVAL,
-                            "size is at least 1, and no more than any guest has");
+        return fail_with(err, errlen, -EINVAL,
+                         "size is at least 1, and no more than any guest has");
     fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0)
-        return monitor_fail(err, errlen, -errno, "cannot create %s: %s", path, strerror(errno));
+        return fail_with(err, errlen, -errno, "cannot create %s: %s", path, strerror(errno));
     code = save_memory(mon, v, address, size, fd, err, errlen);
     if (close(fd) && !code)
         code = -errno;
     if (code) {
         unlink(path);
         if (!err[0])
-            monitor_fail(err, errlen, code, "cannot write %s: %s", path, strerror(-code));
+            fail_with(err, errlen, code, "cannot write %s: %s", path, strerror(-code));
     }
     return code;
 }

@@ -48,10 +48,10 @@ static int add_step(struct monitor *mon, unsigned key, bool down, unsigned wait_
 static int begin(struct monitor *mon, char *err, size_t errlen)
 {
     if (mon->typist)
-        return monitor_fail(err, errlen, -EBUSY, "another client is typing; try again later");
+        return fail_with(err, errlen, -EBUSY, "another client is typing; try again later");
     if (!machine_has_screen(mon->machine))
-        return monitor_fail(err, errlen, -ENODEV,
-                            "this machine has no keyboard and mouse; run it with --vga std");
+        return fail_with(err, errlen, -ENODEV,
+                         "this machine has no keyboard and mouse; run it with --vga std");
     mon->step_count = mon->step_next = 0;
     return 0;
 }
@@ -73,8 +73,8 @@ static unsigned key_value(json_t *value, char *err, size_t errlen)
     if (json_is_string(name))
         key = key_by_name(json_string_value(name), json_string_length(name));
     if (!key)
-        monitor_fail(err, errlen, -EINVAL, "there is no key '%s' (keys have QEMU's names)",
-                     json_is_string(name) ? json_string_value(name) : "");
+        fail_with(err, errlen, -EINVAL, "there is no key '%s' (keys have QEMU's names)",
+                  json_is_string(name) ? json_string_value(name) : "");
     return key;
 }
 
@@ -89,7 +89,7 @@ int monitor_send_key(struct monitor *mon, struct monitor_session *s, json_t *arg
     if (code)
         return code;
     if (hold_ms < 0 || hold_ms > HOLD_MAX_MS || (hold && !json_is_integer(hold)))
-        return monitor_fail(err, errlen, -EINVAL, "hold-time is 0 to %u ms", HOLD_MAX_MS);
+        return fail_with(err, errlen, -EINVAL, "hold-time is 0 to %u ms", HOLD_MAX_MS);
     if (json_is_string(list)) { /* "ctrl-alt-delete" */
         const char *at = json_string_value(list);
 
@@ -97,17 +97,16 @@ int monitor_send_key(struct monitor *mon, struct monitor_session *s, json_t *arg
             size_t len = strcspn(at, "-");
 
             if (n == KEYS_AT_ONCE || !(keys[n++] = key_by_name(at, len)))
-                return monitor_fail(err, errlen, -EINVAL,
-                                    "there is no key '%.*s' (keys have QEMU's names)",
-                                    (int)(len < 40 ? len : 40), at);
+                return fail_with(err, errlen, -EINVAL,
+                                 "there is no key '%.*s' (keys have QEMU's names)",
+                                 (int)(len < 40 ? len : 40), at);
             at += len;
             if (!*at)
                 break;
         }
     } else {
         if (!json_is_array(list) || !json_array_size(list) || json_array_size(list) > KEYS_AT_ONCE)
-            return monitor_fail(err, errlen, -EINVAL, "keys is a list of 1 to %u keys",
-                                KEYS_AT_ONCE);
+            return fail_with(err, errlen, -EINVAL, "keys is a list of 1 to %u keys", KEYS_AT_ONCE);
         for (; n < json_array_size(list); n++) {
             keys[n] = key_value(json_array_get(list, n), err, errlen);
             if (!keys[n])
@@ -130,16 +129,16 @@ int monitor_type(struct monitor *mon, struct monitor_session *s, json_t *args, c
     if (code)
         return code;
     if (!json_is_string(text))
-        return monitor_fail(err, errlen, -EINVAL, "text is a string");
+        return fail_with(err, errlen, -EINVAL, "text is a string");
     for (const char *at = json_string_value(text); *at && !code; at++) {
         unsigned key;
         bool shift;
 
         if (!key_by_char((unsigned char)*at, &key, &shift))
-            return monitor_fail(err, errlen, -EINVAL,
-                                "the character with code %u is not on the US keyboard that types "
-                                "here",
-                                (unsigned char)*at);
+            return fail_with(err, errlen, -EINVAL,
+                             "the character with code %u is not on the US keyboard that types "
+                             "here",
+                             (unsigned char)*at);
         if (shift)
             code = add_step(mon, KEY_LEFTSHIFT, true, TYPE_MS);
         if (!code)
@@ -230,7 +229,7 @@ static int get_small(json_t *object, const char *name, int *out, char *err, size
         return 0;
     if (!json_is_integer(value) || json_integer_value(value) < -100000 ||
         json_integer_value(value) > 100000)
-        return monitor_fail(err, errlen, -EINVAL, "%s is a number of -100000 to 100000", name);
+        return fail_with(err, errlen, -EINVAL, "%s is a number of -100000 to 100000", name);
     *out = (int)json_integer_value(value);
     return 0;
 }
@@ -244,8 +243,7 @@ int monitor_mouse(struct monitor *mon, json_t *args, char *err, size_t errlen)
     size_t i;
 
     if (!machine_has_screen(mon->machine))
-        return monitor_fail(err, errlen, -ENODEV,
-                            "this machine has no mouse; run it with --vga std");
+        return fail_with(err, errlen, -ENODEV, "this machine has no mouse; run it with --vga std");
     code = get_small(args, "dx", &dx, err, errlen);
     if (!code)
         code = get_small(args, "dy", &dy, err, errlen);
@@ -257,14 +255,14 @@ int monitor_mouse(struct monitor *mon, json_t *args, char *err, size_t errlen)
         uint8_t held = 0;
 
         if (!json_is_array(list))
-            return monitor_fail(err, errlen, -EINVAL, "buttons is a list of names");
+            return fail_with(err, errlen, -EINVAL, "buttons is a list of names");
         json_array_foreach(list, i, item)
         {
             int bit = json_is_string(item) ? button_by_name(json_string_value(item)) : -EINVAL;
 
             if (bit < 0)
-                return monitor_fail(err, errlen, -EINVAL,
-                                    "a button is left, middle, right, side or extra");
+                return fail_with(err, errlen, -EINVAL,
+                                 "a button is left, middle, right, side or extra");
             held |= (uint8_t)bit;
         }
         mon->buttons = held;
@@ -288,7 +286,7 @@ static int input_event(struct monitor *mon, json_t *event, int move[2], int *whe
         if (code)
             return code;
         if (!axis || (strcmp(axis, "x") && strcmp(axis, "y")))
-            return monitor_fail(err, errlen, -EINVAL, "axis is x or y");
+            return fail_with(err, errlen, -EINVAL, "axis is x or y");
         move[*axis == 'y'] += value;
         return 0;
     }
@@ -302,7 +300,7 @@ static int input_event(struct monitor *mon, json_t *event, int move[2], int *whe
         }
         bit = name ? button_by_name(name) : -EINVAL;
         if (bit < 0)
-            return monitor_fail(err, errlen, -EINVAL, "there is no such button");
+            return fail_with(err, errlen, -EINVAL, "there is no such button");
         mon->buttons = (uint8_t)(down ? mon->buttons | bit : mon->buttons & ~bit);
         return 0;
     }
@@ -314,7 +312,7 @@ static int input_event(struct monitor *mon, json_t *event, int move[2], int *whe
         machine_key(mon->machine, key, down);
         return 0;
     }
-    return monitor_fail(err, errlen, -EINVAL, "an event's type is rel, btn or key");
+    return fail_with(err, errlen, -EINVAL, "an event's type is rel, btn or key");
 }
 
 int monitor_input_events(struct monitor *mon, json_t *args, char *err, size_t errlen)
@@ -324,10 +322,10 @@ int monitor_input_events(struct monitor *mon, json_t *args, char *err, size_t er
     size_t i;
 
     if (!machine_has_screen(mon->machine))
-        return monitor_fail(err, errlen, -ENODEV,
-                            "this machine has no keyboard and mouse; run it with --vga std");
+        return fail_with(err, errlen, -ENODEV,
+                         "this machine has no keyboard and mouse; run it with --vga std");
     if (!json_is_array(list) || json_array_size(list) > 64)
-        return monitor_fail(err, errlen, -EINVAL, "events is a list of at most 64 events");
+        return fail_with(err, errlen, -EINVAL, "events is a list of at most 64 events");
     json_array_foreach(list, i, event)
     {
         code = input_event(mon, event, move, &wheel, err, errlen);

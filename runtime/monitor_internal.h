@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "runtime/error.h"
 #include "runtime/machine.h"
 #include "runtime/monitor_session.h"
 
@@ -64,9 +65,5 @@ int monitor_input_events(struct monitor *mon, json_t *args, char *err, size_t er
 int monitor_run_keys(struct monitor *mon);
 /* The session is going away: releases what it holds down. */
 void monitor_forget_keys(struct monitor *mon, struct monitor_session *s);
-
-/* One sentence into err; returns code. */
-int monitor_fail(char *err, size_t errlen, int code, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
 
 #endif

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <png.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,24 +11,12 @@
 #include <unistd.h>
 
 #include "devices/vga.h"
+#include "runtime/error.h"
 #include "runtime/machine.h"
-
-static int fail(char *err, size_t errlen, int code, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-
-static int fail(char *err, size_t errlen, int code, const char *format, ...)
-{
-    va_list ap;
-
-    va_start(ap, format);
-    vsnprintf(err, errlen, format, ap);
-    va_end(ap);
-    return code;
-}
 
 static int no_screen(char *err, size_t errlen)
 {
-    return fail(err, errlen, -ENODEV, "this machine has no screen; run it with --vga std");
+    return fail_with(err, errlen, -ENODEV, "this machine has no screen; run it with --vga std");
 }
 
 int screenshot_format_by_name(const char *name, enum screenshot_format *out)
@@ -57,12 +44,12 @@ int screenshot_text(struct machine *m, char **out, char *err, size_t errlen)
         return no_screen(err, errlen);
     text = malloc(VGA_TEXT_MAX + 1);
     if (!text)
-        return fail(err, errlen, -ENOMEM, "no memory for the screen's text");
+        return fail_with(err, errlen, -ENOMEM, "no memory for the screen's text");
     len = vga_text(&regs, vram, text, VGA_TEXT_MAX);
     if (len < 0) {
         free(text);
-        return fail(err, errlen, len,
-                    "the screen is in a graphics mode and has no characters; take a picture");
+        return fail_with(err, errlen, len,
+                         "the screen is in a graphics mode and has no characters; take a picture");
     }
     text[len] = '\0';
     *out = text;
@@ -172,16 +159,16 @@ int screenshot_save(struct machine *m, const char *path, enum screenshot_format 
 
     err[0] = '\0';
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
-        return fail(err, errlen, -EINVAL, "%s is no regular file; name another one", path);
+        return fail_with(err, errlen, -EINVAL, "%s is no regular file; name another one", path);
     if ((size_t)snprintf(temporary, sizeof(temporary), "%s.XXXXXX", path) >= sizeof(temporary))
-        return fail(err, errlen, -ENAMETOOLONG, "the file's name is too long");
+        return fail_with(err, errlen, -ENAMETOOLONG, "the file's name is too long");
     fd = mkostemp(temporary, O_CLOEXEC);
     f = fd < 0 ? NULL : fdopen(fd, "w");
     if (!f) {
         code = -errno;
         if (fd >= 0)
             close(fd);
-        return fail(err, errlen, code, "cannot write %s: %s", path, strerror(-code));
+        return fail_with(err, errlen, code, "cannot write %s: %s", path, strerror(-code));
     }
     fchmod(fd, 0644);
     code = write_content(m, f, format, err, errlen);
@@ -192,7 +179,7 @@ int screenshot_save(struct machine *m, const char *path, enum screenshot_format 
     if (code) {
         unlink(temporary);
         if (!err[0])
-            fail(err, errlen, code, "cannot write %s: %s", path, strerror(-code));
+            fail_with(err, errlen, code, "cannot write %s: %s", path, strerror(-code));
     }
     return code;
 }
