@@ -246,6 +246,7 @@ static void *monitor_thread(void *opaque)
             if (deadline == UINT64_MAX) {
                 /* Events that came just before the end have not been sent yet. */
                 send_events(mon);
+                monitor_end_keys(mon);
                 deadline = now + FAREWELL_MS;
                 continue;
             }

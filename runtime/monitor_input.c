@@ -192,6 +192,17 @@ int monitor_run_keys(struct monitor *mon)
     return -1;
 }
 
+void monitor_end_keys(struct monitor *mon)
+{
+    bool all = true;
+
+    for (unsigned i = mon->step_next; i < mon->step_count; i++)
+        all &= !mon->steps[i].down;
+    /* Often it was the last key that ended the machine: then everything was typed. */
+    if (mon->typist)
+        finish_keys(mon, all ? NULL : "the machine ended before all keys were typed");
+}
+
 void monitor_forget_keys(struct monitor *mon, struct monitor_session *s)
 {
     if (mon->typist != s)

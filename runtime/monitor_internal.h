@@ -63,6 +63,8 @@ int monitor_mouse(struct monitor *mon, json_t *args, char *err, size_t errlen);
 int monitor_input_events(struct monitor *mon, json_t *args, char *err, size_t errlen);
 /* Presses what is due; returns after how many ms to call again, -1: not before there are keys. */
 int monitor_run_keys(struct monitor *mon);
+/* The machine has ended: whoever types gets an answer, an error if keys are left to press. */
+void monitor_end_keys(struct monitor *mon);
 /* The session is going away: releases what it holds down. */
 void monitor_forget_keys(struct monitor *mon, struct monitor_session *s);
 

@@ -1499,7 +1499,9 @@ def bios_grub_screen():
     s.wait_for(r"^grub>")
     s.type("echo rs-$grub_platform-$prefix")
     s.wait_for(r"^rs-pc-\(\w+[^)]*\)/boot/grub")
-    s.type("halt")
+    s.ctl("type", "halt")
+    # The key that ends the machine is still held then: the client gets its answer all the same.
+    s.qmp("send-key", keys=["ret"], **{"hold-time": 10000})
     s.guest.wait(0, 60)
 
 
