@@ -12,6 +12,7 @@
  */
 #include "cpu/fpu.h"
 #include "translator/bt.h"
+#include "translator/host_string.h"
 #include "translator/xstate.h"
 
 enum { SSE = 1, AVX = 2, ZMM_HI256 = 6, HI16_ZMM = 7 };
@@ -26,12 +27,6 @@ static const struct {
                              {AVX, 128, 128},
                              {ZMM_HI256, 256, 256},
                              {HI16_ZMM, 0, 1024}};
-
-static void copy(uint8_t *to, const uint8_t *from, unsigned n)
-{
-    uint64_t count = n;
-    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(count) : : "memory");
-}
 
 static uint64_t requested(const struct vcpu *v)
 {
@@ -54,7 +49,7 @@ static unsigned part_offset(unsigned k, uint64_t components, bool compacted)
 static void current_xmm8_15(struct vcpu *v, uint8_t *to)
 {
     if (v->fp_saved) {
-        copy(to, v->fp_area + XMM8_OFF, XMM8_LEN);
+        host_movs(1, to, v->fp_area + XMM8_OFF, XMM8_LEN);
         return;
     }
     __asm__ volatile("movups %%xmm8, (%0)\n\t"
@@ -98,7 +93,7 @@ static void put_registers_back(struct vcpu *v, const uint8_t *kept)
             for (unsigned b = 0; b < high[k].from && (i != SSE || b < 128); b++)
                 low[b] = 0;
         }
-        copy(v->fp_area + at, kept, high[k].len);
+        host_movs(1, v->fp_area + at, kept, high[k].len);
         present |= 1ull << i;
     }
     __builtin_memcpy(v->fp_area + 512, &present, 8);
@@ -147,12 +142,23 @@ static void environment_from_real(uint8_t *image, bool wide)
 
 /* -- Before and after ----------------------------------------------------------------------------- */
 
+/* The parts of an XSAVE image that only 64-bit mode has, from it to what is kept or back. */
+static void move_parts(struct vcpu *v, const struct insn *in, uint8_t *image, bool back)
+{
+    uint8_t *kept = v->engine->legacy_high;
+    for (unsigned k = 0; k < LEGACY_HIGH_PARTS; kept += high[k++].len) {
+        unsigned at = part_offset(k, requested(v), in->op == OP_XSAVEC);
+        if (at)
+            host_movs(1, back ? image + at : kept, back ? kept : image + at, high[k].len);
+    }
+}
+
 void legacy_state_before(struct vcpu *v, const struct insn *in, uint8_t *image)
 {
     uint8_t *kept = v->engine->legacy_high;
     switch (in->op) {
     case OP_FXSAVE:
-        copy(kept, image + XMM8_OFF, XMM8_LEN);
+        host_movs(1, kept, image + XMM8_OFF, XMM8_LEN);
         break;
     case OP_FXRSTOR:
         current_xmm8_15(v, image + XMM8_OFF);
@@ -160,11 +166,7 @@ void legacy_state_before(struct vcpu *v, const struct insn *in, uint8_t *image)
     case OP_XSAVE:
     case OP_XSAVEC:
     case OP_XSAVEOPT:
-        for (unsigned k = 0; k < LEGACY_HIGH_PARTS; kept += high[k++].len) {
-            unsigned at = part_offset(k, requested(v), in->op == OP_XSAVEC);
-            if (at)
-                copy(kept, image + at, high[k].len);
-        }
+        move_parts(v, in, image, false);
         break;
     case OP_XRSTOR:
         keep_registers(v, kept);
@@ -184,16 +186,12 @@ void legacy_state_after(struct vcpu *v, const struct insn *in, uint8_t *image)
     const uint8_t *kept = v->engine->legacy_high;
     switch (in->op) {
     case OP_FXSAVE:
-        copy(image + XMM8_OFF, kept, XMM8_LEN);
+        host_movs(1, image + XMM8_OFF, kept, XMM8_LEN);
         break;
     case OP_XSAVE:
     case OP_XSAVEC:
     case OP_XSAVEOPT:
-        for (unsigned k = 0; k < LEGACY_HIGH_PARTS; kept += high[k++].len) {
-            unsigned at = part_offset(k, requested(v), in->op == OP_XSAVEC);
-            if (at)
-                copy(image + at, kept, high[k].len);
-        }
+        move_parts(v, in, image, true);
         if (requested(v) >> HI16_ZMM & 1) /* counts as being in its initial state */
             image[512] &= (uint8_t)~(1u << HI16_ZMM);
         break;

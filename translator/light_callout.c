@@ -15,6 +15,7 @@
 #include "cpu/segment.h"
 #include "cpu/system.h"
 #include "translator/callouts.h"
+#include "translator/host_string.h"
 
 bool bt_has_light_callout(const struct insn *in, bool legacy)
 {
@@ -68,36 +69,10 @@ static bool string(struct vcpu *v, const struct callout *c)
         v->gpr[RSI] += bytes;
     if (repeat)
         v->gpr[RCX] = 0;
-    if (movs) {
-        switch (in->op_size) {
-        case 1:
-            __asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
-            break;
-        case 2:
-            __asm__ volatile("rep movsw" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
-            break;
-        case 4:
-            __asm__ volatile("rep movsl" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
-            break;
-        default:
-            __asm__ volatile("rep movsq" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
-        }
-    } else {
-        uint64_t a = v->gpr[RAX];
-        switch (in->op_size) {
-        case 1:
-            __asm__ volatile("rep stosb" : "+D"(dst), "+c"(n) : "a"(a) : "memory");
-            break;
-        case 2:
-            __asm__ volatile("rep stosw" : "+D"(dst), "+c"(n) : "a"(a) : "memory");
-            break;
-        case 4:
-            __asm__ volatile("rep stosl" : "+D"(dst), "+c"(n) : "a"(a) : "memory");
-            break;
-        default:
-            __asm__ volatile("rep stosq" : "+D"(dst), "+c"(n) : "a"(a) : "memory");
-        }
-    }
+    if (movs)
+        host_movs(in->op_size, dst, src, n);
+    else
+        host_stos(in->op_size, dst, v->gpr[RAX], n);
     v->bt.resume_target = c->resume;
     return true;
 }

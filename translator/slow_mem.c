@@ -18,15 +18,9 @@
 #include "cpu/system.h"
 #include "mmu/mmu.h"
 #include "runtime/trace.h"
+#include "translator/host_string.h"
 #include "translator/trace.h"
 #include "translator/xstate.h"
-
-/* Guest memory may change under us: one pass, no compiler assumptions. State images are large. */
-static void copy_bytes(void *dst, const void *src, unsigned n)
-{
-    uint64_t count = n;
-    __asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(count) : : "memory");
-}
 
 /* -- Prepare -------------------------------------------------------------------------------------- */
 
@@ -96,7 +90,7 @@ static uint64_t bounce(struct vcpu *v, struct mem_site *s, uint64_t gva, unsigne
         if (!len[i] || ev->bounce.skip[i])
             continue;
         if (ev->bounce.ram[i]) {
-            copy_bytes(buf + off, host[i], len[i]);
+            host_movs(1, buf + off, host[i], len[i]);
         } else if (read) {
             ev->bt->stats.mmio++;
             mmu_mmio_read(v, ev->bounce.gpa[i], buf + off, len[i]);
@@ -336,7 +330,7 @@ static uint64_t commit(struct vcpu *v, struct mem_site *s)
                 continue;
             if (ev->bounce.ram[i]) {
                 ram_before_write(v->ram, ev->bounce.gpa[i], len);
-                copy_bytes(v->ram->base + ev->bounce.gpa[i], src, len);
+                host_movs(1, v->ram->base + ev->bounce.gpa[i], src, len);
                 if (s->tb->dead)
                     v->exit_request = 1;
             } else {

@@ -20,6 +20,7 @@
 #include "cpu/segment.h"
 #include "cpu/system.h"
 #include "mmu/mmu.h"
+#include "translator/host_string.h"
 
 /* Bytes per call before events are looked at again. */
 #define WORK_LIMIT 65536u
@@ -202,40 +203,6 @@ static bool found(const struct string *s)
 }
 
 /* -- Runs on host memory, upwards: the host's instruction. ------------------------------------- */
-
-static void run_movs(unsigned size, void *dst, const void *src, uint64_t n)
-{
-    switch (size) {
-    case 1:
-        __asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
-        break;
-    case 2:
-        __asm__ volatile("rep movsw" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
-        break;
-    case 4:
-        __asm__ volatile("rep movsl" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
-        break;
-    default:
-        __asm__ volatile("rep movsq" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
-    }
-}
-
-static void run_stos(unsigned size, void *dst, uint64_t value, uint64_t n)
-{
-    switch (size) {
-    case 1:
-        __asm__ volatile("rep stosb" : "+D"(dst), "+c"(n) : "a"(value) : "memory");
-        break;
-    case 2:
-        __asm__ volatile("rep stosw" : "+D"(dst), "+c"(n) : "a"(value) : "memory");
-        break;
-    case 4:
-        __asm__ volatile("rep stosl" : "+D"(dst), "+c"(n) : "a"(value) : "memory");
-        break;
-    default:
-        __asm__ volatile("rep stosq" : "+D"(dst), "+c"(n) : "a"(value) : "memory");
-    }
-}
 
 /* Repeated compare; returns how many elements were done.  n > 0, so the flags are defined.  A
  * single compare is a repeat of one. */
@@ -424,10 +391,10 @@ static uint64_t do_run(const struct string *s, uint64_t count, bool *code_hit)
         return run_down(s, hdst, hsrc, n);
     switch (s->op) {
     case OP_MOVS:
-        run_movs(s->size, hdst, hsrc, n);
+        host_movs(s->size, hdst, hsrc, n);
         return n;
     case OP_STOS:
-        run_stos(s->size, hdst, v->gpr[RAX], n);
+        host_stos(s->size, hdst, v->gpr[RAX], n);
         return n;
     case OP_CMPS:
         return run_cmps(s, hsrc, hdst, n);
