@@ -2,20 +2,16 @@
  * AHCI under a hostile driver: registers, command lists, FISes, PRD tables, NCQ, media that change
  * and fail.  Whatever happened, after a reset both drives have to identify themselves.
  */
-#include "../support/storage_rig.h"
-
-#include <errno.h>
+#include "ata_drives.h"
 
 #include "devices/ahci.h"
 #include "devices/ata_commands.h"
 #include "fuzz.h"
 #include "script.h"
 
-#define DEVFN     PCI_DEVFN_OF(3, 0)
-#define ABAR      0xfebf0000u
-#define DISK_SIZE (2u << 20)
-#define CD_SIZE   (2048u * 400)
-#define CD_PORT   3
+#define DEVFN   PCI_DEVFN_OF(3, 0)
+#define ABAR    0xfebf0000u
+#define CD_PORT 3
 
 /* Guest memory, per port. */
 #define LIST(port)     (0x4000u + 0x4000u * (port))
@@ -49,21 +45,11 @@ enum {
     KINDS
 };
 
-static struct rig rig;
 static struct ahci hba;
-static struct mem_image disk_image, cd_image, other_image;
-static struct block_device *disk, *cd;
 
 static void create(void)
 {
-    if (rig_init(&rig))
-        abort();
-    mem_image_init(&disk_image, DISK_SIZE);
-    mem_image_init(&cd_image, CD_SIZE);
-    mem_image_init(&other_image, 2048);
-    cd_image.image.read_only = other_image.image.read_only = true;
-    disk = rig_drive(&rig, &disk_image, false);
-    cd = rig_drive(&rig, &cd_image, true);
+    create_drives();
     ahci_init(&hba);
     ata_disk_init(&hba.port[0].dev, disk, "SERIAL1");
     ata_cdrom_init(&hba.port[CD_PORT].dev, cd, "SERIAL2");
@@ -161,14 +147,6 @@ static void packet(const uint8_t *c)
     wr(reg(CD_PORT, CI), 1u << slot);
 }
 
-static void medium(unsigned which)
-{
-    static struct mem_image *const images[] = {NULL, &cd_image, &other_image};
-    struct mem_image *m = images[which % 3];
-
-    block_device_set_medium(cd, m ? &m->image : NULL);
-}
-
 static void command(const uint8_t *c)
 {
     uint16_t offset = script_offset(c);
@@ -203,8 +181,7 @@ static void command(const uint8_t *c)
         rig_config32(&rig, DEVFN, offset & 0xfc, (uint32_t)value);
         break;
     case FAIL:
-        disk_image.fail = c[1] & 1 ? -EIO : 0;
-        cd_image.fail = c[1] & 2 ? -EIO : 0;
+        fail_images(c[1]);
         break;
     default:
         settle();

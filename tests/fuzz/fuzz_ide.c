@@ -2,21 +2,17 @@
  * IDE and ATAPI under a hostile driver: ports, bus master, PRD tables, media that change and fail.
  * Whatever happened, after a reset both drives have to identify themselves.
  */
-#include "../support/storage_rig.h"
-
-#include <errno.h>
+#include "ata_drives.h"
 
 #include "devices/ata_commands.h"
 #include "devices/ide.h"
 #include "fuzz.h"
 #include "script.h"
 
-#define DEVFN     PCI_DEVFN_OF(1, 1)
-#define BM        0xc000
-#define DISK_SIZE (2u << 20)
-#define CD_SIZE   (2048u * 400)
-#define TABLE     0x1000u
-#define DATA      0x10000u
+#define DEVFN PCI_DEVFN_OF(1, 1)
+#define BM    0xc000
+#define TABLE 0x1000u
+#define DATA  0x10000u
 
 enum {
     WRITE_PORT,
@@ -34,21 +30,11 @@ enum {
     KINDS
 };
 
-static struct rig rig;
 static struct ide_controller ide;
-static struct mem_image disk_image, cd_image, other_image;
-static struct block_device *disk, *cd;
 
 static void create(void)
 {
-    if (rig_init(&rig))
-        abort();
-    mem_image_init(&disk_image, DISK_SIZE);
-    mem_image_init(&cd_image, CD_SIZE);
-    mem_image_init(&other_image, 2048);
-    cd_image.image.read_only = other_image.image.read_only = true;
-    disk = rig_drive(&rig, &disk_image, false);
-    cd = rig_drive(&rig, &cd_image, true);
+    create_drives();
     ide_init(&ide, (struct irq_line){0}, (struct irq_line){0});
     ata_disk_init(ide_drive(&ide, 0), disk, "SERIAL1");
     ata_cdrom_init(ide_drive(&ide, 2), cd, "SERIAL2");
@@ -106,14 +92,6 @@ static void packet(uint16_t base, const uint8_t *c)
         io_bus_write(&rig.ports, base, 2, (uint16_t)(c[4 + i] | c[5 + i] << 8));
 }
 
-static void medium(unsigned which)
-{
-    static struct mem_image *const images[] = {NULL, &cd_image, &other_image};
-    struct mem_image *m = images[which % 3];
-
-    block_device_set_medium(cd, m ? &m->image : NULL);
-}
-
 static void command(const uint8_t *c)
 {
     uint16_t base = c[1] & 0x80 ? IDE_PORT1 : IDE_PORT0, offset = script_offset(c);
@@ -162,8 +140,7 @@ static void command(const uint8_t *c)
         rig_config32(&rig, DEVFN, offset & 0xfc, (uint32_t)value);
         break;
     case FAIL:
-        disk_image.fail = c[1] & 1 ? -EIO : 0;
-        cd_image.fail = c[1] & 2 ? -EIO : 0;
+        fail_images(c[1]);
         break;
     default:
         settle();
