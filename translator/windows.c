@@ -273,9 +273,8 @@ static void note_install(struct engine_vcpu *ev, uint64_t rip)
     if (s->rip != rip)
         *s = (struct site_info){.rip = rip};
     if (now - s->last_install < 60000) {
-        if (++s->streak >= 24 && !s->soft) {
+        if (++s->streak >= 24)
             s->soft = true;
-        }
     } else if (s->streak) {
         s->streak--;
     }
