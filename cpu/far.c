@@ -11,6 +11,9 @@
 #include "cpu/system.h"
 #include "mmu/mmu.h"
 
+/* Which words of a frame (RIP, CS, RFLAGS, RSP, SS, or a part of that) are selectors. */
+enum { SEL_2ND = 1 << 1, SEL_5TH = 1 << 4, SEL_ALL_BUT_1ST = ~1u };
+
 static enum cpu_result gp(struct vcpu *v, uint32_t error)
 {
     return cpu_raise_code(v, EXC_GP, error);
@@ -88,7 +91,7 @@ static enum cpu_result real_return(struct vcpu *v, unsigned size, uint16_t relea
     struct cpu_stack s = cpu_stack_current(v);
     uint64_t f[2];
 
-    if (cpu_stack_peek(v, &s, 0, f, 2, size) || check_real_ip(v, f[0]) != CPU_NEXT)
+    if (cpu_stack_peek(v, &s, 0, f, 2, size, SEL_2ND) || check_real_ip(v, f[0]) != CPU_NEXT)
         return CPU_EXCEPTION;
     set_sp(v, s.sp + 2 * size + release, s.width);
     return real_transfer(v, f[1], f[0]);
@@ -120,7 +123,7 @@ static enum cpu_result real_iret(struct vcpu *v, unsigned size)
         mask &= ~(uint64_t)FL_IF;
     }
     v->nmi_blocked = false;
-    if (cpu_stack_peek(v, &s, 0, f, 3, size) || check_real_ip(v, f[0]) != CPU_NEXT)
+    if (cpu_stack_peek(v, &s, 0, f, 3, size, SEL_2ND) || check_real_ip(v, f[0]) != CPU_NEXT)
         return CPU_EXCEPTION;
     uint64_t fl = (v->rflags & ~mask) | (f[2] & mask) | FL_FIXED1;
     if (virtual) {
@@ -203,7 +206,7 @@ static enum cpu_result through_gate(struct vcpu *v, uint16_t gate_sel, uint64_t 
         unsigned params = lma ? 0 : gate >> 32 & 31;
         cpl = desc_dpl(d);
         if (inner_stack(v, cpl, &s) ||
-            (params && cpu_stack_peek(v, &old, 0, frame + 2, params, size)))
+            (params && cpu_stack_peek(v, &old, 0, frame + 2, params, size, 0)))
             return CPU_EXCEPTION;
         frame[2 + params] = v->gpr[RSP];
         frame[3 + params] = v->seg[SEG_SS].sel;
@@ -416,13 +419,13 @@ enum cpu_result cpu_far_return(struct vcpu *v, unsigned size, uint16_t release)
     if (vcpu_real_segments(v))
         return real_return(v, size, release);
     struct cpu_stack s = cpu_stack_current(v);
-    if (cpu_stack_peek(v, &s, 0, f, 2, size))
+    if (cpu_stack_peek(v, &s, 0, f, 2, size, SEL_2ND))
         return CPU_EXCEPTION;
     struct far_return r = {.rip = f[0], .cs = f[1], .sp = s.sp + 2 * size + release};
     if (return_cs(v, &r) != CPU_NEXT)
         return CPU_EXCEPTION;
     if ((r.cs & 3) != v->cpl) {
-        if (cpu_stack_peek(v, &s, 2 * size + release, f, 2, size))
+        if (cpu_stack_peek(v, &s, 2 * size + release, f, 2, size, SEL_2ND))
             return CPU_EXCEPTION;
         r.with_ss = true;
         r.sp = f[0] + release;
@@ -439,7 +442,7 @@ static enum cpu_result iret_to_v86(struct vcpu *v, const struct cpu_stack *s, co
     static const uint8_t order[] = {SEG_ES, SEG_DS, SEG_FS, SEG_GS};
     uint64_t g[6]; /* ESP, SS, ES, DS, FS, GS */
 
-    if (cpu_stack_peek(v, s, 12, g, 6, 4))
+    if (cpu_stack_peek(v, s, 12, g, 6, 4, SEL_ALL_BUT_1ST))
         return CPU_EXCEPTION;
     if ((uint32_t)f[0] > 0xffff)
         return gp(v, 0);
@@ -488,7 +491,7 @@ enum cpu_result cpu_iret(struct vcpu *v, unsigned size, uint64_t next_rip)
     /* In 64-bit mode SS:RSP are popped whether or not CPL changes (SDM vol. 3, 6.14.3). */
     bool long64 = vcpu_long64(v);
     struct cpu_stack s = cpu_stack_current(v);
-    if (cpu_stack_peek(v, &s, 0, f, long64 ? 5 : 3, size))
+    if (cpu_stack_peek(v, &s, 0, f, long64 ? 5 : 3, size, SEL_2ND | SEL_5TH))
         return CPU_EXCEPTION;
     if (size == 4 && (f[2] & FL_VM) && !v->cpl && !vcpu_long(v))
         return iret_to_v86(v, &s, f);
@@ -496,7 +499,7 @@ enum cpu_result cpu_iret(struct vcpu *v, unsigned size, uint64_t next_rip)
     if (return_cs(v, &r) != CPU_NEXT)
         return CPU_EXCEPTION;
     if (!long64 && (r.cs & 3) != v->cpl) {
-        if (cpu_stack_peek(v, &s, 3 * size, f + 3, 2, size))
+        if (cpu_stack_peek(v, &s, 3 * size, f + 3, 2, size, SEL_2ND))
             return CPU_EXCEPTION;
         r.with_ss = true;
     }

@@ -80,12 +80,17 @@ static int transfer(struct vcpu *v, const struct cpu_stack *s, uint64_t offset, 
     return 0;
 }
 
+static unsigned word_size(unsigned i, unsigned size, unsigned selectors)
+{
+    return selectors >> i & 1 ? 2 : size;
+}
+
 /* The words of a push or pop: from `low` upwards, wrapping around at the stack's width. */
 static int move(struct vcpu *v, const struct cpu_stack *s, uint64_t low, uint8_t *buf,
-                unsigned count, unsigned size, bool write)
+                unsigned count, unsigned size, unsigned selectors, bool write)
 {
     uint64_t mask = size_mask(s->width);
-    unsigned total = count * size;
+    unsigned total = (count - 1) * size + word_size(count - 1, size, selectors);
 
     if (s->width == 8)
         return transfer(v, s, low, buf, total, write);
@@ -96,7 +101,8 @@ static int move(struct vcpu *v, const struct cpu_stack *s, uint64_t low, uint8_t
         ok = ok && cpu_segment_contains(&s->seg, low, total);
     else
         for (unsigned i = 0; i < count; i++)
-            ok = ok && cpu_segment_contains(&s->seg, (low + i * size) & mask, size);
+            ok = ok && cpu_segment_contains(&s->seg, (low + i * size) & mask,
+                                            word_size(i, size, selectors));
     if (!ok) {
         cpu_raise_code(v, EXC_SS, s->error);
         return -1;
@@ -104,7 +110,8 @@ static int move(struct vcpu *v, const struct cpu_stack *s, uint64_t low, uint8_t
     if (whole)
         return transfer(v, s, low, buf, total, write);
     for (unsigned i = 0; i < count; i++)
-        if (transfer(v, s, (low + i * size) & mask, buf + i * size, size, write))
+        if (transfer(v, s, (low + i * size) & mask, buf + i * size,
+                     word_size(i, size, selectors), write))
             return -1;
     return 0;
 }
@@ -118,22 +125,22 @@ int cpu_stack_push(struct vcpu *v, struct cpu_stack *s, const uint64_t *value, u
         for (unsigned b = 0; b < size; b++)
             buf[i * size + b] = value[i] >> (8 * b);
     uint64_t low = s->sp - count * size;
-    if (move(v, s, low, buf, count, size, true))
+    if (move(v, s, low, buf, count, size, 0, true))
         return -1;
     s->sp = cpu_stack_merge(s->sp, low, s->width);
     return 0;
 }
 
 int cpu_stack_peek(struct vcpu *v, const struct cpu_stack *s, unsigned skip, uint64_t *value,
-                   unsigned count, unsigned size)
+                   unsigned count, unsigned size, unsigned selectors)
 {
     uint8_t buf[36 * 8];
 
-    if (move(v, s, s->sp + skip, buf, count, size, false))
+    if (move(v, s, s->sp + skip, buf, count, size, selectors, false))
         return -1;
     for (unsigned i = 0; i < count; i++) {
         value[i] = 0;
-        for (unsigned b = 0; b < size; b++)
+        for (unsigned b = 0; b < word_size(i, size, selectors); b++)
             value[i] |= (uint64_t)buf[i * size + b] << (8 * b);
     }
     return 0;

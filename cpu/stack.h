@@ -30,9 +30,11 @@ int cpu_stack_from_tss(struct vcpu *v, unsigned cpl, uint32_t ext, struct cpu_st
 int cpu_stack_push(struct vcpu *v, struct cpu_stack *s, const uint64_t *value, unsigned count,
                    unsigned size);
 
-/* Reads `count` words of `size` bytes, starting `skip` bytes above the stack pointer. */
+/* Reads `count` words of `size` bytes, starting `skip` bytes above the stack pointer.  `selectors`: bit
+ * i says that word i is one, of which two bytes are read (SDM vol. 2 has them popped whole; Intel's
+ * processors take what they need, and see neither a limit nor a page that the rest is past). */
 int cpu_stack_peek(struct vcpu *v, const struct cpu_stack *s, unsigned skip, uint64_t *value,
-                   unsigned count, unsigned size);
+                   unsigned count, unsigned size, unsigned selectors);
 
 /* A stack pointer moved to `sp`: a 16-bit one leaves the upper half of ESP alone, a 32-bit one
  * clears the upper half of RSP. */

@@ -378,10 +378,18 @@ static enum cpu_result do_enter(struct vcpu *v, const struct insn *in)
             return CPU_EXCEPTION;
     }
     rsp -= (uint16_t)in->imm;
-    /* A write at the final stack pointer must be possible. */
+    /* A push at the final stack pointer must be possible (SDM vol. 2, ENTER): all bytes of it, even
+     * if the last ones are on another page. */
     gva = callout_truncate(rsp, stack_width(v));
-    if ((!vcpu_long64(v) && cpu_linear(v, SEG_SS, gva, size, MMU_WRITE, &gva)) ||
-        mmu_translate(v, gva, MMU_WRITE, true, &host, &gpa) < 0)
+    if (!vcpu_long64(v) && cpu_linear(v, SEG_SS, gva, size, MMU_WRITE, &gva))
+        return CPU_EXCEPTION;
+    uint64_t last = gva + size - 1;
+    if (!vcpu_long64(v))
+        last = (uint32_t)last;
+    if (last >> GUEST_PAGE_SHIFT != gva >> GUEST_PAGE_SHIFT)
+        last &= ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    if (mmu_translate(v, gva, MMU_WRITE, true, &host, &gpa) < 0 ||
+        mmu_translate(v, last, MMU_WRITE, true, &host, &gpa) < 0)
         return CPU_EXCEPTION;
     write_gpr(v, RBP, size, frame);
     set_rsp(v, rsp);
@@ -732,6 +740,22 @@ static enum cpu_result do_bcd(struct vcpu *v, const struct insn *in)
     return CPU_NEXT;
 }
 
+/* LOOPcc and JCXZ whose target is past the limit of CS: the count changes only if it is not taken. */
+static enum cpu_result do_loop_past_limit(struct vcpu *v, const struct insn *in)
+{
+    bool loop = in->op != OP_JRCXZ, zf = v->rflags & FL_ZF;
+    uint64_t count = callout_truncate(v->gpr[RCX] - (loop ? 1 : 0), in->addr_size);
+    bool taken = loop ? count != 0 : count == 0;
+
+    if (in->op == OP_LOOPE || in->op == OP_LOOPNE)
+        taken = taken && zf == (in->op == OP_LOOPE);
+    if (taken)
+        return cpu_raise_code(v, EXC_GP, 0);
+    if (loop)
+        write_gpr(v, RCX, in->addr_size, count);
+    return CPU_NEXT;
+}
+
 /* -- The switch. ------------------------------------------------------------------------------- */
 
 static enum cpu_result execute(struct vcpu *v, const struct insn *in)
@@ -905,8 +929,15 @@ static enum cpu_result execute(struct vcpu *v, const struct insn *in)
     case OP_OUT:
         return do_in_out(v, in);
 
+    case OP_LOOP:
+    case OP_LOOPE:
+    case OP_LOOPNE:
+    case OP_JRCXZ:
+        return do_loop_past_limit(v, in);
     case OP_FAULT_NM:
         return cpu_raise(v, EXC_NM);
+    case OP_FAULT_GP:
+        return cpu_raise_code(v, EXC_GP, 0);
     case OP_INVALID:
         /* More than 15 bytes are #GP(0), everything else is #UD. */
         return in->imm ? cpu_raise_code(v, EXC_GP, 0) : cpu_raise(v, EXC_UD);

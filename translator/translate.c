@@ -360,7 +360,7 @@ static void emit_callout(struct xlate *x, const struct insn *in, bool resume)
 static void emit_raise(struct xlate *x, const struct insn *in, unsigned vector)
 {
     struct insn fault = *in;
-    fault.op = vector == EXC_NM ? OP_FAULT_NM : OP_INVALID;
+    fault.op = vector == EXC_NM ? OP_FAULT_NM : vector == EXC_GP ? OP_FAULT_GP : OP_INVALID;
     if (vector == EXC_UD)
         fault.imm = 0;
     emit_callout(x, &fault, false);
@@ -975,6 +975,34 @@ static void target_to_linear(struct xlate *x, unsigned width)
         e_mov32_rr(e, R10, R10);
 }
 
+/* Is this instruction pointer past the limit of CS? A branch there is #GP(0) of the branch, before it
+ * has changed a register (SDM vol. 2, JMP, CALL, RET). */
+static bool past_limit(const struct xlate *x, uint64_t rip)
+{
+    return is_legacy(x) && rip > x->tb->cs >> 32;
+}
+
+/* R10 = target of this width: #GP(0) if it is past the limit of CS. */
+static void check_limit(struct xlate *x, const struct insn *in, unsigned i, unsigned width)
+{
+    struct emitter *e = &x->e;
+    if (!past_limit(x, width == 2 ? 0xffff : 0xffffffff))
+        return;
+    if (width == 2)
+        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xd2}, 4); /* movzx r10d, r10w */
+    if (live_at(x, i))
+        lower_save_flags(e);
+    e_bytes(e, (const uint8_t[]){0x41, 0x81, 0xfa}, 3); /* cmp r10d, limit */
+    e32(e, (uint32_t)(x->tb->cs >> 32));
+    uint8_t *ok = e_jcc_fwd(e, CC_BE);
+    if (live_at(x, i))
+        lower_restore_flags(e);
+    emit_raise(x, in, EXC_GP);
+    e_fix_here(e, ok);
+    if (live_at(x, i))
+        lower_restore_flags(e);
+}
+
 /* LOOPcc and JCXZ on CX, which the host cannot test: on a zero-extended copy, RCX put aside in R11. */
 static void branch_on_cx(struct xlate *x, const struct insn *in, uint64_t target, uint64_t next)
 {
@@ -1007,15 +1035,30 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
     uint64_t next_rip = truncate_rip(in, x->cur_rip + in->len);
     uint64_t next = linear_of(x, x->cur_rip + in->len);
     uint64_t target = branch_target(x, in, x->cur_rip + in->len);
+    bool past = past_limit(x, truncate_rip(in, x->cur_rip + in->len + (uint64_t)in->imm));
     unsigned width = in->op_size; /* of a return address */
     switch (in->op) {
     case OP_JMP:
-        jump_to(x, target);
+        if (past)
+            emit_raise(x, in, EXC_GP);
+        else
+            jump_to(x, target);
         break;
     case OP_JCC:
-        jump_cond(x, in->cond, target, next);
+        if (past) {
+            uint8_t *taken = e_jcc_fwd(e, in->cond);
+            jump_to(x, next);
+            e_fix_here(e, taken);
+            emit_raise(x, in, EXC_GP);
+        } else {
+            jump_cond(x, in->cond, target, next);
+        }
         break;
     case OP_LOOP: case OP_LOOPE: case OP_LOOPNE: case OP_JRCXZ: {
+        if (past) {
+            emit_callout(x, in, false);
+            break;
+        }
         if (in->addr_size == 2) {
             branch_on_cx(x, in, target, next);
             break;
@@ -1034,6 +1077,10 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
     case OP_CALL:
         stack_access(x, in, i, MMU_WRITE, width, -(int32_t)width,
                      (struct access){.imm = next_rip}, body_push_imm);
+        if (past) { /* processors have written the return address by then */
+            emit_raise(x, in, EXC_GP);
+            break;
+        }
         add_rsp(x, -(int32_t)width);
         jump_to(x, target);
         break;
@@ -1050,7 +1097,6 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         if (call) {
             stack_access(x, in, i, MMU_WRITE, width, -(int32_t)width,
                          (struct access){.imm = next_rip}, body_push_imm);
-            add_rsp(x, -(int32_t)width);
         }
         if (mem || reg == RSP)
             e_load_gs(e, R10, VCPU_OFF(scratch[SCR_TARGET]));
@@ -1058,12 +1104,16 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
             e_load_gs(e, R10, GPR_OFF(reg));
         else
             e_mov_rr(e, R10, reg);
+        check_limit(x, in, i, width);
+        if (call)
+            add_rsp(x, -(int32_t)width);
         target_to_linear(x, width);
         jump_indirect(x);
         break;
     }
     case OP_RET:
         stack_access(x, in, i, MMU_READ, width, 0, (struct access){0}, body_load_r10);
+        check_limit(x, in, i, width);
         add_rsp(x, (int32_t)(width + (uint16_t)in->imm));
         target_to_linear(x, width);
         jump_indirect(x);

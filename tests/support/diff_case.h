@@ -502,8 +502,7 @@ static inline int diff_report(FILE *out, const char *what, uint64_t native, uint
  *    them across its memory checks, so the image in the fault's frame is not exact (the values the
  *    guest computes with are).
  *  - MMX: the host may switch the x87 registers to MMX before it finds that the operand faults.
- *  - branches to non-canonical addresses or past a segment's limit: #GP before (Intel) or after the
- *    branch is taken.
+ *  - branches to non-canonical addresses: #GP before (Intel) or after the branch is taken.
  *  - accesses that run past 4 GiB: fault or wrap (SDM vol. 3, 5.3).
  *  - MOVS, BOUND and far pointers with two faulting operands, too.
  *  - segments: alignment or limit first; a masked operand beyond the limit faults here although no
@@ -590,11 +589,6 @@ diff_excuse(const struct diff_case *c, const struct diff_result *n, const struct
         return x;
     x.branch = n->vector == EXC_GP && (int64_t)(g->rip << 16) >> 16 != (int64_t)g->rip;
     x.all |= x.branch && g->vector == EXC_DB;
-    if (c->bits && n->vector == EXC_GP && noff < c->len &&
-        insn_decode(&nin, c->code + noff, c->len - noff, diff_insn_mode(c, noff)) > 0)
-        x.branch =
-            nin.op >= OP_JMP && nin.op <= OP_RET && g->vector == EXC_GP &&
-            (c->world == DIFF_REAL || g->rip > diff_desc_limit(diff_desc_of(n->seg[SEG_CS])));
     if (!known || n->rip != g->rip)
         return x;
     bool mem = (in.flags & INSN_MEM) || in.op == OP_MASKMOV;

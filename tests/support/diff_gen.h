@@ -67,6 +67,7 @@ static inline bool diff_allowed(const struct insn *in, unsigned cpl, bool struct
     case OP_BOUND:
     case OP_INT1:
     case OP_FAULT_NM:
+    case OP_FAULT_GP:
         return false;
     case OP_INT:
         return cpl == 3 && (in->imm & 0xff) != 3 && (in->imm & 0xff) != 4 &&
