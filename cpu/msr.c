@@ -131,6 +131,9 @@ enum cpu_result cpu_rdmsr(struct vcpu *v, uint32_t msr, uint64_t *val)
     bool amd = m->vendor == CPU_VENDOR_AMD;
 
     if (is_apic(msr)) {
+        if (v->platform->ops->apic_read_msr_light &&
+            v->platform->ops->apic_read_msr_light(v->platform, v, msr, val))
+            return CPU_NEXT;
         vcpu_fp_save(v);
         if (v->platform->ops->apic_read_msr(v->platform, v, msr, val))
             return cpu_raise_code(v, EXC_GP, 0);
@@ -320,6 +323,9 @@ static bool wrmsr(struct vcpu *v, uint32_t msr, uint64_t val)
     uint64_t unused;
 
     if (is_apic(msr)) {
+        if (v->platform->ops->apic_write_msr_light &&
+            v->platform->ops->apic_write_msr_light(v->platform, v, msr, val))
+            return true;
         vcpu_fp_save(v);
         if (v->platform->ops->apic_write_msr(v->platform, v, msr, val))
             return false;

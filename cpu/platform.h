@@ -36,6 +36,23 @@ struct platform_ops {
     int (*apic_write_msr)(struct platform *p, struct vcpu *v, uint32_t msr, uint64_t value);
     void (*set_cr8)(struct platform *p, struct vcpu *v, uint8_t tpr_class);
     uint8_t (*get_cr8)(struct platform *p, struct vcpu *v);
+
+    /*
+     * Light forms of the above, which the vCPU's thread may call with the guest's FP state still in
+     * the registers: no libc, and they never wait.  False: nothing has happened, save the FP state and
+     * call the full form (an access that faults always takes it).  NULL: always so.
+     */
+    bool (*pio_read_light)(struct platform *p, struct vcpu *v, uint16_t port, unsigned size,
+                           uint32_t *value);
+    bool (*pio_write_light)(struct platform *p, struct vcpu *v, uint16_t port, unsigned size,
+                            uint32_t value);
+    bool (*mmio_read_light)(struct platform *p, struct vcpu *v, uint64_t gpa, unsigned size,
+                            uint64_t *value);
+    bool (*mmio_write_light)(struct platform *p, struct vcpu *v, uint64_t gpa, unsigned size,
+                             uint64_t value);
+    bool (*apic_read_msr_light)(struct platform *p, struct vcpu *v, uint32_t msr, uint64_t *value);
+    bool (*apic_write_msr_light)(struct platform *p, struct vcpu *v, uint32_t msr, uint64_t value);
+    bool (*set_cr8_light)(struct platform *p, struct vcpu *v, uint8_t tpr_class);
 };
 
 struct platform {

@@ -305,6 +305,9 @@ enum cpu_result cpu_mov_to_cr(struct vcpu *v, unsigned cr, uint64_t value)
         if (value >> 4)
             return gp0(v);
         v->cr8 = value;
+        if (v->platform->ops->set_cr8_light &&
+            v->platform->ops->set_cr8_light(v->platform, v, value))
+            return CPU_NEXT;
         vcpu_fp_save(v);
         v->platform->ops->set_cr8(v->platform, v, value);
         return CPU_NEXT;

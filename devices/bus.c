@@ -117,3 +117,47 @@ void io_bus_write(const struct io_bus *bus, uint64_t addr, unsigned size, uint64
     io_bus_write(bus, addr, size / 2, value & size_mask(size / 2));
     io_bus_write(bus, addr + size / 2, size / 2, value >> (4 * size));
 }
+
+/* -- Light code -------------------------------------------------------------------------------- */
+
+/* The region that takes all of the access; NULL, and *none says whether nobody takes any of it. */
+static const struct io_region *find_light(struct io_bus *bus, uint64_t addr, unsigned size,
+                                          bool *none)
+{
+    *none = false;
+    if (bus->last >= bus->count || addr - bus->regions[bus->last].base >= bus->regions[bus->last].len) {
+        unsigned at = upper_bound(bus, addr);
+
+        if (at == 0 || addr - bus->regions[at - 1].base >= bus->regions[at - 1].len) {
+            *none = at == bus->count || bus->regions[at].base - addr >= size;
+            return NULL;
+        }
+        bus->last = at - 1;
+    }
+    return takes_whole(&bus->regions[bus->last], addr, size) ? &bus->regions[bus->last] : NULL;
+}
+
+bool io_bus_read_light(struct io_bus *bus, uint64_t addr, unsigned size, uint64_t *value)
+{
+    bool none;
+    const struct io_region *r = find_light(bus, addr, size, &none);
+
+    *value = size_mask(size);
+    if (!r)
+        return none;
+    if (!r->ops->read_light || !r->ops->read_light(r->opaque, addr - r->base, size, value))
+        return false;
+    *value &= size_mask(size);
+    return true;
+}
+
+bool io_bus_write_light(struct io_bus *bus, uint64_t addr, unsigned size, uint64_t value)
+{
+    bool none;
+    const struct io_region *r = find_light(bus, addr, size, &none);
+
+    if (!r)
+        return none;
+    return r->ops->write_light &&
+           r->ops->write_light(r->opaque, addr - r->base, size, value & size_mask(size));
+}

@@ -16,6 +16,11 @@ struct io_ops {
     void (*write)(void *opaque, uint64_t offset, unsigned size, uint64_t value);
     /* Widest access the device knows (1, 2, 4 or 8); a wider one arrives as several. */
     unsigned max_size;
+    /* For accesses that guests make all the time (may be NULL): the same without libc and without
+     * calling anybody else, so that a vCPU need not save its FP state.  False, with nothing changed:
+     * call read or write. */
+    bool (*read_light)(void *opaque, uint64_t offset, unsigned size, uint64_t *value);
+    bool (*write_light)(void *opaque, uint64_t offset, unsigned size, uint64_t value);
 };
 
 struct io_region {
@@ -28,6 +33,7 @@ struct io_region {
 struct io_bus {
     struct io_region *regions; /* sorted by base */
     unsigned count, capacity;
+    unsigned last; /* region that a light access hit last */
 };
 
 /* 0, -EINVAL (empty or wrapping range), -EEXIST (overlap) or -ENOMEM. */
@@ -42,5 +48,10 @@ void io_bus_destroy(struct io_bus *bus);
  * that straddles regions, or is wider than the device, is split. */
 uint64_t io_bus_read(const struct io_bus *bus, uint64_t addr, unsigned size);
 void io_bus_write(const struct io_bus *bus, uint64_t addr, unsigned size, uint64_t value);
+
+/* The same for light code: false, with nothing changed, if it takes more than that.  What no device
+ * claims is no work at all. */
+bool io_bus_read_light(struct io_bus *bus, uint64_t addr, unsigned size, uint64_t *value);
+bool io_bus_write_light(struct io_bus *bus, uint64_t addr, unsigned size, uint64_t value);
 
 #endif

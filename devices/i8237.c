@@ -236,4 +236,20 @@ static void write_page(void *opaque, uint64_t offset, unsigned size, uint64_t va
 
 const struct io_ops i8237_low_ops = {.read = read_low, .write = write_low, .max_size = 1};
 const struct io_ops i8237_high_ops = {.read = read_high, .write = write_high, .max_size = 1};
-const struct io_ops i8237_page_ops = {.read = read_page, .write = write_page, .max_size = 1};
+static bool read_page_light(void *opaque, uint64_t offset, unsigned size, uint64_t *value)
+{
+    *value = read_page(opaque, offset, size);
+    return true;
+}
+
+static bool write_page_light(void *opaque, uint64_t offset, unsigned size, uint64_t value)
+{
+    write_page(opaque, offset, size, value);
+    return true;
+}
+
+const struct io_ops i8237_page_ops = {.read = read_page,
+                                      .write = write_page,
+                                      .max_size = 1,
+                                      .read_light = read_page_light,
+                                      .write_light = write_page_light};

@@ -563,7 +563,7 @@ static void write_svr(struct lapic *l, uint32_t value)
 }
 
 /* Returns false if there is no such register. */
-static bool read_register(struct lapic *l, uint32_t reg, uint32_t *value)
+static bool read_register(const struct lapic *l, uint32_t reg, uint32_t *value)
 {
     *value = 0;
     switch (reg) {
@@ -829,6 +829,141 @@ void lapic_set_cr8(struct lapic *l, uint8_t value)
 {
     l->tpr = (uint8_t)(value << 4);
     lapic_update(l);
+}
+
+/* -- Light accesses ---------------------------------------------------------------------------- */
+
+static bool update_light(struct lapic *l)
+{
+    l->intr_pending = deliverable(l) >= 0 || extint(l);
+    return l->intr_pending;
+}
+
+/* An edge-triggered interrupt from this CPU to itself: through the SELF IPI register, by shorthand,
+ * or because there is no other CPU. */
+static bool self_ipi_light(struct lapic *l, uint32_t vector)
+{
+    if (!sw_enabled(l) || vector < 16)
+        return false;
+    clear_bit(l->tmr, (uint8_t)vector);
+    set_bit(l->irr, (uint8_t)vector);
+    return true;
+}
+
+static bool write_icr_light(struct lapic *l, uint64_t icr)
+{
+    struct apic_message m = {
+        .dest = x2apic(l) ? (uint32_t)(icr >> 32) : (uint32_t)(icr >> 56),
+        .wide = x2apic(l),
+        .logical = icr >> 11 & 1,
+        .mode = (icr >> 8) & 7,
+        .vector = (uint8_t)icr,
+    };
+    unsigned shorthand = icr >> 18 & 3;
+
+    if (m.mode != APIC_FIXED || shorthand > 1 ||
+        (shorthand == 0 && (l->bus->count != 1 || !matches(l, &m))) ||
+        !self_ipi_light(l, m.vector))
+        return false;
+    l->icr = icr;
+    return true;
+}
+
+static bool end_of_interrupt_light(struct lapic *l)
+{
+    int vector = highest_bit(l->isr);
+
+    if (vector < 0)
+        return true;
+    if (test_bit(l->tmr, (uint8_t)vector)) /* the I/O APIC must hear of it */
+        return false;
+    clear_bit(l->isr, (uint8_t)vector);
+    return true;
+}
+
+bool lapic_mmio_read_light(const struct lapic *l, uint64_t gpa, unsigned size, uint64_t *value)
+{
+    uint32_t offset = gpa & (LAPIC_SIZE - 1), low;
+
+    if ((offset & 0xf) || size != 4 || offset == REG_CURRENT || !read_register(l, offset, &low))
+        return false;
+    *value = low;
+    return true;
+}
+
+bool lapic_mmio_write_light(struct lapic *l, uint64_t gpa, unsigned size, uint64_t value,
+                            bool *pending)
+{
+    uint32_t low = (uint32_t)value;
+
+    if (size != 4)
+        return false;
+    switch (gpa & (LAPIC_SIZE - 1)) {
+    case REG_TPR:
+        l->tpr = (uint8_t)low;
+        break;
+    case REG_EOI:
+        if (!end_of_interrupt_light(l))
+            return false;
+        break;
+    case REG_ICR:
+        if (!write_icr_light(l, (l->icr & 0xffffffff00000000ull) | (low & 0x000ccfffu)))
+            return false;
+        break;
+    case REG_ICR2:
+        l->icr = (l->icr & 0xffffffffull) | (uint64_t)(low & 0xff000000u) << 32;
+        break;
+    default:
+        return false;
+    }
+    *pending = update_light(l);
+    return true;
+}
+
+bool lapic_read_msr_light(const struct lapic *l, uint32_t msr, uint64_t *value)
+{
+    uint32_t reg = (msr - MSR_X2APIC_FIRST) << 4, low;
+
+    if (msr < MSR_X2APIC_FIRST || msr > MSR_X2APIC_LAST || !x2apic(l) || reg == REG_CURRENT ||
+        !read_register(l, reg, &low))
+        return false;
+    *value = reg == REG_ICR ? l->icr : low;
+    return true;
+}
+
+bool lapic_write_msr_light(struct lapic *l, uint32_t msr, uint64_t value, bool *pending)
+{
+    if (msr < MSR_X2APIC_FIRST || msr > MSR_X2APIC_LAST || !x2apic(l))
+        return false;
+    switch ((msr - MSR_X2APIC_FIRST) << 4) {
+    case REG_TPR:
+        if (value > 0xff)
+            return false;
+        l->tpr = (uint8_t)value;
+        break;
+    case REG_EOI:
+        if (value || !end_of_interrupt_light(l))
+            return false;
+        break;
+    case REG_SELF_IPI:
+        if (value > 0xff || !self_ipi_light(l, (uint32_t)value))
+            return false;
+        break;
+    case REG_ICR:
+        if ((value & ~0xffffffff000ccfffull) || !write_icr_light(l, value))
+            return false;
+        break;
+    default:
+        return false;
+    }
+    *pending = update_light(l);
+    return true;
+}
+
+bool lapic_set_cr8_light(struct lapic *l, uint8_t value)
+{
+    l->tpr = (uint8_t)(value << 4);
+    return update_light(l);
 }
 
 /* -- Life -------------------------------------------------------------------------------------- */

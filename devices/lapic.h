@@ -144,4 +144,17 @@ static inline uint8_t lapic_cr8(const struct lapic *l)
 }
 void lapic_set_cr8(struct lapic *l, uint8_t value);
 
+/*
+ * The same for light code (devices/bus.h) of this local APIC's own CPU.  False, with nothing changed,
+ * for what faults, is about time, or concerns anybody else.  After a write *pending is what
+ * lapic_cpu_ops.intr would have been told, which the caller sees to.
+ */
+bool lapic_mmio_read_light(const struct lapic *l, uint64_t gpa, unsigned size, uint64_t *value);
+bool lapic_mmio_write_light(struct lapic *l, uint64_t gpa, unsigned size, uint64_t value,
+                            bool *pending);
+bool lapic_read_msr_light(const struct lapic *l, uint32_t msr, uint64_t *value);
+bool lapic_write_msr_light(struct lapic *l, uint32_t msr, uint64_t value, bool *pending);
+/* Returns what would be *pending. */
+bool lapic_set_cr8_light(struct lapic *l, uint8_t value);
+
 #endif

@@ -343,7 +343,25 @@ static void serial_write(void *opaque, uint64_t offset, unsigned size, uint64_t 
     update_irq(s);
 }
 
-const struct io_ops serial_io_ops = {.read = serial_read, .write = serial_write, .max_size = 1};
+/* What drivers that poll read all the time, where reading it changes nothing. */
+static bool serial_read_light(void *opaque, uint64_t offset, unsigned size, uint64_t *value)
+{
+    const struct serial *s = opaque;
+
+    (void)size;
+    if (offset == UART_LSR && !s->lsr_errors && !s->line_errors && !s->rx_count)
+        *value = line_status(s);
+    else if (offset == UART_LCR)
+        *value = s->lcr;
+    else if (offset == UART_SCR)
+        *value = s->scr;
+    else
+        return false;
+    return true;
+}
+
+const struct io_ops serial_io_ops = {
+    .read = serial_read, .write = serial_write, .max_size = 1, .read_light = serial_read_light};
 
 static const struct chardev_client_ops client_ops = {
     .receive = serial_receive,

@@ -131,6 +131,14 @@ void mmu_mmio_read(struct vcpu *v, uint64_t gpa, void *buf, unsigned size)
         copy(to, v->ram->base + gpa, size);
         return;
     }
+    const struct platform_ops *ops = v->platform->ops;
+    if (ops->mmio_read_light && size <= 8 && piece_size(gpa, size) == size) {
+        uint64_t value;
+        if (ops->mmio_read_light(v->platform, v, gpa, size, &value)) {
+            copy(to, &value, size);
+            return;
+        }
+    }
     vcpu_fp_save(v);
     while (size) {
         unsigned piece = piece_size(gpa, size);
@@ -144,6 +152,13 @@ void mmu_mmio_write(struct vcpu *v, uint64_t gpa, const void *buf, unsigned size
 {
     const uint8_t *from = buf;
 
+    const struct platform_ops *ops = v->platform->ops;
+    if (ops->mmio_write_light && size <= 8 && piece_size(gpa, size) == size) {
+        uint64_t value = 0;
+        copy(&value, from, size);
+        if (ops->mmio_write_light(v->platform, v, gpa, size, value))
+            return;
+    }
     vcpu_fp_save(v);
     while (size) {
         unsigned piece = piece_size(gpa, size);

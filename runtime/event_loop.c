@@ -11,6 +11,7 @@
 #include "runtime/event_loop.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -32,7 +33,7 @@ struct event_fd {
 };
 
 struct event_loop {
-    pthread_mutex_t *lock;
+    struct light_lock *lock;
     struct timer_queue timers;
     int epoll_fd, timer_fd, stop_fd;
     uint64_t armed;   /* deadline in the timerfd, TIMER_NEVER if none */
@@ -188,11 +189,11 @@ static void *thread_main(void *opaque)
     while (!stop) {
         int n = epoll_wait(l->epoll_fd, events, BATCH, -1);
 
-        pthread_mutex_lock(l->lock);
+        light_lock_take(l->lock);
         for (int i = 0; i < n; i++)
             dispatch(l, &events[i], &stop);
         free_dead(l);
-        pthread_mutex_unlock(l->lock);
+        light_lock_release(l->lock);
     }
     return NULL;
 }
@@ -206,7 +207,7 @@ static int watch_internal(struct event_loop *l, int *fd)
     return epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, *fd, &e) ? -errno : 0;
 }
 
-int event_loop_create(struct event_loop **out, pthread_mutex_t *lock)
+int event_loop_create(struct event_loop **out, struct light_lock *lock)
 {
     struct event_loop *l = calloc(1, sizeof(*l));
     int err;

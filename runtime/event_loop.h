@@ -8,16 +8,16 @@
 #ifndef RINGSHIFT_RUNTIME_EVENT_LOOP_H
 #define RINGSHIFT_RUNTIME_EVENT_LOOP_H
 
-#include <pthread.h>
 #include <stdint.h>
 
 #include "devices/timer.h"
+#include "runtime/lock.h"
 
 struct event_loop;
 struct event_fd;
 
 /* `lock` outlives the loop.  0 or negative errno. */
-int event_loop_create(struct event_loop **out, pthread_mutex_t *lock);
+int event_loop_create(struct event_loop **out, struct light_lock *lock);
 /* Stops the thread if it runs; fds still registered are forgotten, not closed. */
 void event_loop_destroy(struct event_loop *l);
 

@@ -24,6 +24,7 @@
 #include <x86intrin.h>
 
 #include "cpu/cpuid.h"
+#include "cpu/exception.h"
 #include "cpu/fpu.h"
 #include "cpu/host_time.h"
 #include "cpu/platform.h"
@@ -56,6 +57,7 @@
 #include "runtime/drive.h"
 #include "runtime/event_loop.h"
 #include "runtime/firmware.h"
+#include "runtime/light_platform.h"
 #include "runtime/storage.h"
 #include "runtime/trace.h"
 #include "runtime/tsc.h"
@@ -90,7 +92,7 @@ struct machine_vcpu {
 };
 
 struct machine {
-    struct platform platform; /* first: struct platform * is a struct machine * */
+    struct light_platform light; /* first: struct platform * is a struct machine * */
     struct machine_config cfg;
     struct cpu_model model;
     struct guest_ram ram;
@@ -99,10 +101,9 @@ struct machine {
     struct event_loop *loop;
     struct machine_vcpu *cpu; /* cfg.cpus of them */
 
-    pthread_mutex_t lock;
-    pthread_cond_t parked_cond, resume_cond;
+    struct light_cond parked_cond, resume_cond;
     unsigned running;            /* vCPU threads in run_vcpu() that have not stopped for `paused` */
-    pthread_cond_t stopped_cond; /* running became 0 */
+    struct light_cond stopped_cond; /* running became 0 */
     uint64_t frozen_tsc;         /* when the guest's clocks were stopped */
     unsigned parked;     /* vCPU threads other than 0 that wait for `generation` to change */
     uint64_t generation; /* counts resets */
@@ -115,8 +116,6 @@ struct machine {
     void *listener_opaque;
     char message[400]; /* for STOP_TRIPLE and STOP_ERROR; written by who set `stop` */
 
-    struct io_bus ports, mmio;
-    struct apic_bus apic_bus;
     struct ioapic ioapic;
     struct pic pic;
     struct irq_router irqs;
@@ -141,8 +140,6 @@ struct machine {
     unsigned virtio_disks;
     uint8_t virtio_slot[DRIVES_MAX];
     struct virtio_rng rng;
-
-    uint64_t pio_accesses, mmio_accesses, lapic_accesses;
 };
 
 static struct machine *machine_of(struct platform *p)
@@ -180,12 +177,14 @@ void vcpu_raise(struct vcpu *v, uint32_t events)
 
     if ((old & events) == events)
         return; /* whoever raised them has made the vCPU notice */
-    if (pthread_equal(c->thread, pthread_self()))
-        atomic_store(&v->exit_request, 1); /* seen on the way back into translated code */
-    else if (c->sleeping)
+    if (pthread_equal(c->thread, pthread_self())) {
+        if (cpu_event_due(v))
+            atomic_store(&v->exit_request, 1); /* seen on the way back into translated code */
+    } else if (c->sleeping) {
         futex_wake(&v->events);
-    else
+    } else {
         m->engine->ops->kick(m->engine, v);
+    }
 }
 
 static void raise_all(struct machine *m, uint32_t events)
@@ -336,8 +335,8 @@ static void set_pic_output(void *opaque, unsigned n, bool level)
     struct machine *m = opaque;
 
     (void)n;
-    for (unsigned i = 0; i < m->apic_bus.count; i++)
-        lapic_set_lint(m->apic_bus.lapic[i], 0, level);
+    for (unsigned i = 0; i < m->light.apic_bus.count; i++)
+        lapic_set_lint(m->light.apic_bus.lapic[i], 0, level);
 }
 
 static void broadcast_eoi(void *opaque, uint8_t vector)
@@ -358,7 +357,7 @@ static void send_msi(void *opaque, uint64_t address, uint32_t data)
 {
     struct machine *m = opaque;
 
-    apic_bus_send_msi(&m->apic_bus, address, data);
+    apic_bus_send_msi(&m->light.apic_bus, address, data);
 }
 
 /* -- Platform callbacks
@@ -388,8 +387,8 @@ static uint32_t platform_pio_read(struct platform *p, uint16_t port, unsigned si
     uint32_t value;
 
     machine_lock(m);
-    m->pio_accesses++;
-    value = (uint32_t)io_bus_read(&m->ports, port, size);
+    m->light.pio_accesses++;
+    value = (uint32_t)io_bus_read(&m->light.ports, port, size);
     reap_blocks(m);
     trace_io(m, "port", 'R', port, size, value);
     machine_unlock(m);
@@ -401,9 +400,9 @@ static void platform_pio_write(struct platform *p, uint16_t port, unsigned size,
     struct machine *m = machine_of(p);
 
     machine_lock(m);
-    m->pio_accesses++;
+    m->light.pio_accesses++;
     trace_io(m, "port", 'W', port, size, value);
-    io_bus_write(&m->ports, port, size, value);
+    io_bus_write(&m->light.ports, port, size, value);
     reap_blocks(m);
     machine_unlock(m);
 }
@@ -431,11 +430,11 @@ static uint64_t platform_mmio_read(struct platform *p, struct vcpu *v, uint64_t 
     uint64_t value;
 
     enum host_cause was = enter_devices(m, v);
-    m->mmio_accesses++;
+    m->light.mmio_accesses++;
     if (lapic_claims(l, gpa))
         value = lapic_mmio_read(l, gpa, size);
     else
-        value = io_bus_read(&m->mmio, gpa, size);
+        value = io_bus_read(&m->light.mmio, gpa, size);
     trace_io(m, "mmio", 'R', gpa, size, value);
     leave_devices(m, v, was);
     return value;
@@ -448,12 +447,12 @@ static void platform_mmio_write(struct platform *p, struct vcpu *v, uint64_t gpa
     struct lapic *l = &cpu_of(v)->lapic;
 
     enum host_cause was = enter_devices(m, v);
-    m->mmio_accesses++;
+    m->light.mmio_accesses++;
     trace_io(m, "mmio", 'W', gpa, size, value);
     if (lapic_claims(l, gpa))
         lapic_mmio_write(l, gpa, size, value);
     else
-        io_bus_write(&m->mmio, gpa, size, value);
+        io_bus_write(&m->light.mmio, gpa, size, value);
     reap_blocks(m);
     leave_devices(m, v, was);
 }
@@ -483,7 +482,7 @@ static int platform_apic_read_msr(struct platform *p, struct vcpu *v, uint32_t m
     int err;
 
     enum host_cause was = enter_devices(m, v);
-    m->lapic_accesses++;
+    m->light.lapic_accesses++;
     err = lapic_read_msr(&cpu_of(v)->lapic, msr, value);
     leave_devices(m, v, was);
     return err;
@@ -496,7 +495,7 @@ static int platform_apic_write_msr(struct platform *p, struct vcpu *v, uint32_t 
     int err;
 
     enum host_cause was = enter_devices(m, v);
-    m->lapic_accesses++;
+    m->light.lapic_accesses++;
     err = lapic_write_msr(l, msr, value);
     v->apic_base = l->base; /* CPUID shows whether it is enabled */
     leave_devices(m, v, was);
@@ -533,6 +532,15 @@ static const struct platform_ops platform_ops = {
     .apic_write_msr = platform_apic_write_msr,
     .set_cr8 = platform_set_cr8,
     .get_cr8 = platform_get_cr8,
+#ifndef RS_NO_LIGHT_DEVICES
+    .pio_read_light = light_pio_read,
+    .pio_write_light = light_pio_write,
+    .mmio_read_light = light_mmio_read,
+    .mmio_write_light = light_mmio_write,
+    .apic_read_msr_light = light_apic_read_msr,
+    .apic_write_msr_light = light_apic_write_msr,
+    .set_cr8_light = light_set_cr8,
+#endif
 };
 
 /* -- Firmware's part
@@ -604,7 +612,7 @@ static int create_firmware(struct machine *m)
         .serial_console = m->cfg.serial_console,
         .boot_menu = m->cfg.boot_menu,
         .menu_wait_ms = 5000,
-        .tsc_mhz = (uint32_t)(m->platform.tsc_hz / 1000000),
+        .tsc_mhz = (uint32_t)(m->light.platform.tsc_hz / 1000000),
     };
     const char *letters = m->cfg.boot_order ? m->cfg.boot_order : BOOT_ORDER_DEFAULT;
     char order[BOOT_ORDER_MAX];
@@ -620,7 +628,7 @@ static int create_firmware(struct machine *m)
     cpu_cpuid(m->cpu[0].v, 1, 0, id);
     facts.cpuid_eax = id[0];
     facts.cpuid_edx = id[3];
-    err = firmware_install(m->cfg.firmware, &m->ram, &m->mmio, &m->chipset, &m->vars);
+    err = firmware_install(m->cfg.firmware, &m->ram, &m->light.mmio, &m->chipset, &m->vars);
     err = err ? err : fw_cfg_init(&m->fw_cfg, &m->ram);
     err = err ? err : firmware_describe(&m->fw_cfg, &facts);
     if (err)
@@ -629,9 +637,9 @@ static int create_firmware(struct machine *m)
     err = fw_cfg_on_select(&m->fw_cfg, ACPI_TABLES_FILE, describe_acpi, m);
     err = err ? err : fw_cfg_on_select(&m->fw_cfg, ACPI_RSDP_FILE, describe_acpi, m);
     err = err ? err : fw_cfg_on_select(&m->fw_cfg, ACPI_LOADER_FILE, describe_acpi, m);
-    err = err ? err : io_bus_add(&m->ports, FW_CFG_PORT, FW_CFG_PORTS, &fw_cfg_io_ops, &m->fw_cfg);
+    err = err ? err : io_bus_add(&m->light.ports, FW_CFG_PORT, FW_CFG_PORTS, &fw_cfg_io_ops, &m->fw_cfg);
     return err ? err
-               : io_bus_add(&m->ports, FW_CFG_DMA_PORT, FW_CFG_DMA_LEN, &fw_cfg_dma_ops,
+               : io_bus_add(&m->light.ports, FW_CFG_DMA_PORT, FW_CFG_DMA_LEN, &fw_cfg_dma_ops,
                             &m->fw_cfg);
 }
 
@@ -807,7 +815,7 @@ static void sleep_while_paused(struct machine_vcpu *c)
         if (!m->paused || stopping(m))
             break;
         m->running--;
-        pthread_cond_signal(&m->stopped_cond);
+        light_cond_signal(&m->stopped_cond);
         machine_unlock(m);
         /* Whoever ends this raises EV_STOP after having changed what we look at. */
         atomic_store(&c->sleeping, true);
@@ -830,7 +838,7 @@ static void count_running(struct machine *m, int change)
 {
     machine_lock(m);
     m->running += (unsigned)change;
-    pthread_cond_signal(&m->stopped_cond);
+    light_cond_signal(&m->stopped_cond);
     machine_unlock(m);
 }
 
@@ -950,9 +958,9 @@ static bool park(struct machine *m)
     machine_lock(m);
     generation = m->generation;
     m->parked++;
-    pthread_cond_signal(&m->parked_cond);
+    light_cond_signal(&m->parked_cond);
     while (m->generation == generation && !m->ending)
-        pthread_cond_wait(&m->resume_cond, &m->lock);
+        light_cond_wait(&m->resume_cond, &m->light.lock);
     ending = m->ending;
     machine_unlock(m);
     return ending;
@@ -976,7 +984,7 @@ static void wait_until_parked(struct machine *m, unsigned threads)
 {
     machine_lock(m);
     while (m->parked < threads)
-        pthread_cond_wait(&m->parked_cond, &m->lock);
+        light_cond_wait(&m->parked_cond, &m->light.lock);
     machine_unlock(m);
 }
 
@@ -1003,7 +1011,7 @@ static void end_threads(struct machine *m)
 {
     machine_lock(m);
     m->ending = true;
-    pthread_cond_broadcast(&m->resume_cond);
+    light_cond_broadcast(&m->resume_cond);
     machine_unlock(m);
     for (unsigned i = 1; i < m->cfg.cpus; i++) {
         if (m->cpu[i].has_thread)
@@ -1036,7 +1044,7 @@ static void boot_and_run(struct machine *m)
         machine_lock(m);
         m->parked = 0;
         m->generation++;
-        pthread_cond_broadcast(&m->resume_cond);
+        light_cond_broadcast(&m->resume_cond);
         machine_unlock(m);
         run_vcpu(c);
     }
@@ -1123,7 +1131,7 @@ static int create_vcpu(struct machine *m, unsigned i)
         .id = i,
         .bsp = i == 0,
         .bus_hz = APIC_BUS_HZ,
-        .tsc_hz = m->platform.tsc_hz,
+        .tsc_hz = m->light.platform.tsc_hz,
         .phys_bits = CPU_PHYS_BITS,
         .cpu = &lapic_cpu_ops,
         .cpu_opaque = c,
@@ -1136,20 +1144,20 @@ static int create_vcpu(struct machine *m, unsigned i)
     c->machine = m;
     c->v = v;
     v->id = i;
-    v->platform = &m->platform;
+    v->platform = &m->light.platform;
     v->ram = &m->ram;
     v->model = &m->model;
     err = vcpu_fp_init(v);
     if (err)
         return err;
     vcpu_reset(v);
-    return lapic_init(&c->lapic, &apic, &m->apic_bus, event_loop_timers(m->loop));
+    return lapic_init(&c->lapic, &apic, &m->light.apic_bus, event_loop_timers(m->loop));
 }
 
 static int add_port(struct machine *m, uint16_t port, unsigned count, const struct io_ops *ops,
                     void *opaque)
 {
-    return io_bus_add(&m->ports, port, count, ops, opaque);
+    return io_bus_add(&m->light.ports, port, count, ops, opaque);
 }
 
 /* Puts every device on its bus. */
@@ -1184,11 +1192,11 @@ static int connect_devices(struct machine *m)
         if (err)
             return err;
     }
-    int err = io_bus_add(&m->mmio, IOAPIC_BASE, IOAPIC_SIZE, &ioapic_io_ops, &m->ioapic);
+    int err = io_bus_add(&m->light.mmio, IOAPIC_BASE, IOAPIC_SIZE, &ioapic_io_ops, &m->ioapic);
 
-    err = err ? err : io_bus_add(&m->mmio, PAM_BASE, PAM_SIZE, &chipset_pam_ops, &m->chipset);
+    err = err ? err : io_bus_add(&m->light.mmio, PAM_BASE, PAM_SIZE, &chipset_pam_ops, &m->chipset);
     if (!err && !m->cfg.firmware)
-        err = io_bus_add(&m->mmio, PCI_ECAM_BASE, PCI_ECAM_SIZE, &pci_ecam_ops, &m->pci);
+        err = io_bus_add(&m->light.mmio, PCI_ECAM_BASE, PCI_ECAM_SIZE, &pci_ecam_ops, &m->pci);
     return err;
 }
 
@@ -1229,7 +1237,7 @@ static int create_drives(struct machine *m, char *err, unsigned errlen)
         &m->storage,
         &(struct storage_config){
             .pci = &m->pci,
-            .ports = &m->ports,
+            .ports = &m->light.ports,
             .ram = &m->ram,
             .floppy_irq = irq_router_isa(&m->irqs, FDC_IRQ),
             .ide_irq = {irq_router_isa(&m->irqs, IDE_IRQ0), irq_router_isa(&m->irqs, IDE_IRQ1)},
@@ -1275,9 +1283,9 @@ static int create_devices(struct machine *m)
     struct irq_line isa[ISA_IRQS];
     int err;
 
-    m->apic_bus.eoi = broadcast_eoi;
-    m->apic_bus.eoi_opaque = m;
-    ioapic_init(&m->ioapic, &m->apic_bus);
+    m->light.apic_bus.eoi = broadcast_eoi;
+    m->light.apic_bus.eoi_opaque = m;
+    ioapic_init(&m->ioapic, &m->light.apic_bus);
     pic_init(&m->pic, (struct irq_line){.set = set_pic_output, .opaque = m});
     m->irqs = (struct irq_router){.pic = &m->pic, .ioapic = &m->ioapic};
     pit_init(&m->pit, irq_router_isa(&m->irqs, 0), timers);
@@ -1297,8 +1305,8 @@ static int create_devices(struct machine *m)
                                                  .timers = timers,
                                                  .devices = m->cfg.vga});
     pci_host_init(&m->pci, &(struct pci_host_config){.reset_control = &m->reset_control,
-                                                     .ports = &m->ports,
-                                                     .mmio = &m->mmio,
+                                                     .ports = &m->light.ports,
+                                                     .mmio = &m->light.mmio,
                                                      .ram = &m->ram,
                                                      .set_pirq = set_pirq,
                                                      .send_msi = send_msi,
@@ -1312,8 +1320,8 @@ static int create_devices(struct machine *m)
     if (!err && m->cfg.vga)
         err = vga_pci_init(&m->vga, &(struct vga_pci_config){.host = &m->pci,
                                                              .ram = &m->ram,
-                                                             .ports = &m->ports,
-                                                             .mmio = &m->mmio,
+                                                             .ports = &m->light.ports,
+                                                             .mmio = &m->light.mmio,
                                                              .timers = timers,
                                                              .rom = m->cfg.vga_rom,
                                                              .rom_len = m->cfg.vga_rom_len});
@@ -1330,7 +1338,7 @@ static int create(struct machine *m, char *err, unsigned errlen)
     if (errlen)
         *err = '\0';
     tsc_calibration_begin(&tsc);
-    code = event_loop_create(&m->loop, &m->lock);
+    code = event_loop_create(&m->loop, &m->light.lock);
     if (code) {
         snprintf(err, errlen, "cannot set up the event loop: %s", strerror(-code));
         return code;
@@ -1346,12 +1354,12 @@ static int create(struct machine *m, char *err, unsigned errlen)
     if (code)
         return code;
 
-    m->platform.ops = &platform_ops;
-    m->platform.tsc_hz = tsc_calibration_finish(&tsc);
+    m->light.platform.ops = &platform_ops;
+    m->light.platform.tsc_hz = tsc_calibration_finish(&tsc);
     if (m->cfg.baseline_cpu)
-        cpu_model_baseline(&m->model, m->cfg.cpus, m->platform.tsc_hz);
+        cpu_model_baseline(&m->model, m->cfg.cpus, m->light.platform.tsc_hz);
     else
-        cpu_model_host(&m->model, m->cfg.cpus, m->platform.tsc_hz);
+        cpu_model_host(&m->model, m->cfg.cpus, m->light.platform.tsc_hz);
 
     m->cpu = calloc(m->cfg.cpus, sizeof(*m->cpu));
     code = m->cpu ? 0 : -ENOMEM;
@@ -1388,10 +1396,7 @@ int machine_create(struct machine **out, const struct machine_config *cfg, char 
         return -ENOMEM;
     }
     m->cfg = *cfg;
-    pthread_mutex_init(&m->lock, NULL);
-    pthread_cond_init(&m->parked_cond, NULL);
-    pthread_cond_init(&m->resume_cond, NULL);
-    pthread_cond_init(&m->stopped_cond, NULL);
+    m->light.trace_io = cfg->engine_cfg.trace && (cfg->engine_cfg.trace_mask & TRACE_IO);
     code = create(m, err, errlen);
     if (code) {
         machine_destroy(m);
@@ -1427,17 +1432,13 @@ void machine_destroy(struct machine *m)
     piix4_pm_destroy(&m->piix4_pm);
     pci_function_destroy(&m->chipset.host_bridge);
     pci_function_destroy(&m->chipset.isa_bridge);
-    io_bus_destroy(&m->ports);
-    io_bus_destroy(&m->mmio);
+    io_bus_destroy(&m->light.ports);
+    io_bus_destroy(&m->light.mmio);
     if (m->ram_created)
         ram_destroy(&m->ram);
     /* Timers are embedded in devices, which go with the machine: the queue is not run any more. */
     if (m->loop)
         event_loop_destroy(m->loop);
-    pthread_cond_destroy(&m->stopped_cond);
-    pthread_cond_destroy(&m->resume_cond);
-    pthread_cond_destroy(&m->parked_cond);
-    pthread_mutex_destroy(&m->lock);
     free(m);
 }
 
@@ -1465,7 +1466,7 @@ static bool hold(struct machine *m, bool quiet)
         atomic_store(&m->paused, true);
         raise_all(m, EV_STOP);
         while (m->running)
-            pthread_cond_wait(&m->stopped_cond, &m->lock);
+            light_cond_wait(&m->stopped_cond, &m->light.lock);
         event_loop_freeze(m->loop);
         m->frozen_tsc = __rdtsc();
         if (!quiet)
@@ -1600,12 +1601,12 @@ struct engine *machine_engine(struct machine *m)
 
 void machine_lock(struct machine *m)
 {
-    pthread_mutex_lock(&m->lock);
+    light_lock_take(&m->light.lock);
 }
 
 void machine_unlock(struct machine *m)
 {
-    pthread_mutex_unlock(&m->lock);
+    light_lock_release(&m->light.lock);
 }
 
 /* What the vCPU threads did since machine_run() began, and what the process used. */
@@ -1630,7 +1631,7 @@ static void print_host_time(struct machine *m, FILE *out)
         for (unsigned c = 0; c < HOST_CAUSES; c++)
             total += t->spent[c];
         fprintf(out, "host time:    vCPU %u: %.3f s:", i,
-                (double)total / (double)m->platform.tsc_hz);
+                (double)total / (double)m->light.platform.tsc_hz);
         for (unsigned k = 0; k < sizeof(order); k++)
             if (t->spent[order[k]] || order[k] != HOST_VERIFY)
                 fprintf(out, "%s %s %.1f %%", k ? "," : "", names[order[k]],
@@ -1648,8 +1649,8 @@ void machine_print_stats(struct machine *m, FILE *out)
     fprintf(out,
             "machine: TSC %" PRIu64 ".%06" PRIu64 " MHz, %" PRIu64 " port accesses, %" PRIu64
             " MMIO accesses, %" PRIu64 " local APIC MSR accesses\n",
-            m->platform.tsc_hz / 1000000, m->platform.tsc_hz % 1000000, m->pio_accesses,
-            m->mmio_accesses, m->lapic_accesses);
+            m->light.platform.tsc_hz / 1000000, m->light.platform.tsc_hz % 1000000, m->light.pio_accesses,
+            m->light.mmio_accesses, m->light.lapic_accesses);
     for (unsigned i = 0; i < m->cfg.cpus; i++)
         fprintf(out, "vCPU %u: %" PRIu64 " interrupts, %" PRIu64 " halts\n", i,
                 m->cpu[i].interrupts, m->cpu[i].halts);

@@ -173,7 +173,12 @@ struct callout {
     struct insn insn;
     uint64_t rip;
     uint32_t resume; /* executable address of the next instruction; 0: the block ends here */
+    uint8_t light;   /* LIGHT_* bits: what the light stub can do with it */
     struct tb *tb;
+};
+enum {
+    LIGHT_SHORT_CUT = 1, /* light_callout.c has a short cut for it            */
+    LIGHT_RULES = 2,     /* C code needs no more registers than the stub saves */
 };
 
 enum exit_reason {
@@ -470,12 +475,26 @@ enum cpu_result gather_execute(struct vcpu *v, const struct insn *in);
 /* engine.c: called from the lookup stub with the target in bt.r10; 0 = resume there, else the
  * dispatcher must deal with it. */
 uint64_t bt_lookup(struct vcpu *v);
-/* engine.c: called from the callout stub; 0 = resume in the block. */
+/* engine.c: called from the callout stub; 0 = resume at bt.resume_target. */
 uint64_t bt_callout(struct vcpu *v, struct callout *c);
-/* light_callout.c: is there a short cut for this instruction of 64-bit or (legacy) other code? */
-bool bt_has_light_callout(const struct insn *in, bool legacy);
-/* Called from the light stub; 1 = done, resume at bt.resume_target; 0 = nothing has changed. Uses
- * and sets RAX, RCX, RDX, RSI, RDI, R8 to R11 and RSP only: the others are in the host's registers. */
+/* The same for the light stub, which keeps BT_LIGHT_KEPT to itself. */
+uint64_t bt_callout_light(struct vcpu *v, struct callout *c);
+/* engine.c: delivers the fault in v->exc of the instruction at v->rip, with all registers in v: where
+ * to resume, or 0 if the dispatcher must do it, or has to see to what comes then. */
+uint64_t bt_deliver_fault(struct vcpu *v);
+
+/* light_callout.c: registers that the light stub leaves in the host's, because C code preserves
+ * them: v->gpr[] has only those of them that the instruction reads. */
+#define BT_LIGHT_KEPT (1u << RBX | 1u << RBP | 1u << R12 | 1u << R13 | 1u << R14 | 1u << R15)
+/* What the light stub can do with this instruction of 64-bit or (legacy) other code: LIGHT_SHORT_CUT,
+ * LIGHT_RULES, both or, if it must take the long way, 0. */
+uint8_t bt_light_kind(const struct insn *in, bool legacy);
+/* Called from the light stub. */
+enum light_result {
+    LIGHT_DECLINED, /* nothing has changed: take the long way */
+    LIGHT_RESUME,   /* done, resume at bt.resume_target */
+    LIGHT_LEAVE,    /* the dispatcher is next: bt.exit_reason says why */
+};
 uint64_t bt_light_callout(struct vcpu *v, struct callout *c);
 /* engine.c: may what the jump cache says of the current privilege be used in the current state? */
 bool bt_jump_cache_valid(const struct vcpu *v);

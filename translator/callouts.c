@@ -263,17 +263,25 @@ static enum cpu_result do_in_out(struct vcpu *v, const struct insn *in)
     enum cpu_result r = cpu_io_check(v, port, size);
     if (r != CPU_NEXT)
         return r;
-    vcpu_fp_save(v);
     const struct platform_ops *ops = v->platform->ops;
-    enum host_cause was = host_time_switch(v, HOST_DEVICE);
-    if (in->op == OP_IN)
-        write_gpr(v, RAX, size, ops->pio_read(v->platform, port, size));
-    else
-        ops->pio_write(v->platform, port, size,
-                       size == 1   ? (uint8_t)v->gpr[RAX]
-                       : size == 2 ? (uint16_t)v->gpr[RAX]
-                                   : (uint32_t)v->gpr[RAX]);
-    host_time_switch(v, was);
+    uint32_t value = size == 1   ? (uint8_t)v->gpr[RAX]
+                     : size == 2 ? (uint16_t)v->gpr[RAX]
+                                 : (uint32_t)v->gpr[RAX];
+    if (in->op == OP_IN) {
+        if (!ops->pio_read_light || !ops->pio_read_light(v->platform, v, port, size, &value)) {
+            vcpu_fp_save(v);
+            enum host_cause was = host_time_switch(v, HOST_DEVICE);
+            value = ops->pio_read(v->platform, port, size);
+            host_time_switch(v, was);
+        }
+        write_gpr(v, RAX, size, value);
+    } else if (!ops->pio_write_light ||
+               !ops->pio_write_light(v->platform, v, port, size, value)) {
+        vcpu_fp_save(v);
+        enum host_cause was = host_time_switch(v, HOST_DEVICE);
+        ops->pio_write(v->platform, port, size, value);
+        host_time_switch(v, was);
+    }
     callout_watch(v, DEBUG_IO, port, size);
     return CPU_NEXT;
 }

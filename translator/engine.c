@@ -325,7 +325,63 @@ static void split_flags(struct vcpu *v)
     v->bt.hflags = (v->rflags & FL_HOST) | FL_FIXED1 | FL_IF;
 }
 
-static uint64_t callout(struct vcpu *v, struct callout *c)
+/* Delivers v->exc; false if the run loop must end. */
+static bool deliver(struct vcpu *v)
+{
+    struct bt_engine *bt = v->engine->bt;
+    if (v->exc.vector == 255) /* an engine failure, not a guest exception */
+        return false;
+    bt->stats.exceptions[v->exc.vector & 31]++;
+    if (bt->cfg.trace_mask & TRACE_TRAPS)
+        trace_exception(bt, v);
+    return cpu_deliver_exception(v) != CPU_EXIT;
+}
+
+/* Where translated code goes on at v->rip without the dispatcher, in bt.resume_target, if nothing
+ * stands against that. */
+static bool resume_short(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->engine;
+    if (!key_is_seen(v, bt_current_key(v)) || (v->cpl == 3 && (v->rflags & FL_AC)))
+        return false;
+    /* The jump cache knows, or its miss stub brings us back. */
+    v->bt.r10 = bt_linear(v, v->rip);
+    v->bt.resume_target =
+        v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(ev->bt, v->bt.r10)];
+    split_flags(v);
+    flat_use(v);
+    if (v->fp_saved)
+        vcpu_fp_restore(v);
+    return true;
+}
+
+/* Must the dispatcher see what comes next? */
+static bool dispatcher_due(const struct vcpu *v)
+{
+    const struct engine_vcpu *ev = v->engine;
+    return cpu_event_due(v) || (v->rflags & FL_TF) || (v->dr[7] & DR7_ENABLES) || ev->watch ||
+           (ev->bt->cfg.trace_mask & TRACE_ENTER) || ev->bt->cfg.chaos;
+}
+
+uint64_t bt_deliver_fault(struct vcpu *v)
+{
+    merge_flags(v);
+    if (v->exit != VCPU_EXIT_NONE || v->exc.vector == 255 || v->engine->step_pending ||
+        atomic_load_explicit(&v->exit_request, memory_order_relaxed) || dispatcher_due(v))
+        return 0;
+    v->engine->db_bits = 0; /* an instruction that faults has hit no breakpoint */
+    if (!deliver(v)) {
+        v->exc.vector = 255; /* v->exit says the rest: nothing for the dispatcher to deliver */
+        return 0;
+    }
+    if (resume_short(v))
+        return v->bt.resume_target;
+    split_flags(v);
+    v->bt.r10 = bt_linear(v, v->rip);
+    return bt_resume_at(v, v->engine->bt->stub_lookup); /* which leaves to the dispatcher */
+}
+
+static uint64_t callout(struct vcpu *v, struct callout *c, bool light)
 {
     struct engine_vcpu *ev = v->engine;
     merge_flags(v);
@@ -348,8 +404,7 @@ static uint64_t callout(struct vcpu *v, struct callout *c)
             v->rip = c->rip + c->insn.len;
         if (v->interrupt_shadow)
             v->bt.shadow_rip = v->rip;
-        if (!cpu_event_due(v) && !((v->rflags | old_tf) & FL_TF) && !(v->dr[7] & DR7_ENABLES) &&
-            !ev->watch && !(ev->bt->cfg.trace_mask & TRACE_ENTER) && !ev->bt->cfg.chaos) {
+        if (!dispatcher_due(v) && !old_tf) {
             if (r == CPU_NEXT && c->resume && !c->tb->dead) {
                 v->bt.resume_target = c->resume;
                 split_flags(v);
@@ -358,19 +413,19 @@ static uint64_t callout(struct vcpu *v, struct callout *c)
                     vcpu_fp_restore(v);
                 return 0;
             }
-            uint32_t key = bt_current_key(v);
-            if (key_is_seen(v, key) && !(v->cpl == 3 && (v->rflags & FL_AC))) {
-                /* The jump cache knows, or its miss stub brings us back. */
-                v->bt.r10 = bt_linear(v, v->rip);
-                v->bt.resume_target =
-                    v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(ev->bt, v->bt.r10)];
-                split_flags(v);
-                flat_use(v);
-                if (v->fp_saved)
-                    vcpu_fp_restore(v);
+            if (resume_short(v))
                 return 0;
-            }
         }
+    } else if (r == CPU_EXCEPTION && !old_tf && v->exc.vector != 255 && !dispatcher_due(v) &&
+               !(c->tb->key & KEY_ONE_INSN) && (!light || vcpu_long(v))) {
+        /* Outside IA-32e mode a task gate may load all registers, those of the light stub too. */
+        r = deliver(v) ? CPU_JUMP : CPU_EXIT;
+        if (r == CPU_JUMP && resume_short(v))
+            return 0;
+        v->bt.exit_reason = EXIT_CALLOUT;
+        v->bt.exit_arg = r;
+        split_flags(v);
+        return 1;
     }
     /* Single step: #DB after the instruction, except where delivery or return set TF anew. */
     if (old_tf && (r == CPU_NEXT || r == CPU_JUMP || r == CPU_REPEAT)) {
@@ -397,9 +452,14 @@ static uint64_t callout(struct vcpu *v, struct callout *c)
 uint64_t bt_callout(struct vcpu *v, struct callout *c)
 {
     enum host_cause was = host_time_switch(v, HOST_CALLOUT);
-    uint64_t leave = callout(v, c);
+    uint64_t leave = callout(v, c, false);
     host_time_switch(v, was);
     return leave;
+}
+
+uint64_t bt_callout_light(struct vcpu *v, struct callout *c)
+{
+    return callout(v, c, true);
 }
 
 /* A jump-cache miss whose target is translated already: the way back without the dispatcher. */
@@ -476,18 +536,6 @@ static void enter(struct vcpu *v, uint64_t host)
     door();
     host_time_switch(v, HOST_VMM);
     merge_flags(v);
-}
-
-/* Delivers v->exc; false if the run loop must end. */
-static bool deliver(struct vcpu *v)
-{
-    struct bt_engine *bt = v->engine->bt;
-    if (v->exc.vector == 255) /* an engine failure, not a guest exception */
-        return false;
-    bt->stats.exceptions[v->exc.vector & 31]++;
-    if (bt->cfg.trace_mask & TRACE_TRAPS)
-        trace_exception(bt, v);
-    return cpu_deliver_exception(v) != CPU_EXIT;
 }
 
 static bool take_events(struct vcpu *v)

@@ -1,12 +1,14 @@
 /*
- * Light callouts: short cuts for the instructions a kernel calls out for all the time.
+ * Light callouts: the instructions a kernel calls out for all the time.
  *
  * The light stub (stubs.c) keeps the registers that C preserves where they are and asks
- * bt_light_callout() first.  That does the common case and nothing else: no event pending, nothing
- * watched, a string operation within one page at each end, SYSCALL and SYSRET between 64-bit code.
+ * bt_light_callout().  Most instructions then go the way of every callout, but for those registers:
+ * v->gpr[] has only what the instruction reads of them, and it may write none.  Some have a short
+ * cut besides, which does the common case and nothing else: no event pending, nothing watched, a
+ * string operation within one page at each end, SYSCALL and SYSRET between 64-bit code.
  * Of 16- and 32-bit code only the loops of single MOVS and STOS by which boot loaders that were
  * compiled for size copy kernels, and only with what is in the soft TLB: that changes no window.
- * Whatever it declines it has not touched, and goes the way of every callout.
+ * Whatever a short cut declines it has not touched.
  */
 #include "translator/bt.h"
 
@@ -17,7 +19,8 @@
 #include "translator/callouts.h"
 #include "translator/host_string.h"
 
-bool bt_has_light_callout(const struct insn *in, bool legacy)
+/* Is there a short cut below? */
+static bool has_short_cut(const struct insn *in, bool legacy)
 {
     if (legacy)
         return (in->op == OP_MOVS || in->op == OP_STOS) && in->addr_size == 4 &&
@@ -36,6 +39,36 @@ bool bt_has_light_callout(const struct insn *in, bool legacy)
     default:
         return false;
     }
+}
+
+/* Can the rules of cpu/ be applied with the light stub's registers left alone?  A task switch, which
+ * loads all of them, is possible outside IA-32e mode only. */
+static bool leaves_kept_registers(const struct insn *in, bool legacy)
+{
+    if (in->gpr_written & BT_LIGHT_KEPT)
+        return false;
+    switch (in->op) {
+    case OP_INT:
+    case OP_INT3:
+    case OP_IRET:
+        return !legacy;
+    case OP_MOVS: case OP_STOS: case OP_LODS: case OP_CMPS: case OP_SCAS:
+    case OP_PUSHF: case OP_POPF: case OP_CLI: case OP_STI: case OP_STAC: case OP_CLAC:
+    case OP_IN: case OP_OUT: case OP_RDMSR: case OP_WRMSR: case OP_RDTSC: case OP_RDTSCP:
+    case OP_MOV_FROM_CR: case OP_MOV_TO_CR: case OP_MOV_FROM_DR: case OP_MOV_TO_DR: case OP_CLTS:
+    case OP_INVLPG: case OP_INVPCID: case OP_MOV_TO_SEG: case OP_SWAPGS: case OP_XGETBV:
+    case OP_RDFSBASE: case OP_RDGSBASE: case OP_WRFSBASE: case OP_WRGSBASE:
+    case OP_FAULT_NM: case OP_INVALID: case OP_UD:
+        return true;
+    default:
+        return false;
+    }
+}
+
+uint8_t bt_light_kind(const struct insn *in, bool legacy)
+{
+    return (has_short_cut(in, legacy) ? LIGHT_SHORT_CUT : 0) |
+           (leaves_kept_registers(in, legacy) ? LIGHT_RULES : 0);
 }
 
 /* Host address of [gva, gva + bytes), all on one page of plain RAM; NULL if it is not that easy. */
@@ -146,7 +179,7 @@ static bool system_call(struct vcpu *v, const struct callout *c)
     return true;
 }
 
-static bool light(struct vcpu *v, const struct callout *c)
+static bool short_cut(struct vcpu *v, const struct callout *c)
 {
     struct engine_vcpu *ev = v->engine;
     struct bt_engine *bt = ev->bt;
@@ -182,8 +215,12 @@ static bool light(struct vcpu *v, const struct callout *c)
 uint64_t bt_light_callout(struct vcpu *v, struct callout *c)
 {
     enum host_cause was = host_time_switch(v, HOST_CALLOUT);
-    bool done = light(v, c);
+    enum light_result r = LIGHT_DECLINED;
 
+    if ((c->light & LIGHT_SHORT_CUT) && short_cut(v, c))
+        r = LIGHT_RESUME;
+    else if ((c->light & LIGHT_RULES) && !v->engine->bt->cfg.trace_mask) /* traces show registers */
+        r = bt_callout_light(v, c) ? LIGHT_LEAVE : LIGHT_RESUME;
     host_time_switch(v, was);
-    return done;
+    return r;
 }

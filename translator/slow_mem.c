@@ -350,9 +350,11 @@ static uint64_t commit(struct vcpu *v, struct mem_site *s)
 uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
 {
     enum host_cause was = host_time_switch(v, HOST_MEMORY);
-    uint64_t leave = prepare(v, s);
+    uint64_t to = prepare(v, s);
+    if (!to && !(s->tb->key & KEY_ONE_INSN))
+        to = bt_deliver_fault(v);
     host_time_switch(v, was);
-    return leave;
+    return to;
 }
 
 uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s)

@@ -111,6 +111,8 @@ static void emit_light(struct bt_engine *bt, struct emitter *e, uint64_t leave)
     call_c(e, (uintptr_t)bt_light_callout);
     e_bytes(e, (const uint8_t[]){0x85, 0xc0}, 2); /* test eax, eax */
     uint8_t *declined = e_jcc_fwd(e, CC_E);
+    e_bytes(e, (const uint8_t[]){0x83, 0xf8, LIGHT_LEAVE}, 3); /* cmp eax, LIGHT_LEAVE */
+    uint8_t *go = e_jcc_fwd(e, CC_E);
 
     bt->light_resume = (uint32_t)emit_here(e);
     e_bytes(e, (const uint8_t[]){0x65, 0x83, 0x3c, 0x25}, 4); /* cmp dword gs:[exit_request], 0 */
@@ -141,6 +143,11 @@ static void emit_light(struct bt_engine *bt, struct emitter *e, uint64_t leave)
     call_c(e, (uintptr_t)bt_callout);
     e_bytes(e, (const uint8_t[]){0x85, 0xc0}, 2); /* test eax, eax */
     e_jcc(e, CC_E, bt->stub_resume);
+    e_jmp(e, leave);
+
+    e_fix_here(e, go);
+    for (unsigned i = 0; i < sizeof kept; i++)
+        e_store_gs(e, GPR_OFF(kept[i]), kept[i]);
     e_jmp(e, leave);
 }
 

@@ -351,8 +351,11 @@ static void emit_callout(struct xlate *x, const struct insn *in, bool resume)
     c->rip = x->cur_rip;
     c->tb = x->tb;
     e_mov_imm(e, R10, (uintptr_t)c);
-    bool light = !(x->key & KEY_ONE_INSN) && bt_has_light_callout(in, is_legacy(x));
-    e_jmp(e, light ? x->bt->stub_light : x->bt->stub_callout);
+    c->light = x->key & KEY_ONE_INSN ? 0 : bt_light_kind(in, is_legacy(x));
+    for (unsigned r = 0; c->light && r < 16; r++)
+        if (in->gpr_read & BT_LIGHT_KEPT & (1u << r))
+            e_store_gs(e, GPR_OFF(r), r);
+    e_jmp(e, c->light ? x->bt->stub_light : x->bt->stub_callout);
     c->resume = resume ? (uint32_t)emit_here(e) : 0;
 }
 

@@ -73,8 +73,15 @@ static uint8_t fx_get_cr8(struct platform *p, struct vcpu *v)
     return 0;
 }
 static const struct platform_ops fx_ops = {
-    fx_pio_read, fx_pio_write, fx_mmio_read, fx_mmio_write, fx_intr_ack,
-    fx_apic_read, fx_apic_write, fx_set_cr8, fx_get_cr8,
+    .pio_read = fx_pio_read,
+    .pio_write = fx_pio_write,
+    .mmio_read = fx_mmio_read,
+    .mmio_write = fx_mmio_write,
+    .intr_ack = fx_intr_ack,
+    .apic_read_msr = fx_apic_read,
+    .apic_write_msr = fx_apic_write,
+    .set_cr8 = fx_set_cr8,
+    .get_cr8 = fx_get_cr8,
 };
 
 static inline void fx_write(struct bt_fixture *f, uint64_t gpa, const void *data, uint64_t len)

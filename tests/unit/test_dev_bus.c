@@ -122,8 +122,8 @@ static void mem_write(void *opaque, uint64_t offset, unsigned size, uint64_t val
         m[offset + i] = (uint8_t)(value >> (8 * i));
 }
 
-static const struct io_ops narrow = {mem_read, mem_write, 1};
-static const struct io_ops wide = {mem_read, mem_write, 4};
+static const struct io_ops narrow = {.read = mem_read, .write = mem_write, .max_size = 1};
+static const struct io_ops wide = {.read = mem_read, .write = mem_write, .max_size = 4};
 
 Test(bus, overlap_and_bad_ranges_are_refused)
 {
@@ -169,7 +169,8 @@ static void write_remove(void *opaque, uint64_t offset, unsigned size, uint64_t 
 
 Test(bus, a_handler_may_remove_its_region)
 {
-    static const struct io_ops vanishing = {mem_read, write_remove, 1};
+    static const struct io_ops vanishing = {
+        .read = mem_read, .write = write_remove, .max_size = 1};
     struct io_bus bus = {0};
 
     own_bus = &bus;
@@ -214,4 +215,72 @@ Test(bus, splits_wide_and_straddling_accesses)
     /* The end of the last region: half is there. */
     mem[1][15] = 0x5a;
     cr_assert_eq(io_bus_read(&bus, 0x11f, 2), 0xff5a);
+}
+
+/* -- Light accesses
+ * -------------------------------------------------------------------------------- */
+
+/* Even offsets only. */
+static bool mem_read_light(void *opaque, uint64_t offset, unsigned size, uint64_t *value)
+{
+    if (offset & 1)
+        return false;
+    *value = mem_read(opaque, offset, size);
+    return true;
+}
+
+static bool mem_write_light(void *opaque, uint64_t offset, unsigned size, uint64_t value)
+{
+    if (offset & 1)
+        return false;
+    mem_write(opaque, offset, size, value);
+    return true;
+}
+
+static const struct io_ops light = {.read = mem_read,
+                                    .write = mem_write,
+                                    .max_size = 4,
+                                    .read_light = mem_read_light,
+                                    .write_light = mem_write_light};
+
+Test(bus, light_accesses_do_the_same_or_decline)
+{
+    static const unsigned sizes[] = {1, 2, 4};
+    struct io_bus bus = {0};
+    uint64_t value;
+    unsigned done = 0;
+
+    io_bus_add(&bus, 0x100, 16, &light, mem[0]);
+    io_bus_add(&bus, 0x110, 16, &wide, mem[1]); /* has no light accesses */
+    io_bus_add(&bus, 0x130, 8, &light, mem[0]);
+    for (unsigned i = 0; i < 16; i++)
+        mem[0][i] = (uint8_t)(i * 17 + 1);
+    for (unsigned s = 0; s < 3; s++)
+        for (unsigned addr = 0xf8; addr < 0x140; addr++)
+            if (io_bus_read_light(&bus, addr, sizes[s], &value)) {
+                cr_assert_eq(value, io_bus_read(&bus, addr, sizes[s]), "%#x size %u", addr,
+                             sizes[s]);
+                done++;
+            }
+    cr_assert_eq(done, /* bytes */ 8 + 8 + 16 + 4 + 8 + /* words */ 7 + 8 + 15 + 4 + 8 +
+                           /* double words */ 5 + 7 + 13 + 3 + 8);
+    cr_assert(io_bus_write_light(&bus, 0x102, 2, 0xffff1234));
+    cr_assert_eq(mem[0][2], 0x34);
+    cr_assert_eq(mem[0][3], 0x12);
+    cr_assert_eq(mem[0][4], 4 * 17 + 1);
+    cr_assert_not(io_bus_write_light(&bus, 0x103, 1, 0));
+    cr_assert_not(io_bus_write_light(&bus, 0x10e, 4, 0));
+    cr_assert_not(io_bus_write_light(&bus, 0x112, 1, 0));
+    cr_assert(io_bus_write_light(&bus, 0x120, 4, 0));
+    cr_assert_not(io_bus_write_light(&bus, 0x12e, 4, 0));
+    /* The region that was hit last goes away. */
+    cr_assert(io_bus_read_light(&bus, 0x132, 1, &value));
+    io_bus_remove(&bus, 0x130);
+    cr_assert(io_bus_read_light(&bus, 0x132, 1, &value));
+    cr_assert_eq(value, 0xff);
+    cr_assert(io_bus_read_light(&bus, 0x102, 1, &value));
+    cr_assert_eq(value, 0x34);
+    io_bus_destroy(&bus);
+    cr_assert(io_bus_read_light(&bus, 0x102, 4, &value));
+    cr_assert_eq(value, 0xffffffffu);
 }

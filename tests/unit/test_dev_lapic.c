@@ -1,6 +1,10 @@
 /* Local APIC and I/O APIC. */
 #include "dev_fixture.h"
 
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
 #include "devices/ioapic.h"
 #include "devices/irq_router.h"
 #include "devices/lapic.h"
@@ -649,5 +653,148 @@ Test(ioapic, random_accesses, .init = setup)
         case 7:
             lapic_acknowledge(L);
         }
+    }
+}
+
+/* -- Light accesses
+ * -------------------------------------------------------------------------------- */
+
+/* All that an access can change, without the pointers and the timer's links. */
+struct image {
+    uint8_t first[offsetof(struct lapic, timer) - offsetof(struct lapic, base)];
+    uint8_t second[sizeof(struct lapic) - offsetof(struct lapic, initial_count)];
+    bool intr, armed;
+    uint64_t deadline;
+};
+
+static struct image image_of(const struct cpu *c)
+{
+    struct image im;
+
+    memset(&im, 0, sizeof(im));
+    memcpy(im.first, &c->lapic.base, sizeof(im.first));
+    memcpy(im.second, &c->lapic.initial_count, sizeof(im.second));
+    im.intr = c->intr;
+    im.armed = c->lapic.timer.armed;
+    im.deadline = im.armed ? c->lapic.timer.deadline : 0;
+    return im;
+}
+
+/*
+ * Two machines of `cpus` processors get the same accesses, one of them by the light functions where
+ * they do not decline: registers, values and interrupts are the same all the time, and what is
+ * declined has changed nothing.
+ */
+static void compare_light(unsigned cpus, bool x2, unsigned seed)
+{
+    struct fake_clock clock[2];
+    struct apic_bus buses[2] = {0};
+    struct ioapic ios[2];
+    struct cpu c[2][2];
+    unsigned light = 0, declined = 0;
+    static const uint16_t often[] = {0x80, 0xb0, 0x300, 0x310, 0x3f0, 0x80, 0xb0, 0x300};
+
+    memset(c, 0, sizeof(c));
+    for (unsigned m = 0; m < 2; m++) {
+        fake_clock_init(&clock[m]);
+        for (unsigned i = 0; i < cpus; i++) {
+            struct lapic_config cfg = {.id = i, .bsp = i == 0, .bus_hz = BUS_HZ, .tsc_hz = TSC_HZ,
+                                       .phys_bits = 46, .cpu = &ops, .cpu_opaque = &c[m][i]};
+            lapic_init(&c[m][i].lapic, &cfg, &buses[m], &clock[m].timers);
+            lapic_mmio_write(&c[m][i].lapic, LAPIC_DEFAULT_BASE + 0xf0, 4, 0x1ff);
+            if (x2)
+                cr_assert(to_x2apic(&c[m][i].lapic));
+        }
+        ioapic_init(&ios[m], &buses[m]);
+    }
+    srand(seed);
+    for (unsigned step = 0; step < 60000; step++) {
+        unsigned what = (unsigned)rand() % 16, reg = (unsigned)rand() % 64 * 16;
+        uint64_t value = (uint64_t)(unsigned)rand() << (rand() & 1 ? 0 : 20);
+        uint64_t got[2] = {0, 0};
+        int err[2] = {0, 0};
+        bool done = false, pending = false;
+
+        if (what < 12 && (rand() & 1))
+            reg = often[(unsigned)rand() % 8];
+        if (rand() & 1)
+            value &= 0xff;
+        if (reg == 0x300 && (rand() & 3)) /* fixed, to oneself or to where ICR2 says */
+            value = (value & 0xff) | (rand() & 1 ? 0x40000 : 0);
+        if (reg == 0xb0)
+            value = rand() & 7 ? 0 : value;
+        if (reg == 0xf0)
+            value |= 0x100;
+        struct image before = image_of(&c[1][0]);
+        for (unsigned m = 0; m < 2; m++) {
+            struct lapic *l = &c[m][0].lapic;
+            struct apic_message msg = {.dest = 0, .vector = (uint8_t)value,
+                                       .level_triggered = value >> 8 & 1};
+            switch (what) {
+            case 0: case 1: case 2:
+                if (x2) {
+                    done = m && lapic_read_msr_light(l, 0x800 + reg / 16, &got[m]);
+                    err[m] = done ? 0 : lapic_read_msr(l, 0x800 + reg / 16, &got[m]);
+                } else {
+                    done = m && lapic_mmio_read_light(l, LAPIC_DEFAULT_BASE + reg, 4, &got[m]);
+                    if (!done)
+                        got[m] = lapic_mmio_read(l, LAPIC_DEFAULT_BASE + reg, 4);
+                }
+                break;
+            case 3: case 4: case 5: case 6: case 7: case 8: case 9:
+                if (x2)
+                    done = m && lapic_write_msr_light(l, 0x800 + reg / 16, value, &pending);
+                else
+                    done = m && lapic_mmio_write_light(l, LAPIC_DEFAULT_BASE + reg, 4, value, &pending);
+                if (done) {
+                    c[m][0].intr = pending;
+                    break;
+                }
+                if (m) {
+                    struct image after = image_of(&c[1][0]);
+                    cr_assert_arr_eq(&before, &after, sizeof(after), "declined %#x", reg);
+                }
+                if (x2)
+                    err[m] = lapic_write_msr(l, 0x800 + reg / 16, value);
+                else
+                    lapic_mmio_write(l, LAPIC_DEFAULT_BASE + reg, 4, value);
+                break;
+            case 10:
+                if (m)
+                    c[m][0].intr = lapic_set_cr8_light(l, value & 15);
+                else
+                    lapic_set_cr8(l, value & 15);
+                break;
+            case 11: case 12: case 13:
+                got[m] = (uint64_t)lapic_acknowledge(l);
+                break;
+            case 14:
+                apic_bus_send(&buses[m], &msg);
+                break;
+            default:
+                fake_clock_advance(&clock[m], 1000);
+            }
+        }
+        light += done;
+        declined += what < 10 && !done;
+        cr_assert_eq(got[0], got[1], "step %u: %u, register %#x", step, what, reg);
+        cr_assert_eq(err[0], err[1], "step %u: %u, register %#x", step, what, reg);
+        for (unsigned i = 0; i < cpus; i++) {
+            struct image a = image_of(&c[0][i]), b = image_of(&c[1][i]);
+            cr_assert_arr_eq(&a, &b, sizeof(a), "step %u: %u, register %#x, value %#llx", step,
+                             what, reg, (unsigned long long)value);
+        }
+    }
+    cr_assert_gt(light, 5000, "%u", light);
+    cr_assert_gt(declined, 1000);
+}
+
+Test(lapic, light_accesses_do_the_same)
+{
+    for (unsigned seed = 1; seed < 4; seed++) {
+        compare_light(1, false, seed);
+        compare_light(1, true, seed);
+        compare_light(2, false, seed);
+        compare_light(2, true, seed);
     }
 }

@@ -56,7 +56,7 @@ static void byte_write(void *opaque, uint64_t offset, unsigned size, uint64_t va
     ((uint8_t *)opaque)[offset] = (uint8_t)value;
 }
 
-static const struct io_ops byte_ops = {byte_read, byte_write, 1};
+static const struct io_ops byte_ops = {.read = byte_read, .write = byte_write, .max_size = 1};
 
 static int bar_mapped(void *opaque, unsigned bar, uint64_t address)
 {

@@ -268,3 +268,34 @@ Test(serial, works_without_a_backend)
     cr_assert_eq(rd(UART_LSR), UART_LSR_THRE | UART_LSR_TEMT);
     serial_destroy(&s);
 }
+
+/* -- Light accesses
+ * -------------------------------------------------------------------------------- */
+
+Test(serial, light_reads_show_the_same_and_change_nothing)
+{
+    static const uint8_t input[] = "a";
+    uint64_t value;
+
+    setup();
+    for (unsigned step = 0; step < 8; step++) {
+        struct serial before = s;
+        for (unsigned reg = 0; reg < 8; reg++)
+            if (serial_io_ops.read_light(&s, reg, 1, &value)) {
+                cr_assert_eq(memcmp(&before, &s, sizeof(s)), 0, "register %u", reg);
+                cr_assert_eq(rd(reg), value, "step %u, register %u", step, reg);
+                cr_assert_eq(memcmp(&before, &s, sizeof(s)), 0, "reading register %u", reg);
+            }
+        cr_assert_eq(serial_io_ops.read_light(&s, UART_LSR, 1, &value), step < 2 || step > 5);
+        if (step == 1) {
+            chardev_receive(&b.c, input, 1);
+        } else if (step == 3) {
+            wr(UART_LCR, UART_LCR_DLAB | UART_LCR_WLEN8);
+        } else if (step == 4) {
+            wr(UART_LCR, UART_LCR_WLEN8);
+            wr(UART_SCR, 0x5a);
+        } else if (step == 5) {
+            rd(UART_RX);
+        }
+    }
+}

@@ -585,7 +585,7 @@ Test(machine, e820)
 /* -- Event loop
  * ------------------------------------------------------------------------------------ */
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct light_lock lock;
 static struct event_loop *loop;
 static struct vm_timer timer;
 static _Atomic unsigned fired;
@@ -616,15 +616,15 @@ Test(event_loop, periodic_timer_keeps_its_phase, .timeout = 100)
 
     cr_assert_eq(event_loop_create(&loop, &lock), 0);
     cr_assert_eq(event_loop_start(loop), 0);
-    pthread_mutex_lock(&lock);
+    light_lock_take(&lock);
     vm_timer_init(&timer, event_loop_timers(loop), on_timer, NULL);
     start = now_ns(CLOCK_MONOTONIC) + 1000000;
     vm_timer_set(&timer, start);
-    pthread_mutex_unlock(&lock);
+    light_lock_release(&lock);
     wait_for(50);
-    pthread_mutex_lock(&lock);
+    light_lock_take(&lock);
     end = timer.deadline;
-    pthread_mutex_unlock(&lock);
+    light_lock_release(&lock);
     cr_assert_eq(end, start + 49 * 1000000ull);
     event_loop_destroy(loop);
 }
@@ -650,18 +650,18 @@ Test(event_loop, fds, .timeout = 100)
     cr_assert_eq(pipe(p), 0);
     cr_assert_eq(event_loop_create(&loop, &lock), 0);
     cr_assert_eq(event_loop_start(loop), 0);
-    pthread_mutex_lock(&lock);
+    light_lock_take(&lock);
     cr_assert_eq(event_loop_add_fd(loop, p[0], 0, on_pipe, &p[0], &pipe_event), 0);
     file = open("/proc/self/exe", O_RDONLY);
     cr_assert_eq(event_loop_add_fd(loop, file, EPOLLIN, on_pipe, NULL, &f), -EPERM);
     close(file);
-    pthread_mutex_unlock(&lock);
+    light_lock_release(&lock);
     cr_assert_eq(write(p[1], "hi", 2), 2);
     usleep(20000);
     cr_assert_eq(fired, 0);
-    pthread_mutex_lock(&lock);
+    light_lock_take(&lock);
     event_loop_set_events(loop, pipe_event, EPOLLIN);
-    pthread_mutex_unlock(&lock);
+    light_lock_release(&lock);
     wait_for(1);
     cr_assert_str_eq(got, "hi");
     close(p[1]);
@@ -682,14 +682,14 @@ Test(event_loop, add_and_remove_race, .timeout = 60)
 
         cr_assert_eq(pipe(p), 0);
         cr_assert_eq(write(p[1], "x", 1), 1);
-        pthread_mutex_lock(&lock);
+        light_lock_take(&lock);
         cr_assert_eq(event_loop_add_fd(loop, p[0], EPOLLIN, on_pipe, &p[0], &f), 0);
-        pthread_mutex_unlock(&lock);
+        light_lock_release(&lock);
         if (i & 1)
             sched_yield();
-        pthread_mutex_lock(&lock);
+        light_lock_take(&lock);
         event_loop_remove_fd(loop, f);
-        pthread_mutex_unlock(&lock);
+        light_lock_release(&lock);
         close(p[0]);
         close(p[1]);
     }
