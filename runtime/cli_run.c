@@ -582,6 +582,11 @@ static int start_frontends(struct frontends *f, const struct options *o, struct 
 
     *f = (struct frontends){0};
     code = display_create(&f->display, m, &o->display, err, sizeof(err));
+    if (!code && display_unprotected(&o->display))
+        cli_say("warning: --display vnc listens beyond this machine without a password: whoever "
+                "reaches port %u sees and controls the guest; set one with ,password-file=FILE, or "
+                "listen on 127.0.0.1 and come in through an SSH tunnel",
+                o->display.port);
     if (!code && o->monitor)
         code = monitor_create(&f->monitor, m, o->monitor, err, sizeof(err));
     if (!code)

@@ -115,6 +115,12 @@ int display_parse(struct display_options *out, const char *text, char *err, size
     return 0;
 }
 
+bool display_unprotected(const struct display_options *o)
+{
+    return o->kind == DISPLAY_VNC && !o->password_file[0] &&
+           o->address >> 24 != INADDR_LOOPBACK >> 24;
+}
+
 /* -- Input ------------------------------------------------------------------------------------- */
 
 void display_key(struct display *d, unsigned key, bool down)

@@ -9,6 +9,7 @@
 #ifndef RINGSHIFT_RUNTIME_DISPLAY_H
 #define RINGSHIFT_RUNTIME_DISPLAY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stddef.h>
 
@@ -26,6 +27,9 @@ struct display_options {
 
 /* none | vnc[=ADDRESS:PORT][,password-file=FILE] | sdl.  0, or -EINVAL with one sentence in err. */
 int display_parse(struct display_options *out, const char *text, char *err, size_t errlen);
+
+/* A VNC server that other machines reach and that asks for no password: whoever runs it should know. */
+bool display_unprotected(const struct display_options *o);
 
 /* Opens the window, or listens; for DISPLAY_NONE, *out is NULL.  Before machine_run(), and the
  * machine has a screen.  0, or a negative errno with one sentence in err (-ENOTSUP: this build or

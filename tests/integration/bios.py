@@ -8,8 +8,8 @@ import tempfile
 from run import Guest, Skip, check, firmware_command, test
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PARTS = ["memory", "timer", "interrupts", "self_modifying", "a20", "unreal", "strings", "disk",
-         "graphics", "planar", "text", "vbe"]
+PARTS = ["memory", "timer", "interrupts", "self_modifying", "a20", "a20_port92", "a20_keyboard",
+         "a20_wraparound", "unreal", "a20_all_of_memory", "strings", "disk", "graphics", "planar", "text", "vbe"]
 
 
 def assemble(folder):

@@ -8,7 +8,7 @@
  */
     .code16
     .text
-    .set SECTORS, 15
+    .set SECTORS, 17
     .globl _start
 _start:
     cli
@@ -164,24 +164,130 @@ program:
     cmpw $(1000 / 256 * 32640 + (1000 % 256) * (1000 % 256 + 1) / 2) & 0xffff, %dx
     UNLESS je
 
-    PART a20                            /* by the BIOS, then by port 92h */
+    PART a20                            /* the BIOS' services: query, close, state, open, state */
+    movw $0x2403, %ax
+    int $0x15
+    jc 1f
+    testb %ah, %ah
+    jnz 1f
+    testb $3, %bl                       /* by the keyboard controller, by port 92h */
+    jz 1f
+    movw $0x2400, %ax
+    int $0x15
+    jc 1f
+    call a20_open
+    je 1f
+    movw $0x2402, %ax
+    int $0x15
+    jc 1f
+    testw %ax, %ax                      /* AH: success, AL: closed */
+    jnz 1f
     movw $0x2401, %ax
     int $0x15
-    movw $0xffff, %ax
-    movw %ax, %fs
-    movb $0x11, buffer
-    movb $0x22, %fs:buffer + 16
-    cmpb $0x11, buffer
+    jc 1f
+    call a20_open
     jne 1f
+    movw $0x2402, %ax
+    int $0x15
+    jc 1f
+    cmpw $1, %ax
+1:  UNLESS je
+
+    PART a20_port92
     inb $0x92, %al
+    movb %al, %bl                       /* open */
     andb $0xfc, %al
     outb %al, $0x92
-    movb %fs:buffer + 16, %bl           /* wraps */
+    call a20_open
+    je 1f
+    inb $0x92, %al
+    movb %al, %bh
     orb $2, %al
     outb %al, $0x92
-    movb %fs:buffer + 16, %bh
-    cmpw $0x2211, %bx
+    call a20_open
+    jne 1f
+    andw $0x0202, %bx
+    cmpw $0x0002, %bx
 1:  UNLESS je
+
+    PART a20_keyboard                   /* its output port, read back; and the commands of its own */
+    cli
+    movb $0xdd, %al
+    call kbc_output
+    call a20_open
+    je 1f
+    call kbc_output_bit
+    jnz 1f
+    inb $0x92, %al                      /* one gate here, whoever moved it (PIIX would OR the two) */
+    testb $2, %al
+    jnz 1f
+    movb $0xdf, %al
+    call kbc_output
+    call a20_open
+    jne 1f
+    call kbc_output_bit
+    jz 1f
+    call kbc_ready
+    movb $0xdd, %al
+    outb %al, $0x64
+    call kbc_ready
+    call a20_open
+    je 1f
+    inb $0x92, %al                      /* closed by one, opened by the other */
+    orb $2, %al
+    andb $0xfe, %al
+    outb %al, $0x92
+    call a20_open
+    jne 1f
+    call kbc_ready
+    movb $0xdf, %al
+    outb %al, $0x64
+    call kbc_ready
+    call a20_open
+1:  sti
+    UNLESS je
+
+    PART a20_wraparound                 /* closed, code and strings beyond 1 MiB are those at 0 */
+    cli
+    movw $0xffff, %ax
+    movw %ax, %fs
+    movw %ax, %es
+    movw $a20_sub, %si                  /* another routine where it is when the gate is open */
+    movl $0xcb02b490, %fs:a20_sub + 16  /* nop; movb $2, %ah; lretw */
+    xorl %ebx, %ebx
+    movw $40, %cx                       /* often enough to be worth more than a first look */
+2:  movw $0x2400, %ax
+    int $0x15
+    lcallw $0xffff, $a20_sub + 16
+    movzbw %ah, %ax
+    addw %ax, %bx
+    movw $0x2401, %ax
+    int $0x15
+    lcallw $0xffff, $a20_sub + 16
+    movb %ah, %al
+    xorb %ah, %ah
+    shlw $8, %ax
+    addw %ax, %bx
+    loop 2b
+    cmpw $40 * 2 * 256 + 40 * 1, %bx
+    jne 1f
+    movw $0x2400, %ax
+    int $0x15
+    movw $0, %si                        /* the vector table, from its other address */
+    movw $16, %di
+    movw $1024, %cx
+    repe cmpsb
+    jne 3f
+    movw %es:0xf, %ax                   /* a word that lies across */
+    cmpb 0, %ah
+3:  pushfw
+    movw $0x2401, %ax
+    int $0x15
+    popfw
+1:  sti
+    UNLESS je
+    xorw %ax, %ax
+    movw %ax, %es
 
     PART unreal                         /* 4 GiB limits in real mode; they survive interrupts */
     cli
@@ -203,6 +309,29 @@ program:
     movl $0x200000, %edi
     cmpl $0x12345678, %fs:(%edi)
     UNLESS je
+
+    PART a20_all_of_memory              /* bit 20 of every address, not only the first one's */
+    cli
+    movl $0x200000, %edi
+    movl $0x11111111, %fs:(%edi)
+    addl $0x100000, %edi
+    movl $0x22222222, %fs:(%edi)
+    movw $0x2400, %ax
+    int $0x15
+    movl %fs:(%edi), %eax
+    movl $0x33333333, %fs:4(%edi)
+    pushl %eax
+    movw $0x2401, %ax
+    int $0x15
+    popl %eax
+    sti
+    cmpl $0x11111111, %eax
+    jne 1f
+    cmpl $0x22222222, %fs:(%edi)
+    jne 1f
+    subl $0x100000, %edi
+    cmpl $0x33333333, %fs:4(%edi)
+1:  UNLESS je
 
     PART strings                        /* 64 KiB copied with wrapping offsets */
     movw $0x2000, %ax
@@ -317,6 +446,50 @@ program:
 
     jmp end
 
+/* ZF if the A20 gate is open. */
+a20_open:
+    pushw %ax
+    movw $0xffff, %ax
+    movw %ax, %fs
+    movb $0x11, buffer
+    movb $0x22, %fs:buffer + 16
+    cmpb $0x11, buffer
+    popw %ax
+    ret
+/* What the BIOS' A20 test calls at FFFF:a20_sub + 10H. */
+a20_sub:
+    nop
+    movb $1, %ah
+    lretw
+/* The keyboard controller has taken what it was sent. */
+kbc_ready:
+    pushw %ax
+1:  inb $0x64, %al
+    testb $2, %al
+    jnz 1b
+    popw %ax
+    ret
+/* AL to its output port. */
+kbc_output:
+    call kbc_ready
+    pushw %ax
+    movb $0xd1, %al
+    outb %al, $0x64
+    popw %ax
+    call kbc_ready
+    outb %al, $0x60
+    jmp kbc_ready
+/* ZF if bit 1 of its output port is 0. */
+kbc_output_bit:
+    call kbc_ready
+    movb $0xd0, %al
+    outb %al, $0x64
+1:  inb $0x64, %al
+    testb $1, %al
+    jz 1b
+    inb $0x60, %al
+    testb $2, %al
+    ret
 timer:
     incw %cs:ticks
     ljmpw *%cs:old_timer

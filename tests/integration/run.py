@@ -1971,6 +1971,37 @@ def display_vnc_password():
 
 
 @test
+def display_vnc_exposed():
+    """Listening beyond this machine without a password is said; the default is loopback."""
+    with tempfile.NamedTemporaryFile("w") as f:
+        f.write("Secret_1\n")
+        f.flush()
+        for address, options, warned in (("0.0.0.0", "", True), ("127.0.0.1", "", False),
+                                         ("127.1.2.3", "", False), ("localhost", "", False),
+                                         ("0.0.0.0", f",password-file={f.name}", False)):
+            port = free_port()
+            s = Screen("plain", "--display", f"vnc={address}:{port}{options}",
+                       kernel="cloud/vmlinuz")
+            s.ctl("quit")
+            s.guest.wait(0, 30)
+            said = s.guest.stderr()
+            check(("warning: --display vnc" in said) == warned, f"{address}{options}: {said!r}")
+            check(not warned or f"port {port}" in said, f"which port? {said!r}")
+    with socket.socket() as free:  # port 5900 may be another's
+        try:
+            free.bind(("127.0.0.1", 5900))
+        except OSError:
+            return "5900 is taken: the default was not looked at"
+    s = Screen("plain", "--display", "vnc", kernel="cloud/vmlinuz")
+    with open("/proc/net/tcp") as f:
+        listening = [line.split()[1] for line in f if line.split()[3] == "0A"]
+    check("0100007F:170C" in listening, f"not on 127.0.0.1:5900: {listening}")
+    s.ctl("quit")
+    s.guest.wait(0, 30)
+    check("warning" not in s.guest.stderr(), "a warning about loopback")
+
+
+@test
 def display_vnc_hostile():
     """Viewers that send garbage or stop in the middle neither stop the guest nor other viewers."""
     port = free_port()

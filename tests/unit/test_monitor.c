@@ -250,10 +250,18 @@ Test(display_options, parse)
     cr_assert_eq(display_parse(&o, "vnc", err, sizeof(err)), 0);
     cr_assert_eq(o.address, 0x7f000001);
     cr_assert_eq(o.port, 5900);
+    cr_assert_not(display_unprotected(&o));
     cr_assert_eq(display_parse(&o, "vnc=0.0.0.0:5901,password-file=/a,b", err, sizeof(err)), 0);
     cr_assert_eq(o.address, 0);
     cr_assert_eq(o.port, 5901);
     cr_assert_str_eq(o.password_file, "/a,b");
+    cr_assert_not(display_unprotected(&o));
+    cr_assert_eq(display_parse(&o, "vnc=0.0.0.0:5901", err, sizeof(err)), 0);
+    cr_assert(display_unprotected(&o));
+    cr_assert_eq(display_parse(&o, "vnc=127.9.9.9:5901", err, sizeof(err)), 0);
+    cr_assert_not(display_unprotected(&o));
+    cr_assert_eq(display_parse(&o, "sdl", err, sizeof(err)), 0);
+    cr_assert_not(display_unprotected(&o));
     cr_assert_eq(display_parse(&o, "vnc=localhost:5901", err, sizeof(err)), 0);
     cr_assert_eq(o.address, 0x7f000001);
 }
