@@ -435,8 +435,12 @@ enum cpu_result cpu_take_events(struct vcpu *v)
         return cpu_deliver_interrupt(v, EXC_NMI);
     }
     if ((events & EV_INTR) && (v->rflags & FL_IF)) {
-        vcpu_fp_save(v);
-        int vector = v->platform->ops->intr_ack(v->platform, v);
+        const struct platform_ops *ops = v->platform->ops;
+        int vector;
+        if (!ops->intr_ack_light || !ops->intr_ack_light(v->platform, v, &vector)) {
+            vcpu_fp_save(v);
+            vector = ops->intr_ack(v->platform, v);
+        }
         if (vector >= 0) {
             v->halted = false;
             return cpu_deliver_interrupt(v, vector);

@@ -53,6 +53,7 @@ struct platform_ops {
     bool (*apic_read_msr_light)(struct platform *p, struct vcpu *v, uint32_t msr, uint64_t *value);
     bool (*apic_write_msr_light)(struct platform *p, struct vcpu *v, uint32_t msr, uint64_t value);
     bool (*set_cr8_light)(struct platform *p, struct vcpu *v, uint8_t tpr_class);
+    bool (*intr_ack_light)(struct platform *p, struct vcpu *v, int *vector);
 };
 
 struct platform {

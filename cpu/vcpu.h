@@ -147,6 +147,18 @@ struct soft_tlb_map {
 };
 
 /*
+ * Translations of device pages, which the soft TLB does not hold: mmu_translate() uses them, every
+ * flush drops them all.  The tag is the page's GVA with the MMIO_TLB_* bits of the access; no page has
+ * the tag ~0.
+ */
+struct mmio_tlb_entry {
+    uint64_t tag;
+    uint64_t gpa; /* of the page */
+};
+#define MMIO_TLB_SIZE 4u
+enum { MMIO_TLB_WRITE = 1, MMIO_TLB_USER = 2 };
+
+/*
  * Words of the binary translator that emitted code addresses relative to the GS base.  Owned by
  * translator/ (bt.h says how each is used); here only because there is one GS base.
  */
@@ -241,6 +253,7 @@ struct vcpu {
     /* -- Soft TLB: one for user mode, one for supervisor mode. ---------------------------------- */
     struct soft_tlb_entry stlb[2][STLB_SIZE] __attribute__((aligned(64)));
     struct soft_tlb_map stlb_map[2];
+    struct mmio_tlb_entry mmio_tlb[MMIO_TLB_SIZE];
 
     /* Binary translator: host entry points by the low 16 bits of the guest address, one table for
      * user and one for supervisor code, and the copy that awkward accesses work on. */

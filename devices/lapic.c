@@ -960,6 +960,17 @@ bool lapic_write_msr_light(struct lapic *l, uint32_t msr, uint64_t value, bool *
     return true;
 }
 
+bool lapic_acknowledge_light(struct lapic *l, int *vector, bool *pending)
+{
+    *vector = deliverable(l);
+    if (*vector < 0)
+        return false;
+    clear_bit(l->irr, (uint8_t)*vector);
+    set_bit(l->isr, (uint8_t)*vector);
+    *pending = update_light(l);
+    return true;
+}
+
 bool lapic_set_cr8_light(struct lapic *l, uint8_t value)
 {
     l->tpr = (uint8_t)(value << 4);

@@ -154,6 +154,8 @@ bool lapic_mmio_write_light(struct lapic *l, uint64_t gpa, unsigned size, uint64
                             bool *pending);
 bool lapic_read_msr_light(const struct lapic *l, uint32_t msr, uint64_t *value);
 bool lapic_write_msr_light(struct lapic *l, uint32_t msr, uint64_t value, bool *pending);
+/* False if there is nothing for lapic_acknowledge(), or it is the 8259's. */
+bool lapic_acknowledge_light(struct lapic *l, int *vector, bool *pending);
 /* Returns what would be *pending. */
 bool lapic_set_cr8_light(struct lapic *l, uint8_t value);
 

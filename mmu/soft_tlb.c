@@ -30,6 +30,24 @@ static void invalidate(struct vcpu *v, unsigned table, unsigned index)
     map->big[index / 64] &= keep;
 }
 
+/* -- Device pages ------------------------------------------------------------------------------ */
+
+static struct mmio_tlb_entry *mmio_slot(struct vcpu *v, uint64_t gva, bool user, bool write,
+                                        uint64_t *tag)
+{
+    *tag = (gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) | (user ? MMIO_TLB_USER : 0) |
+           (write ? MMIO_TLB_WRITE : 0);
+    return &v->mmio_tlb[(2 * (gva >> GUEST_PAGE_SHIFT) + write) & (MMIO_TLB_SIZE - 1)];
+}
+
+static void drop_mmio(struct vcpu *v)
+{
+    for (unsigned i = 0; i < MMIO_TLB_SIZE; i++)
+        v->mmio_tlb[i].tag = ~0ull;
+}
+
+/* -- RAM --------------------------------------------------------------------------------------- */
+
 static uint64_t page_mask(const struct soft_tlb_entry *e)
 {
     if (e->info & STLB_1G)
@@ -109,6 +127,13 @@ int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, voi
         return MMU_RAM;
     }
 
+    uint64_t tag;
+    struct mmio_tlb_entry *m = mmio_slot(v, gva, user, kind == MMU_WRITE, &tag);
+    bool plain = kind != MMU_EXEC && !(access & MMU_SYSTEM);
+    if (m->tag == tag && plain) {
+        *gpa = m->gpa + offset;
+        return MMU_MMIO;
+    }
     if (!mmu_canonical(gva)) {
         cpu_raise_code(v, stack ? EXC_SS : EXC_GP, 0);
         return -1;
@@ -117,8 +142,14 @@ int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, voi
         return -1;
     *gpa = x.gpa;
     unsigned flags = ram_page(v->ram, x.gpa);
-    if ((flags & RAM_PAGE_HOLE) || (kind == MMU_WRITE && (flags & RAM_PAGE_ROM)))
+    if ((flags & RAM_PAGE_HOLE) || (kind == MMU_WRITE && (flags & RAM_PAGE_ROM))) {
+        /* What a supervisor may do to a user's page changes with RFLAGS.AC, without a flush. */
+        if (plain && x.user == user) {
+            m->tag = tag;
+            m->gpa = x.gpa - offset;
+        }
         return MMU_MMIO;
+    }
     *host = v->ram->base + x.gpa;
     if (kind != MMU_EXEC)
         fill(v, user ? 0 : 1, gva, &x);
@@ -137,6 +168,7 @@ static void invalidate_set(struct vcpu *v, unsigned table, const uint64_t *which
 
 void mmu_stlb_init(struct vcpu *v)
 {
+    drop_mmio(v);
     for (unsigned table = 0; table < 2; table++) {
         for (unsigned index = 0; index < STLB_SIZE; index++) {
             invalidate(v, table, index);
@@ -148,6 +180,7 @@ void mmu_stlb_init(struct vcpu *v)
 
 void mmu_flush_all(struct vcpu *v)
 {
+    drop_mmio(v);
     for (unsigned table = 0; table < 2; table++) {
         invalidate_set(v, table, v->stlb_map[table].filled);
         v->stlb_map[table].big_filter[0] = v->stlb_map[table].big_filter[1] = 0;
@@ -157,6 +190,7 @@ void mmu_flush_all(struct vcpu *v)
 
 static void drop_nonglobal(struct vcpu *v)
 {
+    drop_mmio(v);
     for (unsigned table = 0; table < 2; table++) {
         struct soft_tlb_map *map = &v->stlb_map[table];
         uint64_t which[MAP_WORDS], big = 0;
@@ -214,6 +248,7 @@ void mmu_flush_page(struct vcpu *v, uint64_t gva)
         mmu_flush_all(v); /* pieces of big pages are not marked as such then */
         return;
     }
+    drop_mmio(v);
     for (unsigned table = 0; table < 2; table++) {
         if (v->stlb[table][index].rtag == page)
             invalidate(v, table, index);
@@ -246,6 +281,7 @@ void mmu_stlb_protect_gpa(struct vcpu *v, uint64_t gpa)
 
 void mmu_stlb_drop_gpa(struct vcpu *v, uint64_t gpa, uint64_t len)
 {
+    drop_mmio(v);
     for (unsigned table = 0; table < 2; table++)
         for (unsigned word = 0; word < MAP_WORDS; word++)
             for (uint64_t bits = v->stlb_map[table].filled[word]; bits; bits &= bits - 1) {

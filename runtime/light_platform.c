@@ -154,3 +154,20 @@ bool light_set_cr8(struct platform *p, struct vcpu *v, uint8_t tpr_class)
     leave(m, v, was);
     return true;
 }
+
+bool light_intr_ack(struct platform *p, struct vcpu *v, int *vector)
+{
+    struct light_platform *m = light_of(p);
+    enum host_cause was;
+    bool pending;
+
+    if (!enter(m, v, &was))
+        return false;
+    bool done = lapic_acknowledge_light(m->apic_bus.lapic[v->id], vector, &pending);
+    if (done) {
+        m->interrupts[v->id]++;
+        report(v, pending);
+    }
+    leave(m, v, was);
+    return done;
+}

@@ -19,6 +19,7 @@ struct light_platform {
     struct apic_bus apic_bus; /* the local APIC of vCPU n is number n                   */
     bool trace_io;            /* accesses are to be reported, which light code cannot   */
     uint64_t pio_accesses, mmio_accesses, lapic_accesses; /* for --stats                */
+    uint64_t interrupts[LAPIC_MAX];                       /* acknowledged by light code */
 };
 
 bool light_pio_read(struct platform *p, struct vcpu *v, uint16_t port, unsigned size,
@@ -32,5 +33,6 @@ bool light_mmio_write(struct platform *p, struct vcpu *v, uint64_t gpa, unsigned
 bool light_apic_read_msr(struct platform *p, struct vcpu *v, uint32_t msr, uint64_t *value);
 bool light_apic_write_msr(struct platform *p, struct vcpu *v, uint32_t msr, uint64_t value);
 bool light_set_cr8(struct platform *p, struct vcpu *v, uint8_t tpr_class);
+bool light_intr_ack(struct platform *p, struct vcpu *v, int *vector);
 
 #endif

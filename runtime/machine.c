@@ -540,6 +540,7 @@ static const struct platform_ops platform_ops = {
     .apic_read_msr_light = light_apic_read_msr,
     .apic_write_msr_light = light_apic_write_msr,
     .set_cr8_light = light_set_cr8,
+    .intr_ack_light = light_intr_ack,
 #endif
 };
 
@@ -1653,7 +1654,7 @@ void machine_print_stats(struct machine *m, FILE *out)
             m->light.mmio_accesses, m->light.lapic_accesses);
     for (unsigned i = 0; i < m->cfg.cpus; i++)
         fprintf(out, "vCPU %u: %" PRIu64 " interrupts, %" PRIu64 " halts\n", i,
-                m->cpu[i].interrupts, m->cpu[i].halts);
+                m->cpu[i].interrupts + m->light.interrupts[i], m->cpu[i].halts);
     print_host_time(m, out);
     m->engine->ops->print_stats(m->engine, out);
 }

@@ -149,7 +149,10 @@ struct mem_site {
                                of a window check: misses so far */
     uint64_t rip;
     struct tb *tb;
-    const struct insn *insn;
+    union {
+        const struct insn *insn; /* SITE_MASKED, SITE_BOUNCE */
+        int64_t imm;             /* STORE_IMM */
+    };
     uint32_t resume_bounce; /* R10 = HVA or bounce copy: the instruction's twin, then the commit */
     uint32_t resume_done;   /* after the commit */
     uint16_t size;
@@ -157,7 +160,10 @@ struct mem_site {
     uint8_t flags;          /* SITE_* */
     uint8_t seg;            /* SITE_SEG: enum seg                 */
     uint8_t index;          /* of the instruction in its block    */
+    uint8_t store;          /* STORE_*: C code can do all of it   */
+    uint8_t reg;            /* STORE_REG: the register            */
 };
+enum { STORE_NO, STORE_REG, STORE_IMM };
 enum {
     SITE_STACK = 1,   /* faults are #SS instead of #GP               */
     SITE_MASKED = 2,  /* faults of masked-off elements are suppressed */
@@ -419,7 +425,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
                            uint32_t key, struct tb *replace);
 
 /* slow_mem.c: called from stubs. They return the host address to resume at, or 0 to leave with
- * EXIT_FAULT. */
+ * bt.exit_reason, which is EXIT_FAULT unless they have set it. */
 uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s);
 uint64_t bt_mem_commit(struct vcpu *v, struct mem_site *s);
 uint64_t bt_resume_at(struct vcpu *v, uint64_t target);

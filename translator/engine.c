@@ -378,7 +378,8 @@ uint64_t bt_deliver_fault(struct vcpu *v)
         return v->bt.resume_target;
     split_flags(v);
     v->bt.r10 = bt_linear(v, v->rip);
-    return bt_resume_at(v, v->engine->bt->stub_lookup); /* which leaves to the dispatcher */
+    v->bt.exit_reason = EXIT_LOOKUP;
+    return 0;
 }
 
 static uint64_t callout(struct vcpu *v, struct callout *c, bool light)

@@ -174,6 +174,20 @@ static void to_stub(struct xlate *x, const void *arg, unsigned reg, uint32_t stu
     e_jmp(&x->e, stub);
 }
 
+/* MOV m, r and MOV m, imm: all that C code must know to do them, which it does for devices. */
+static void note_store(struct mem_site *site, const struct insn *in)
+{
+    if (in->enc != ENC_LEGACY || in->map != MAP_ONE || (in->flags & (INSN_HIGH8 | INSN_LOCK)))
+        return;
+    if (in->opcode == 0x88 || in->opcode == 0x89) {
+        site->store = STORE_REG;
+        site->reg = in->reg;
+    } else if (in->opcode == 0xc6 || in->opcode == 0xc7) {
+        site->store = STORE_IMM;
+        site->imm = in->imm;
+    }
+}
+
 void lower_access(struct xlate *x, const struct insn *in, struct access a, body_fn body)
 {
     struct emitter *e = &x->e;
@@ -199,6 +213,8 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
     }
     *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb, .size = a.size, .access = a.kind,
                               .flags = a.flags, .seg = a.seg, .heat = x->heat};
+    if (body == body_copy && a.kind == MMU_WRITE && a.size <= 8)
+        note_store(site, in);
     if (a.flags & (SITE_MASKED | SITE_BOUNCE)) {
         struct insn *copy = cache_meta_alloc(x->r, sizeof *copy);
         if (!copy) {

@@ -151,6 +151,50 @@ static uint8_t *image_in_place(struct vcpu *v, const struct mem_site *s, uint64_
     return host[0];
 }
 
+/*
+ * The way on behind the access of `s`: out to the dispatcher at once, if somebody asks for that and
+ * the instruction is complete at `target`.  The resume stub would get there by a host single step.
+ */
+static uint64_t resume_behind(struct vcpu *v, const struct mem_site *s, uint64_t target)
+{
+    const struct side_entry *se;
+
+    if (atomic_load_explicit(&v->exit_request, memory_order_relaxed) &&
+        !(s->tb->key & KEY_ONE_INSN) && (se = tb_side_lookup(s->tb, target)) != NULL &&
+        se->host == target && se->kind == SIDE_BOUNDARY) {
+        v->bt.r10 = s->tb->gva + se->guest_off;
+        v->bt.exit_reason = EXIT_LOOKUP;
+        return 0;
+    }
+    return bt_resume_at(v, target);
+}
+
+/* An access to a device, on one page.  A plain load needs no more than the value; a plain store is
+ * done here. */
+static uint64_t mmio(struct vcpu *v, struct mem_site *s, uint64_t gva, uint64_t gpa, unsigned size)
+{
+    struct engine_vcpu *ev = v->engine;
+    uint8_t *buf = v->bounce + 64 + (gva & 63);
+
+    if (s->flags & SITE_MASKED)
+        return bounce(v, s, gva, size);
+    if (!(s->access & MMU_WRITE)) {
+        ev->bt->stats.mmio++;
+        mmu_mmio_read(v, gpa, buf, size);
+        ev->bounce.active = false;
+        v->bt.r10 = (uint64_t)(uintptr_t)buf;
+        return bt_resume_at(v, s->resume_bounce);
+    }
+    if (s->store == STORE_NO)
+        return bounce(v, s, gva, size);
+    uint64_t value = s->store == STORE_REG ? v->gpr[s->reg & 15] : (uint64_t)s->imm;
+    ev->bt->stats.mmio++;
+    mmu_mmio_write(v, gpa, &value, size);
+    if (s->tb->dead) /* the device has changed the memory map */
+        v->exit_request = 1;
+    return resume_behind(v, s, s->resume_done);
+}
+
 static uint64_t prepare(struct vcpu *v, struct mem_site *s)
 {
     struct engine_vcpu *ev = v->engine;
@@ -255,7 +299,7 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
         ev->bt->stats.tlb_fills++;
         break;
     case MMU_MMIO:
-        return bounce(v, s, gva, size);
+        return mmio(v, s, gva, gpa, size);
     default:
         return s->flags & SITE_MASKED ? bounce(v, s, gva, size) : 0;
     }
@@ -342,7 +386,7 @@ static uint64_t commit(struct vcpu *v, struct mem_site *s)
         }
         ev->bounce.active = false;
     }
-    return bt_resume_at(v, s->resume_done);
+    return resume_behind(v, s, s->resume_done);
 }
 
 /* -- The doors from emitted code ------------------------------------------------------------------ */
@@ -351,7 +395,7 @@ uint64_t bt_mem_prepare(struct vcpu *v, struct mem_site *s)
 {
     enum host_cause was = host_time_switch(v, HOST_MEMORY);
     uint64_t to = prepare(v, s);
-    if (!to && !(s->tb->key & KEY_ONE_INSN))
+    if (!to && v->bt.exit_reason == EXIT_FAULT && !(s->tb->key & KEY_ONE_INSN))
         to = bt_deliver_fault(v);
     host_time_switch(v, was);
     return to;

@@ -319,13 +319,13 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
         *mem_stub[i] = (uint32_t)emit_here(e);
         save_all(e);
         e_store_gs(e, BT_OFF(r10), R10);
+        e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_FAULT);
         e_load_gs(e, RDI, BT_OFF(self));
         e_mov_rr(e, RSI, R11);
         call_c(e, mem_fn[i]);
         e_store_gs(e, BT_OFF(resume_target), RAX);
         e_bytes(e, (const uint8_t[]){0x48, 0x85, 0xc0}, 3); /* test rax, rax */
         e_jcc(e, CC_NE, bt->stub_resume);
-        e_store_imm32_gs(e, BT_OFF(exit_reason), EXIT_FAULT);
         e_jmp(e, leave);
     }
     bt->through = (uint32_t)emit_here(e);

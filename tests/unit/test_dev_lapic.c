@@ -765,9 +765,16 @@ static void compare_light(unsigned cpus, bool x2, unsigned seed)
                 else
                     lapic_set_cr8(l, value & 15);
                 break;
-            case 11: case 12: case 13:
-                got[m] = (uint64_t)lapic_acknowledge(l);
+            case 11: case 12: case 13: {
+                int vector;
+                if (m && lapic_acknowledge_light(l, &vector, &pending)) {
+                    got[m] = (uint64_t)vector;
+                    c[m][0].intr = pending;
+                } else {
+                    got[m] = (uint64_t)lapic_acknowledge(l);
+                }
                 break;
+            }
             case 14:
                 apic_bus_send(&buses[m], &msg);
                 break;

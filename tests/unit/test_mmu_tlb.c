@@ -105,6 +105,57 @@ Test(tlb, mmio_is_not_entered)
     cr_assert_eq(translate(0xffff800000002010, MMU_WRITE), MMU_MMIO);
 }
 
+Test(tlb, device_pages_are_remembered_with_their_rights)
+{
+    const uint64_t dev = 0xffff800000002010, ro = 0xffff800000003020, user = 0x405000;
+
+    map_page(ro & ~0xfffull, 0xfee01000, PTE_P, 1);
+    map_page(user, 0xfee02000, RWU, 1);
+    v->cr0 |= CR0_WP;
+    for (int i = 0; i < 2; i++) {
+        cr_assert_eq(translate(dev, MMU_READ), MMU_MMIO);
+        cr_expect_eq(gpa, 0xfee00010);
+        cr_assert_eq(translate(dev + 4, MMU_WRITE), MMU_MMIO);
+        cr_expect_eq(gpa, 0xfee00014);
+        cr_assert_eq(translate(ro, MMU_READ), MMU_MMIO);
+        cr_assert_eq(translate(ro, MMU_WRITE), -1, "the right to read is none to write");
+        cr_assert_eq(translate(user, MMU_READ), MMU_MMIO);
+    }
+    cr_expect(*entry_of(dev, 1) & PTE_D);
+    v->cpl = 3;
+    cr_assert_eq(translate(dev, MMU_READ), -1, "the supervisor's right is not the user's");
+    cr_assert_eq(translate(user, MMU_READ), MMU_MMIO);
+    v->cpl = 0;
+    v->cr4 |= CR4_SMAP;
+    mmu_flush_all(v);
+    v->rflags |= FL_AC;
+    cr_assert_eq(translate(user, MMU_READ), MMU_MMIO);
+    v->rflags &= ~(uint64_t)FL_AC;
+    cr_assert_eq(translate(user, MMU_READ), -1, "SMAP, which AC lifts without a flush");
+
+    /* Stale until flushed, by each kind of flush. */
+    for (unsigned how = 0; how < 5; how++) {
+        map_page(dev & ~0xfffull, 0xfee00000, RWS, 1);
+        mmu_flush_all(v);
+        cr_assert_eq(translate(dev, MMU_READ), MMU_MMIO);
+        map_page(dev & ~0xfffull, 0x300000, RWS, 1);
+        cr_assert_eq(translate(dev, MMU_READ), MMU_MMIO);
+        cr_expect_eq(gpa, 0xfee00010);
+        if (how == 0)
+            mmu_flush_page(v, dev);
+        else if (how == 1)
+            mmu_flush_nonglobal(v);
+        else if (how == 2)
+            mmu_switch(v);
+        else if (how == 3)
+            mmu_flush_all(v);
+        else
+            mmu_stlb_drop_gpa(v, 0xfee00000, 0x1000);
+        cr_assert_eq(translate(dev, MMU_READ), MMU_RAM, "flush %u", how);
+        cr_expect_eq(gpa, 0x300010);
+    }
+}
+
 Test(tlb, stale_until_flushed)
 {
     v->cpl = 3;
