@@ -517,6 +517,13 @@ static enum cpu_result do_rdmsr(struct vcpu *v)
     return r;
 }
 
+/* Does translated code depend on this MSR (bt_current_key())?  IA32_TIME_STAMP_COUNTER and
+ * IA32_TSC_ADJUST decide whether RDTSC is the host's. */
+static bool msr_is_in_key(uint32_t msr)
+{
+    return msr == MSR_EFER || msr == 0x10 || msr == 0x3b;
+}
+
 static enum cpu_result do_wrmsr(struct vcpu *v, const struct insn *in)
 {
     uint32_t msr = v->gpr[RCX];
@@ -524,7 +531,7 @@ static enum cpu_result do_wrmsr(struct vcpu *v, const struct insn *in)
     enum cpu_result r = cpu_require_cpl0(v);
     if (r == CPU_NEXT)
         r = cpu_wrmsr(v, msr, edx_eax(v));
-    return msr == MSR_EFER ? serialise(v, in, r) : r;
+    return msr_is_in_key(msr) ? serialise(v, in, r) : r;
 }
 
 static enum cpu_result do_rdtsc(struct vcpu *v, const struct insn *in)

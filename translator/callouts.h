@@ -8,7 +8,7 @@
  *                  the next one must be looked up again and pending events be considered, since it
  *                  may have changed mode, paging, IF, TF, breakpoints or an interrupt shadow:
  *                  STI, POPF, HLT (when an interrupt was delivered), MOV to CR/DR, LMSW, CLTS,
- *                  WRMSR of EFER, XSETBV, INVLPG, INVPCID, MOV/POP/LSS to SS, INT n, IRET,
+ *                  WRMSR of EFER and TSC, XSETBV, INVLPG, INVPCID, MOV/POP/LSS to SS, INT n, IRET,
  *                  SYSCALL, ...; also a string instruction that wrote to a page with translations.
  *   CPU_EXCEPTION  v->exc, rip = the instruction.
  *   CPU_REPEAT     part of a repeated string instruction is done: rsi, rdi, rcx are those of the

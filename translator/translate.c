@@ -33,10 +33,19 @@ enum insn_rule { RULE_NATIVE, RULE_CALLOUT, RULE_CALLOUT_END, RULE_BRANCH };
 static enum insn_rule rule_of(const struct insn *in, uint32_t key)
 {
     bool cpl0 = !(key & (KEY_USER | KEY_CPL_MASK)) && !(key & KEY_ONE_INSN);
+    bool user64 = (key & KEY_USER) && !(key & (KEY_LEGACY | KEY_ONE_INSN));
     switch (in->op) {
     /* The hot ones of a kernel's entry, exit and locking paths have an inline form at CPL 0. */
-    case OP_CLI: case OP_PUSHF: case OP_SWAPGS: case OP_STAC: case OP_CLAC:
+    case OP_CLI: case OP_SWAPGS: case OP_STAC: case OP_CLAC:
         return cpl0 ? RULE_NATIVE : RULE_CALLOUT;
+    case OP_PUSHF: /* outside 64-bit mode CPL 3 may be virtual-8086 mode */
+        return cpl0 || user64 ? RULE_NATIVE : RULE_CALLOUT;
+    case OP_POPF:
+        return cpl0 || user64 ? RULE_NATIVE : RULE_CALLOUT_END;
+    case OP_RDMSR:
+        return cpl0 && !(key & KEY_LEGACY) ? RULE_NATIVE : RULE_CALLOUT;
+    case OP_WRMSR:
+        return cpl0 && !(key & KEY_LEGACY) ? RULE_NATIVE : RULE_CALLOUT_END;
     case OP_MOV_FROM_CR: /* not CR8, and what is #UD */
         return cpl0 && in->reg <= 4 && in->reg != 1 ? RULE_NATIVE : RULE_CALLOUT;
     case OP_WRFSBASE: case OP_WRGSBASE:
@@ -60,7 +69,7 @@ static enum insn_rule rule_of(const struct insn *in, uint32_t key)
         return RULE_BRANCH;
     case OP_MOVS: case OP_CMPS: case OP_STOS: case OP_LODS: case OP_SCAS: case OP_INS: case OP_OUTS:
     case OP_GATHER: case OP_SCATTER: case OP_ENTER:
-    case OP_IN: case OP_OUT: case OP_CPUID: case OP_RDMSR: case OP_RDPMC:
+    case OP_IN: case OP_OUT: case OP_CPUID: case OP_RDPMC:
     case OP_MOV_FROM_DR: case OP_SMSW: case OP_SGDT: case OP_SIDT:
     case OP_LGDT: case OP_LIDT: case OP_SLDT: case OP_STR: case OP_LAR: case OP_LSL: case OP_VERR:
     case OP_VERW: case OP_XGETBV:
@@ -210,6 +219,8 @@ static void compute_liveness(struct xlate *x)
         const struct insn *in = &x->insn[i];
         enum insn_rule r = rule_of(in, x->key);
         if (r == RULE_CALLOUT || r == RULE_CALLOUT_END || in->op == OP_INVALID)
+            live = FL_ARITH;
+        else if (in->op == OP_POPF) /* C code may be asked for the whole of it, or fault */
             live = FL_ARITH;
         else if (!(in->flags & INSN_FLAGS_COND))
             live &= ~(uint32_t)in->flags_written;
@@ -943,6 +954,167 @@ static void rule_pushf(struct xlate *x, const struct insn *in, unsigned i)
     add_rsp(x, -(int32_t)in->op_size);
 }
 
+/*
+ * What stays inline: the arithmetic flags, and at CPL 0 IF while no event waits.  If anything else is
+ * to change, C code pops the image again.  The arithmetic flags are those before the POPF until its
+ * operand has been read, and DF until it is clear that C code is not needed.
+ */
+static void rule_popf(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    bool user = x->key & KEY_USER;
+    uint32_t same = FL_TF | FL_DF | FL_IOPL | FL_NT | FL_RF | FL_VM | FL_AC | FL_VIF | FL_VIP | FL_ID;
+    uint8_t *slow[2] = {0};
+
+    if (user) /* may not change IOPL, VIF and VIP, and IF by IOPL's leave only */
+        same = FL_TF | FL_IF | FL_DF | FL_NT | FL_RF | FL_AC | FL_ID;
+    if (in->op_size == 2)
+        same &= 0xffff;
+    stack_access(x, in, i, MMU_READ, in->op_size, 0, (struct access){0}, body_load_r10);
+    e_load32_gs(e, R11, VCPU_OFF(rflags));
+    e_bytes(e, (const uint8_t[]){0x41, 0x81, 0xe3}, 3); /* and r11d, ~FL_HOST */
+    e32(e, ~(uint32_t)FL_HOST);
+    e_bytes(e, (const uint8_t[]){0x45, 0x31, 0xd3}, 3); /* xor r11d, r10d */
+    e_bytes(e, (const uint8_t[]){0x41, 0xf7, 0xc3}, 3); /* test r11d, same */
+    e32(e, same);
+    slow[0] = e_jcc_fwd(e, CC_NE);
+    if (!user) {
+        e_gs_op_imm(e, 7, VCPU_OFF(events), 0); /* cmp */
+        slow[1] = e_jcc_fwd(e, CC_NE);
+        e_mov32_rr(e, R11, R10);
+        e_bytes(e, (const uint8_t[]){0x41, 0x81, 0xe3}, 3); /* and r11d, IF */
+        e32(e, FL_IF);
+        e_gs_op_imm(e, 4, VCPU_OFF(rflags), ~(uint32_t)FL_IF);
+        e_bytes(e, (const uint8_t[]){0x65, 0x44, 0x09, 0x1c, 0x25}, 5); /* or gs:[rflags], r11d */
+        e32(e, VCPU_OFF(rflags));
+    }
+    add_rsp(x, in->op_size);
+    e8(e, 0xfc); /* cld */
+    e_store_gs(e, VCPU_OFF(scratch[SCR_FLAGS_RAX]), RAX);
+    e_mov32_rr(e, RAX, R10);
+    e_bytes(e, (const uint8_t[]){0xc1, 0xe0, 8}, 3);        /* shl eax, 8: the low byte to AH */
+    e_bytes(e, (const uint8_t[]){0x41, 0xc1, 0xea, 11}, 4); /* shr r10d, 11: OF */
+    e_bytes(e, (const uint8_t[]){0x41, 0x83, 0xe2, 1}, 4);  /* and r10d, 1 */
+    e_bytes(e, (const uint8_t[]){0x44, 0x09, 0xd0}, 3);     /* or eax, r10d */
+    lower_restore_flags(e);
+    uint8_t *done = e_jmp_fwd(e);
+    e_fix_here(e, slow[0]);
+    if (slow[1])
+        e_fix_here(e, slow[1]);
+    emit_callout(x, in, false);
+    e_fix_here(e, done);
+    lower_forget_checks(x);
+}
+
+/*
+ * The MSR that an RDMSR or WRMSR is about, as far as can be told now: from a `mov ecx, imm` before it,
+ * or from what RCX holds at the moment.
+ */
+static bool guess_msr(const struct xlate *x, unsigned i, uint32_t *msr)
+{
+    while (i-- > 0) {
+        const struct insn *in = &x->insn[i];
+        if (!(in->gpr_written >> RCX & 1))
+            continue;
+        *msr = (uint32_t)in->imm;
+        return in->op == OP_COPY && in->enc == ENC_LEGACY && in->map == MAP_ONE &&
+               in->opcode == 0xb9 && in->rm == RCX && in->op_size >= 4;
+    }
+    *msr = (uint32_t)x->v->gpr[RCX];
+    return true;
+}
+
+/* Where in the vCPU an MSR is that is nothing but 64 bits there; canonical addresses all of them. */
+static bool plain_msr(uint32_t msr, uint32_t *off)
+{
+    switch (msr) {
+    case 0xc0000100: /* IA32_FS_BASE */
+        *off = VCPU_OFF(seg[SEG_FS].base);
+        return true;
+    case 0xc0000101: /* IA32_GS_BASE */
+        *off = VCPU_OFF(seg[SEG_GS].base);
+        return true;
+    case 0xc0000102: /* IA32_KERNEL_GS_BASE */
+        *off = VCPU_OFF(kernel_gs_base);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* cmp ecx, msr; jne */
+static uint8_t *unless_msr(struct emitter *e, uint32_t msr)
+{
+    e_bytes(e, (const uint8_t[]){0x81, 0xf9}, 2);
+    e32(e, msr);
+    return e_jcc_fwd(e, CC_NE);
+}
+
+/* The three MSRs that hold bases, inline, if RCX is what was guessed. */
+static void rule_rdmsr(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    bool live = live_at(x, i);
+    uint32_t msr, off;
+
+    if (!guess_msr(x, i, &msr) || !plain_msr(msr, &off)) {
+        emit_callout(x, in, true);
+        lower_forget_checks(x);
+        return;
+    }
+    if (live)
+        lower_save_flags(e);
+    uint8_t *other = unless_msr(e, msr);
+    if (live)
+        lower_restore_flags(e);
+    e_load32_gs(e, RAX, off);
+    e_load32_gs(e, RDX, off + 4);
+    uint8_t *done = e_jmp_fwd(e);
+    e_fix_here(e, other);
+    if (live)
+        lower_restore_flags(e);
+    emit_callout(x, in, true);
+    e_fix_here(e, done);
+    lower_forget_checks(x);
+}
+
+/* A value that is not canonical faults in C. */
+static void rule_wrmsr(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    bool live = live_at(x, i);
+    uint32_t msr, off;
+
+    if (!guess_msr(x, i, &msr) || !plain_msr(msr, &off)) {
+        emit_callout(x, in, true);
+        lower_forget_checks(x);
+        return;
+    }
+    e_mov32_rr(e, R10, RAX);
+    e_mov32_rr(e, R11, RDX);
+    if (live)
+        lower_save_flags(e);
+    uint8_t *other = unless_msr(e, msr);
+    e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xe3, 32}, 4); /* shl r11, 32 */
+    e_bytes(e, (const uint8_t[]){0x4d, 0x09, 0xda}, 3);     /* or r10, r11 */
+    e_mov_rr(e, R11, R10);
+    e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xe3, 16}, 4); /* shl r11, 16 */
+    e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xfb, 16}, 4); /* sar r11, 16 */
+    e_bytes(e, (const uint8_t[]){0x4d, 0x39, 0xd3}, 3);     /* cmp r11, r10 */
+    uint8_t *odd = e_jcc_fwd(e, CC_NE);
+    if (live)
+        lower_restore_flags(e);
+    e_store_gs(e, off, R10);
+    uint8_t *done = e_jmp_fwd(e);
+    e_fix_here(e, other);
+    e_fix_here(e, odd);
+    if (live)
+        lower_restore_flags(e);
+    emit_callout(x, in, true);
+    e_fix_here(e, done);
+    lower_forget_checks(x);
+}
+
 static void rule_rdbase(struct xlate *x, const struct insn *in)
 {
     unsigned seg = in->op == OP_RDFSBASE ? SEG_FS : SEG_GS;
@@ -1217,6 +1389,15 @@ static void emit_insn(struct xlate *x, unsigned i)
     case OP_PUSHF:
         rule_pushf(x, in, i);
         break;
+    case OP_POPF:
+        rule_popf(x, in, i);
+        break;
+    case OP_RDMSR:
+        rule_rdmsr(x, in, i);
+        break;
+    case OP_WRMSR:
+        rule_wrmsr(x, in, i);
+        break;
     case OP_RDFSBASE: case OP_RDGSBASE:
         rule_rdbase(x, in);
         break;
@@ -1412,7 +1593,7 @@ static bool has_accesses(const struct xlate *x)
         if (rule_of(in, x->key) == RULE_NATIVE && (in->flags & INSN_MEM))
             return true;
         switch (in->op) {
-        case OP_PUSH: case OP_PUSHF: case OP_POP: case OP_CALL: case OP_CALL_IND: case OP_RET:
+        case OP_PUSH: case OP_PUSHF: case OP_POP: case OP_POPF: case OP_CALL: case OP_CALL_IND: case OP_RET:
         case OP_LEAVE: case OP_JMP_IND:
             return true;
         default:
