@@ -136,6 +136,7 @@ struct tb {
     /* Learnt of the second tier's accesses, a bit for each instruction: which window is not the same
      * every time; windows do not pay. */
     uint64_t table_form, soft_form;
+    uint64_t check_divisor; /* divisions by zero, or that overflow, were met here              */
     bool dead;
     bool hot;            /* second tier                                                      */
     bool window;         /* second tier, accesses through windows                            */
@@ -195,6 +196,7 @@ enum exit_reason {
     EXIT_ASYNC,      /* at an instruction boundary because of exit_request      */
     EXIT_STEPPED,    /* a KEY_ONE_INSN block has done its instruction           */
     EXIT_WFAULT,     /* an access through a window faulted; exit_arg = host PC, wfault_hva */
+    EXIT_DIVIDE,     /* as EXIT_FAULT, by the host's #DE in block exit_arg          */
     EXIT_WMISS,      /* exit_arg = struct mem_site: not the window it expected  */
 };
 
@@ -254,6 +256,7 @@ struct site_info {
     uint64_t rip;
     uint64_t last_install; /* TSC */
     uint8_t soft_runs;     /* accesses that no window could serve                  */
+    uint8_t divides;       /* divisions that faulted on the host                   */
     uint8_t streak;        /* installs in quick succession: it only touches new pages */
     bool soft;             /* decision                                             */
 };

@@ -949,6 +949,8 @@ static enum cpu_result execute(struct vcpu *v, const struct insn *in)
     case OP_LOOPNE:
     case OP_JRCXZ:
         return do_loop_past_limit(v, in);
+    case OP_FAULT_DE:
+        return cpu_raise(v, EXC_DE);
     case OP_FAULT_NM:
         return cpu_raise(v, EXC_NM);
     case OP_FAULT_GP:

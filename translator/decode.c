@@ -725,7 +725,7 @@ const char *insn_op_name(enum insn_op op)
         NAME(WRGSBASE),    NAME(XGETBV),       NAME(XSETBV),      NAME(STAC),
         NAME(CLAC),        NAME(MOV_FROM_SEG), NAME(MOV_TO_SEG),  NAME(LOAD_FAR_PTR),
         NAME(MONITOR),     NAME(MWAIT),        NAME(VMCALL),      NAME(BOUND),
-        NAME(FAULT_NM),    NAME(FAULT_GP),    NAME(BCD),
+        NAME(FAULT_DE),    NAME(FAULT_NM),    NAME(FAULT_GP),    NAME(BCD),
 #undef NAME
     };
 

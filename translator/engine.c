@@ -642,6 +642,29 @@ static bool give_up_window(struct vcpu *v, const struct tb *from)
     return true;
 }
 
+/* Divisions that fault on the host before the instruction is translated with a check. */
+#define DIVIDE_FAULTS 3
+
+/*
+ * The host's #DE at v->rip in `from`: two changes of signal mask and stack, and the kernel twice.  A
+ * division that keeps faulting gets a check of the divisor, and the exception without a signal.
+ */
+static void check_divisor(struct vcpu *v, struct tb *from)
+{
+    struct site_info *s = site_lookup(v->engine, v->rip);
+    struct exception exc = v->exc;
+    uint64_t bit = 1ull << index_in(v, from);
+    if (s->rip != v->rip)
+        *s = (struct site_info){.rip = v->rip};
+    if (from->dead || (from->key & KEY_ONE_INSN) || (from->check_divisor & bit) ||
+        ++s->divides < DIVIDE_FAULTS)
+        return;
+    s->divides = 0;
+    from->check_divisor |= bit;
+    heat_up(v, from);
+    v->exc = exc;
+}
+
 static void bt_run(struct engine *e, struct vcpu *v)
 {
     struct engine_vcpu *ev = v->engine;
@@ -747,6 +770,11 @@ static void bt_run(struct engine *e, struct vcpu *v)
             if (tf)
                 ev->step_pending = true;
             break;
+        case EXIT_DIVIDE:
+            check_divisor(v, (struct tb *)(uintptr_t)v->bt.exit_arg);
+            if (v->exit != VCPU_EXIT_NONE)
+                goto out;
+            /* fall through */
         case EXIT_FAULT:
             ev->db_bits = 0; /* an instruction that faults has hit no breakpoint */
             if (!deliver(v))
@@ -915,12 +943,12 @@ static void bt_print_stats(struct engine *e, FILE *out)
     fprintf(out, "dispatcher:   %llu entries, %llu lookups, %llu short ones\n",
             (unsigned long long)s->enters, (unsigned long long)s->lookups,
             (unsigned long long)s->fast_lookups);
-    static const char *const reason[9] = {"?",       "lookup", "link", "callout", "fault",
-                                           "async",   "step",   "window fault",
+    static const char *const reason[10] = {"?",     "lookup", "link",         "callout", "fault",
+                                           "async", "step",   "window fault", "divide",
                                            "window miss"};
     fprintf(out, "exits:       ");
-    for (unsigned i = 1; i < 9; i++)
-        fprintf(out, " %s %llu%s", reason[i], (unsigned long long)s->exits[i], i < 8 ? "," : "\n");
+    for (unsigned i = 1; i < 10; i++)
+        fprintf(out, " %s %llu%s", reason[i], (unsigned long long)s->exits[i], i < 9 ? "," : "\n");
     fprintf(out, "memory:       %llu slow accesses, %llu soft-TLB fills, %llu bounces, %llu MMIO\n",
             (unsigned long long)s->mem_slow, (unsigned long long)s->tlb_fills,
             (unsigned long long)s->bounces, (unsigned long long)s->mmio);

@@ -353,6 +353,8 @@ static void explain_insn(const struct view *w, const struct insn *in, const stru
     if (f->record && f->callout_first) {
         if (f->record->insn.op == OP_FAULT_NM)
             add(why, size, "raises #NM: CR0 says so");
+        else if (f->record->insn.op == OP_FAULT_DE)
+            add(why, size, "has divided by zero before: looks at the divisor, raises #DE by itself");
         else if (f->record->insn.op == OP_FAULT_GP)
             add(why, size, "raises #GP: goes past the limit of CS");
         else if (f->record->insn.op == OP_INVALID && in->op != OP_INVALID)

@@ -53,6 +53,7 @@ enum insn_op {
     OP_STAC, OP_CLAC, OP_MOV_FROM_SEG, OP_MOV_TO_SEG, OP_LOAD_FAR_PTR, /* LES/LDS/LSS/LFS/LGS */
     OP_MONITOR, OP_MWAIT, OP_VMCALL, /* VMCALL, VMMCALL and the other VMX/SVM opcodes: #UD */
     OP_BOUND, OP_BCD, /* DAA, DAS, AAA, AAS, AAM, AAD, SALC */
+    OP_FAULT_DE, /* never decoded: where the translator has found a divisor of 0                     */
     OP_FAULT_NM, /* never decoded: the translator puts it where CR0 makes an instruction raise #NM */
     OP_FAULT_GP, /* and where a branch goes past the limit of CS */
     OP_COUNT

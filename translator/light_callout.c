@@ -58,7 +58,7 @@ static bool leaves_kept_registers(const struct insn *in, bool legacy)
     case OP_MOV_FROM_CR: case OP_MOV_TO_CR: case OP_MOV_FROM_DR: case OP_MOV_TO_DR: case OP_CLTS:
     case OP_INVLPG: case OP_INVPCID: case OP_MOV_TO_SEG: case OP_SWAPGS: case OP_XGETBV:
     case OP_RDFSBASE: case OP_RDGSBASE: case OP_WRFSBASE: case OP_WRGSBASE:
-    case OP_FAULT_NM: case OP_INVALID: case OP_UD:
+    case OP_FAULT_DE: case OP_FAULT_NM: case OP_INVALID: case OP_UD:
         return true;
     default:
         return false;

@@ -211,7 +211,12 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
     case EXC_XM: /* without an operating system that knows of it: SDM vol. 3, 6.15, #XM */
         cpu_raise(v, v->cr4 & CR4_OSXMMEXCPT ? EXC_XM : EXC_UD);
         break;
-    case EXC_DE: case EXC_UD: case EXC_MF: case EXC_OF: case EXC_BR:
+    case EXC_DE:
+        cpu_raise(v, EXC_DE);
+        v->bt.exit_arg = (uint64_t)(uintptr_t)tb;
+        leave(v, uc, EXIT_DIVIDE);
+        return;
+    case EXC_UD: case EXC_MF: case EXC_OF: case EXC_BR:
         cpu_raise(v, (uint8_t)g[REG_TRAPNO]);
         break;
     case EXC_GP: case EXC_SS: case EXC_AC:

@@ -211,6 +211,15 @@ static uint32_t live_out(struct xlate *x)
     }
 }
 
+/* Is instruction i a DIV or IDIV that is to look at its divisor first?  Not by AH to BH, which no
+ * instruction with a REX prefix can read. */
+static bool divisor_checked(const struct xlate *x, const struct insn *in, unsigned i)
+{
+    return (x->tb->check_divisor >> i & 1) && in->op == OP_COPY && in->enc == ENC_LEGACY &&
+           in->map == MAP_ONE && (in->opcode & 0xfe) == 0xf6 && (in->modrm >> 3 & 7) >= 6 &&
+           !(in->flags & INSN_HIGH8);
+}
+
 static void compute_liveness(struct xlate *x)
 {
     uint32_t live = live_out(x);
@@ -219,6 +228,8 @@ static void compute_liveness(struct xlate *x)
         const struct insn *in = &x->insn[i];
         enum insn_rule r = rule_of(in, x->key);
         if (r == RULE_CALLOUT || r == RULE_CALLOUT_END || in->op == OP_INVALID)
+            live = FL_ARITH;
+        else if (divisor_checked(x, in, i)) /* its fault shows them */
             live = FL_ARITH;
         else if (in->op == OP_POPF) /* C code may be asked for the whole of it, or fault */
             live = FL_ARITH;
@@ -408,9 +419,68 @@ static struct access copy_access(const struct xlate *x, const struct insn *in, u
     return a;
 }
 
+static void body_load_divisor(struct xlate *x, const struct insn *in, const struct access *a)
+{
+    if (a->size == 1)
+        e_ref_op(&x->e, false, 0x8a, R11, &a->ref);
+    else
+        e_ref_load(&x->e, a->size, R11, &a->ref);
+}
+
+/* `opcode modrm` with R11 as r/m operand, `other` as the register one, in the instruction's size. */
+static void e_with_r11(struct emitter *e, const struct insn *in, unsigned opcode, unsigned other)
+{
+    bool byte = !(in->opcode & 1);
+    if (!byte && in->op_size == 2)
+        e8(e, 0x66);
+    e8(e, (uint8_t)(0x41 | (!byte && in->op_size == 8 ? 8 : 0) | (other >= 8 ? 4 : 0)));
+    e8(e, (uint8_t)opcode);
+    e8(e, (uint8_t)(0xc0 | (other & 7) << 3 | (R11 & 7)));
+}
+
+/*
+ * DIV and IDIV that have faulted: #DE for a divisor of 0, and for DIV an overflow too, which is an
+ * upper half of the dividend not below the divisor (SDM vol. 2, DIV).  Overflow of IDIV is left to
+ * the host.
+ */
+static void rule_divide(struct xlate *x, const struct insn *in, unsigned i)
+{
+    struct emitter *e = &x->e;
+    bool byte = !(in->opcode & 1), is_signed = (in->modrm >> 3 & 7) == 7;
+    struct insn fault = *in;
+
+    if (in->flags & INSN_MEM)
+        lower_mem(x, in, &in->mem, in->addr_size, 0, copy_access(x, in, i), body_load_divisor);
+    else if (in->rm == R10 || in->rm == R11)
+        e_load_gs(e, R11, GPR_OFF(in->rm));
+    else
+        e_mov_rr(e, R11, in->rm);
+    x->r11_id = 0;
+    e_mov_rr(e, R10, byte ? RAX : RDX);
+    lower_save_flags(e);
+    if (is_signed) {
+        e_with_r11(e, in, byte ? 0x84 : 0x85, R11); /* test r11, r11 */
+    } else {
+        if (byte)
+            e_bytes(e, (const uint8_t[]){0x66, 0x41, 0xc1, 0xea, 8}, 5); /* shr r10w, 8 */
+        e_with_r11(e, in, byte ? 0x38 : 0x39, R10);                      /* cmp r11, r10 */
+    }
+    uint8_t *fine = e_jcc_fwd(e, is_signed ? CC_NE : CC_A);
+    lower_restore_flags(e);
+    fault.op = OP_FAULT_DE;
+    emit_callout(x, &fault, false);
+    e_fix_here(e, fine);
+    lower_restore_flags(e);
+    e_with_r11(e, in, in->opcode, in->modrm >> 3 & 7);
+}
+
 static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct emitter *e = &x->e;
+    if (divisor_checked(x, in, i)) {
+        rule_divide(x, in, i);
+        return;
+    }
     if (in->flags & INSN_MEM) {
         lower_mem(x, in, &in->mem, in->addr_size, 0, copy_access(x, in, i), body_copy);
         return;
@@ -1640,7 +1710,10 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         if (replace) {
             block.table_form = replace->table_form;
             block.soft_form = replace->soft_form;
+            block.check_divisor = replace->check_divisor;
         }
+        if (bt->cfg.chaos && (gva & 8))
+            block.check_divisor = ~0ull;
         x->heat = initial_heat(x);
         claim_page(bt, gpa);
         if (!decode_block(x))

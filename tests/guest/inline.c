@@ -128,3 +128,135 @@ TEST(inline, popf_of_many_images)
         EQ(T.r.rdx & (F_ID | F_ARITH | F_DF), F_ID);
     }
 }
+
+/* -- Divisions -------------------------------------------------------------------------------- */
+
+static u64 low_bits(u64 x, unsigned size)
+{
+    return size == 8 ? x : x & ((1ul << 8 * size) - 1);
+}
+
+static long sign_extend(u64 x, unsigned size)
+{
+    unsigned shift = 64 - 8 * size;
+    return (long)(x << shift) >> shift;
+}
+
+/* What DIV (IDIV) of hi:lo by d gives: false for #DE.  Quotients of signed 64-bit divisions: those
+ * with hi the sign of lo only. */
+static bool divide(unsigned size, bool is_signed, u64 hi, u64 lo, u64 d, u64 *q, u64 *rest)
+{
+    if (!d)
+        return false;
+    if (!is_signed) {
+        if (hi >= d)
+            return false;
+        if (size == 8) { /* by hand: there is no 128-bit division here */
+            u64 r = hi;
+            *q = 0;
+            for (int bit = 63; bit >= 0; bit--) {
+                bool carry = r >> 63;
+                r = r << 1 | (lo >> bit & 1);
+                if (carry || r >= d) {
+                    r -= d;
+                    *q |= 1ul << bit;
+                }
+            }
+            *rest = r;
+            return true;
+        }
+        u64 n = hi << 8 * size | lo;
+        *q = n / d;
+        *rest = n % d;
+        return true;
+    }
+    long s = sign_extend(d, size), n = (long)lo;
+    if (size < 4)
+        n = sign_extend(hi << 8 * size | lo, 2 * size);
+    else if (size == 4)
+        n = (long)(hi << 32 | lo);
+    if (s == -1 && n == (long)(1ul << 63))
+        return false;
+    long quotient = n / s;
+    if (sign_extend((u64)quotient, size) != quotient)
+        return false;
+    *q = low_bits((u64)quotient, size);
+    *rest = low_bits((u64)(n % s), size);
+    return true;
+}
+
+/* Divisions that fail so often that a translator does something about it, and those in between. */
+TEST(inline, divisions_by_zero_and_not)
+{
+    struct {
+        u8 size;
+        bool is_signed, mem;
+        u8 *code;
+    } form[] = {
+        {1, 0, 0, SNIP("div %%r8b")},    {1, 1, 0, SNIP("idiv %%bl")},
+        {2, 0, 0, SNIP("div %%r10w")},   {2, 1, 0, SNIP("idiv %%r8w")},
+        {4, 0, 0, SNIP("div %%ebx")},    {4, 1, 0, SNIP("idiv %%r10d")},
+        {8, 0, 0, SNIP("div %%r8")},     {8, 1, 0, SNIP("idiv %%rbx")},
+        {1, 0, 1, SNIP("divb (%%rsi)")}, {1, 1, 1, SNIP("idivb (%%rsi)")},
+        {2, 0, 1, SNIP("divw (%%rsi)")}, {2, 1, 1, SNIP("idivw (%%rsi)")},
+        {4, 0, 1, SNIP("divl (%%rsi)")}, {4, 1, 1, SNIP("idivl (%%rsi)")},
+        {8, 0, 1, SNIP("divq (%%rsi)")}, {8, 1, 1, SNIP("idivq (%%rsi)")},
+        {8, 0, 0, SNIP("div %%r11")},
+    };
+    map_new(UVA, PG_URW);
+
+    for (unsigned f = 0; f < sizeof(form) / sizeof(form[0]); f++) {
+        unsigned size = form[f].size, faults = 0;
+        for (unsigned i = 0; i < 150; i++) {
+            struct regs r = regs_for(i & 1 ? 3 : 0);
+            u64 d = random64() >> (random64() & 63), lo = random64() >> (random64() & 63);
+            u64 hi = random64() >> (random64() & 63), q = 0, rest = 0;
+            if (!(random64() & 3))
+                d = 0;
+            d = low_bits(d, size), lo = low_bits(lo, size), hi = low_bits(hi, size);
+            if (form[f].is_signed && (size == 8 || (i & 2)))
+                hi = low_bits(sign_extend(lo, size) < 0 ? ~0ul : 0, size);
+            else if (d && (i & 4))
+                hi = low_bits(hi % d, size);
+            if (size == 1)
+                r.rax = (r.rax & ~0xfffful) | hi << 8 | lo;
+            else
+                r.rax = (size < 8 ? r.rax & ~low_bits(~0ul, size) : 0) | lo,
+                r.rdx = (size < 8 ? r.rdx & ~low_bits(~0ul, size) : 0) | hi;
+            r.rbx = r.r8 = r.r10 = r.r11 = (size < 8 ? random64() & ~low_bits(~0ul, size) : 0) | d;
+            r.rsi = UVA + 16 * i;
+            r.rflags |= random64() & (F_CF | F_PF | F_AF | F_ZF | F_SF | F_OF);
+            *(u64 *)(*pte_at(UVA, 1) & PG_ADDR) = 0;
+            memcpy((u8 *)(*pte_at(UVA, 1) & PG_ADDR) + 16 * i, &d, 8);
+            context("%u bytes, %s, %lx:%lx / %lx", size, form[f].is_signed ? "signed" : "unsigned",
+                    hi, lo, d);
+            bool ok = divide(size, form[f].is_signed, hi, lo, d, &q, &rest);
+            if (!ok) {
+                fault_of_arithmetic(&r, form[f].code, DE, 0);
+                if (!on_tcg)
+                    EQ(T.r.rflags & F_ARITH, r.rflags & F_ARITH);
+                faults++;
+                continue;
+            }
+            done(&r, form[f].code);
+            if (size == 1) {
+                EQ(T.r.rax & 0xffff, rest << 8 | q);
+                EQ(T.r.rdx, r.rdx);
+            } else {
+                EQ(low_bits(T.r.rax, size), q);
+                EQ(low_bits(T.r.rdx, size), rest);
+            }
+            EQ(T.r.r10, r.r10);
+            EQ(T.r.r11, r.r11);
+        }
+        CHECK(faults > 20);
+        if (form[f].mem) { /* memory comes first */
+            struct regs r = regs_for(3);
+            r.rsi = UVA + 4096 - (size > 1 ? 1 : 0);
+            unmap(UVA + 4096);
+            run_at(&r, form[f].code);
+            expect(PF, PF_U);
+            EQ(T.cr2, UVA + 4096);
+        }
+    }
+}

@@ -66,6 +66,7 @@ static inline bool diff_allowed(const struct insn *in, unsigned cpl, bool struct
     case OP_ARPL:
     case OP_BOUND:
     case OP_INT1:
+    case OP_FAULT_DE:
     case OP_FAULT_NM:
     case OP_FAULT_GP:
         return false;
