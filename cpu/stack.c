@@ -85,6 +85,29 @@ static unsigned word_size(unsigned i, unsigned size, unsigned selectors)
     return selectors >> i & 1 ? 2 : size;
 }
 
+static uint64_t get_word(const uint8_t *p, unsigned size)
+{
+    uint64_t q = 0;
+
+    if (size == 8)
+        __builtin_memcpy(&q, p, 8);
+    else if (size == 4)
+        __builtin_memcpy(&q, p, 4);
+    else
+        __builtin_memcpy(&q, p, 2);
+    return q;
+}
+
+static void put_word(uint8_t *p, unsigned size, uint64_t value)
+{
+    if (size == 8)
+        __builtin_memcpy(p, &value, 8);
+    else if (size == 4)
+        __builtin_memcpy(p, &value, 4);
+    else
+        __builtin_memcpy(p, &value, 2);
+}
+
 /* The words of a push or pop: from `low` upwards, wrapping around at the stack's width. */
 static int move(struct vcpu *v, const struct cpu_stack *s, uint64_t low, uint8_t *buf,
                 unsigned count, unsigned size, unsigned selectors, bool write)
@@ -122,8 +145,7 @@ int cpu_stack_push(struct vcpu *v, struct cpu_stack *s, const uint64_t *value, u
     uint8_t buf[36 * 8];
 
     for (unsigned i = 0; i < count; i++)
-        for (unsigned b = 0; b < size; b++)
-            buf[i * size + b] = value[i] >> (8 * b);
+        put_word(buf + i * size, size, value[i]);
     uint64_t low = s->sp - count * size;
     if (move(v, s, low, buf, count, size, 0, true))
         return -1;
@@ -138,10 +160,7 @@ int cpu_stack_peek(struct vcpu *v, const struct cpu_stack *s, unsigned skip, uin
 
     if (move(v, s, s->sp + skip, buf, count, size, selectors, false))
         return -1;
-    for (unsigned i = 0; i < count; i++) {
-        value[i] = 0;
-        for (unsigned b = 0; b < word_size(i, size, selectors); b++)
-            value[i] |= (uint64_t)buf[i * size + b] << (8 * b);
-    }
+    for (unsigned i = 0; i < count; i++)
+        value[i] = get_word(buf + i * size, word_size(i, size, selectors));
     return 0;
 }

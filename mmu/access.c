@@ -14,7 +14,7 @@ typedef volatile uint64_t __attribute__((aligned(1), may_alias)) any_u64;
 typedef volatile uint32_t __attribute__((aligned(1), may_alias)) any_u32;
 typedef volatile uint16_t __attribute__((aligned(1), may_alias)) any_u16;
 
-static void copy(void *to, const void *from, unsigned size)
+static inline void copy(void *to, const void *from, unsigned size)
 {
     uint8_t *d = to;
     const uint8_t *s = from;
@@ -76,10 +76,28 @@ static int translate_parts(struct vcpu *v, uint64_t gva, unsigned size, unsigned
     return n;
 }
 
+/* Host address of [gva, gva + size) if the soft TLB has it: what mmu_translate() finds first. */
+static void *in_tlb(struct vcpu *v, uint64_t gva, unsigned size, unsigned access, bool write)
+{
+    const struct soft_tlb_entry *e = mmu_stlb_slot(v, gva, v->cpl == 3 && !(access & MMU_SYSTEM));
+    uint64_t offset = gva & (GUEST_PAGE_SIZE - 1);
+
+    if ((write ? e->wtag : e->rtag) != gva - offset || offset + size > GUEST_PAGE_SIZE ||
+        ((access & MMU_SYSTEM) && (e->info & STLB_USER) && (v->cr4 & CR4_SMAP)))
+        return NULL;
+    return (void *)(uintptr_t)(e->host + offset);
+}
+
 int mmu_load(struct vcpu *v, uint64_t gva, void *buf, unsigned size, unsigned access, bool stack)
 {
     struct part part[2];
     uint8_t *to = buf;
+    const void *host = in_tlb(v, gva, size, access, false);
+
+    if (host) {
+        copy(to, host, size);
+        return 0;
+    }
     int n = translate_parts(v, gva, size, access, stack, part);
 
     if (n < 0)
@@ -97,6 +115,12 @@ int mmu_store(struct vcpu *v, uint64_t gva, const void *buf, unsigned size, unsi
 {
     struct part part[2];
     const uint8_t *from = buf;
+    void *host = in_tlb(v, gva, size, access, true);
+
+    if (host) {
+        copy(host, from, size);
+        return 0;
+    }
     int n = translate_parts(v, gva, size, (access & ~MMU_KIND) | MMU_WRITE, stack, part);
 
     if (n < 0)

@@ -319,6 +319,8 @@ struct engine_vcpu {
     bool jc_sup_nonglobal; /* some supervisor entry is of a non-global page */
     /* Pages with jump-cache entries, hashed: INVLPG of any other page need not look. */
     uint64_t exec_pages[2][1024];
+    uint16_t exec_words[64]; /* words of exec_pages that are not 0 */
+    unsigned n_exec_words;   /* more than there is room for: any may be */
     struct as_record as[AS_RECORDS];
     uint64_t as_clock;
     uint64_t jc_cr3; /* address space of the user half */

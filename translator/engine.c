@@ -183,8 +183,23 @@ static uint64_t *exec_page_word(struct vcpu *v, uint64_t gva, uint64_t *bit)
 
 static void note_exec_page(struct vcpu *v, uint64_t gva)
 {
+    struct engine_vcpu *ev = v->engine;
     uint64_t bit, *word = exec_page_word(v, gva, &bit);
+    if (!*word && ev->n_exec_words++ < sizeof ev->exec_words / sizeof ev->exec_words[0])
+        ev->exec_words[ev->n_exec_words - 1] = (uint16_t)(word - ev->exec_pages[0]);
     *word |= bit;
+}
+
+static void forget_exec_pages(struct engine_vcpu *ev)
+{
+    uint64_t *words = ev->exec_pages[0];
+    if (ev->n_exec_words <= sizeof ev->exec_words / sizeof ev->exec_words[0])
+        for (unsigned i = 0; i < ev->n_exec_words; i++)
+            words[ev->exec_words[i]] = 0;
+    else
+        for (unsigned i = 0; i < sizeof ev->exec_pages / sizeof *words; i++)
+            words[i] = 0;
+    ev->n_exec_words = 0;
 }
 
 static bool maybe_exec_page(struct vcpu *v, uint64_t gva)
@@ -228,8 +243,7 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
         jump_cache_flush(v, false);
         ev->jc_cr3 = v->cr3;
         ev->jc_sup_nonglobal = false;
-        for (unsigned i = 0; i < 1024; i++)
-            ev->exec_pages[0][i] = ev->exec_pages[1][i] = 0;
+        forget_exec_pages(ev);
     } else {
         jump_cache_switch(v, kind == MMU_FLUSHED_NONGLOBAL);
     }
