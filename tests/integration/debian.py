@@ -227,9 +227,20 @@ def usage(pid):
 @run.test(timeout=2400, verify=False, long=True)
 def debian_soak():
     """Ten minutes of stress-ng --verify in the installed system with 2G; then idle at the prompt."""
+    return soak("amd64", "--cpu 1 --vm 1 --vm-bytes 256M --fork 1 --switch 1")
+
+
+@run.test(timeout=2400, verify=False, long=True)
+def debian_i386_soak():
+    """The same of 32-bit programs, with more that the translator of 32-bit code is in for."""
+    return soak("i386", "--cpu 1 --vm 1 --vm-bytes 128M --fork 1 --switch 1 --matrix 1 --longjmp 1 "
+                "--sigsegv 1 --sigfpe 1 --atomic 1 --funccall 1 --mmap 1 --mmap-bytes 32M")
+
+
+def soak(arch, stressors):
     run.needs_ringshift()
     seconds = int(os.environ.get("RS_SOAK_SECONDS", "600"))
-    path = image(run.CURRENT, "raw")
+    path = image(run.CURRENT, "raw", arch)
     try:
         g = Guest(command(path, "virtio", "raw", "2G"))
         log_in(g)
@@ -240,8 +251,8 @@ def debian_soak():
         # Rounds, so that what a round leaves behind shows.
         rounds = 5
         for _ in range(rounds):
-            g.cmd(f"stress-ng --verify --timeout {seconds // rounds}s --cpu 1 --vm 1 --vm-bytes 256M "
-                  "--fork 1 --switch 1 --hdd 1 --hdd-bytes 64M --temp-path /var/tmp", seconds + 300)
+            g.cmd(f"stress-ng --verify --timeout {seconds // rounds}s {stressors} "
+                  "--hdd 1 --hdd-bytes 64M --temp-path /var/tmp", seconds + 300)
             samples.append(usage(g.process.pid))
         drift = float(g.cmd("date +%s.%N")) - clock - (time.time() - begin)
         healthy(g)
@@ -268,11 +279,13 @@ def debian_soak():
             os.unlink(path)
 
 
-def register(interface, fmt, **options):
+def register(interface, fmt, arch="amd64", **options):
     def debian():
-        return story(interface, fmt)
-    debian.__name__ = f"debian_{interface}_{fmt}"
-    debian.__doc__ = f"A whole Debian 12, {interface} disk, {fmt} image: boot, apt, gcc, power-off, fsck."
+        return story(interface, fmt, arch)
+    i386 = arch == "i386"
+    debian.__name__ = f"debian_{'i386_' if i386 else ''}{interface}_{fmt}"
+    debian.__doc__ = (f"A whole {'32-bit ' if i386 else ''}Debian 12, {interface} disk, {fmt} image: "
+                      "boot, apt, gcc, power-off, fsck.")
     run.test(debian, timeout=900, **options)
 
 
@@ -280,3 +293,5 @@ register("ide", "raw", verify=False)
 for _interface, _fmt in (("ide", "qcow2"), ("ahci", "raw"), ("ahci", "qcow2"),
                          ("virtio", "raw"), ("virtio", "qcow2")):
     register(_interface, _fmt, verify=False, long=True)
+for _interface, _fmt in (("ide", "raw"), ("virtio", "qcow2")):
+    register(_interface, _fmt, "i386", verify=False, long=True)

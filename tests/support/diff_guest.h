@@ -306,7 +306,9 @@ static inline void diff_guest_run(struct diff_guest *g, const struct diff_case *
         h = v->seg[SEG_CS].base == DIFF_REAL_HND ? v->rip - 1 : ~0ull;
     if (v->exit != VCPU_EXIT_HLT) {
         r->vector = v->exit == VCPU_EXIT_STOP ? DIFF_TIMEOUT : DIFF_OTHER;
-        if (v->exit != VCPU_EXIT_STOP && v->exit_reason[0])
+        /* Real mode: a stack without room for a frame is a shutdown, and no news. */
+        if (v->exit != VCPU_EXIT_STOP && v->exit_reason[0] &&
+            !(real && v->exit == VCPU_EXIT_TRIPLE))
             fprintf(stderr, "engine: %s\n", v->exit_reason);
     } else if (h < 4096 && h % 16 == 0) {
         r->vector = (uint32_t)(h / 16);

@@ -442,6 +442,41 @@ Test(cpu_protected, far_return_faults)
     }
 }
 
+/* Of a slot that holds a selector two bytes are read, as Intel's processors do: the segment may end
+ * behind them. */
+Test(cpu_protected, returns_pop_two_bytes_of_a_selector)
+{
+    cpu_load_segment(v, SEG_SS, L_SS16);
+    v->gpr[RSP] = 0xfff9;
+    put32(0x2fff9, KTEXT + 5);
+    put16(0x2fffd, L_KCS);
+    cr_assert_eq(cpu_far_return(v, 4, 0), CPU_JUMP);
+    cr_assert_eq(v->rip, KTEXT + 5);
+    cr_assert_eq(v->gpr[RSP], 1);
+    /* One byte is not enough. */
+    v->gpr[RSP] = 0xfffb;
+    expect_fault_code(cpu_far_return(v, 4, 0), EXC_SS, 0);
+    /* To an outer level: SS is the last word, in IRET's frame as well. */
+    v->gpr[RSP] = 0xfff1;
+    put32(0x2fff1, UTEXT);
+    put32(0x2fff5, L_UCS);
+    put32(0x2fff9, USTACK);
+    put16(0x2fffd, L_UDS);
+    cr_assert_eq(cpu_far_return(v, 4, 0), CPU_JUMP);
+    cr_assert_eq(v->cpl, 3);
+    cr_assert_eq(v->gpr[RSP], USTACK);
+    enter_flat32(0);
+    cpu_load_segment(v, SEG_SS, L_SS16);
+    v->gpr[RSP] = 0xffed;
+    put32(0x2ffed, UTEXT);
+    put32(0x2fff1, L_UCS);
+    put32(0x2fff5, FL_FIXED1);
+    cr_assert_eq(cpu_iret(v, 4, 0), CPU_JUMP);
+    cr_assert_eq(v->cpl, 3);
+    cr_assert_eq(v->gpr[RSP], USTACK);
+    cr_assert_eq(v->seg[SEG_SS].sel, L_UDS);
+}
+
 /* -- Interrupts. ---------------------------------------------------------------------------------
  */
 
