@@ -6,8 +6,8 @@
  * v->gpr[] has only what the instruction reads of them, and it may write none.  Some have a short
  * cut besides, which does the common case and nothing else: no event pending, nothing watched, a
  * string operation within one page at each end, SYSCALL and SYSRET between 64-bit code.
- * Of 16- and 32-bit code only the loops of single MOVS and STOS by which boot loaders that were
- * compiled for size copy kernels, and only with what is in the soft TLB: that changes no window.
+ * Of 16- and 32-bit code only MOVS and STOS (32-bit C libraries copy by them, and boot loaders), and
+ * only with what is in the soft TLB: that changes no window.
  * Whatever a short cut declines it has not touched.
  */
 #include "translator/bt.h"
@@ -24,7 +24,7 @@ static bool has_short_cut(const struct insn *in, bool legacy)
 {
     if (legacy)
         return (in->op == OP_MOVS || in->op == OP_STOS) && in->addr_size == 4 &&
-               !(in->flags & (INSN_REP | INSN_REPNE));
+               !(in->flags & INSN_REPNE);
     switch (in->op) {
     case OP_MOVS:
     case OP_STOS: {
@@ -122,35 +122,45 @@ static void *in_tlb(struct vcpu *v, unsigned seg, uint32_t a, unsigned size, boo
     return (void *)(uintptr_t)(e->host + offset);
 }
 
-/* A single MOVS or STOS of 16- or 32-bit code. */
-static bool legacy_element(struct vcpu *v, const struct callout *c)
+/* REP MOVSD of a few elements, each read after the one before has been written: the host's REP takes
+ * longer to get going than this takes. */
+static void copy_short(uint32_t *dst, const uint32_t *src, unsigned n)
+{
+    typedef volatile uint32_t __attribute__((aligned(1), may_alias)) any_u32;
+
+    for (unsigned i = 0; i < n; i++)
+        *(any_u32 *)(dst + i) = *(const any_u32 *)(src + i);
+}
+
+/* MOVS or STOS of 16- or 32-bit code. */
+static bool legacy_string(struct vcpu *v, const struct callout *c)
 {
     const struct insn *in = &c->insn;
+    bool repeat = in->flags & INSN_REP, movs = in->op == OP_MOVS;
+    uint64_t n = repeat ? (uint32_t)v->gpr[RCX] : 1;
     unsigned size = in->op_size;
-    bool movs = in->op == OP_MOVS;
-    const void *src = &v->gpr[RAX];
+    const void *src = NULL;
     void *dst;
 
-    if ((v->bt.hflags & FL_DF) || !c->resume || c->tb->dead)
+    if (n - 1 >= GUEST_PAGE_SIZE || (v->bt.hflags & FL_DF) || !c->resume || c->tb->dead)
         return false;
-    if (movs && !(src = in_tlb(v, in->mem.seg, (uint32_t)v->gpr[RSI], size, false)))
+    unsigned bytes = (unsigned)n * size;
+    if (movs && !(src = in_tlb(v, in->mem.seg, (uint32_t)v->gpr[RSI], bytes, false)))
         return false;
-    dst = in_tlb(v, SEG_ES, (uint32_t)v->gpr[RDI], size, true);
+    dst = in_tlb(v, SEG_ES, (uint32_t)v->gpr[RDI], bytes, true);
     if (!dst)
         return false;
-    switch (size) {
-    case 1:
-        __asm__ volatile("movsb" : "+D"(dst), "+S"(src) : : "memory");
-        break;
-    case 2:
-        __asm__ volatile("movsw" : "+D"(dst), "+S"(src) : : "memory");
-        break;
-    default:
-        __asm__ volatile("movsl" : "+D"(dst), "+S"(src) : : "memory");
-    }
-    v->gpr[RDI] = (uint32_t)(v->gpr[RDI] + size);
+    v->gpr[RDI] = (uint32_t)(v->gpr[RDI] + bytes);
     if (movs)
-        v->gpr[RSI] = (uint32_t)(v->gpr[RSI] + size);
+        v->gpr[RSI] = (uint32_t)(v->gpr[RSI] + bytes);
+    if (repeat)
+        v->gpr[RCX] = 0;
+    if (!movs)
+        host_stos(size, dst, v->gpr[RAX], n);
+    else if (size == 4 && n <= 16)
+        copy_short(dst, src, (unsigned)n);
+    else
+        host_movs(size, dst, src, n);
     v->bt.resume_target = c->resume;
     return true;
 }
@@ -192,7 +202,7 @@ static bool short_cut(struct vcpu *v, const struct callout *c)
     if (bt->cfg.chaos && (++ev->chaos_light & 1))
         return false;
     if (!vcpu_long64(v)) {
-        done = (c->insn.op == OP_MOVS || c->insn.op == OP_STOS) && legacy_element(v, c);
+        done = (c->insn.op == OP_MOVS || c->insn.op == OP_STOS) && legacy_string(v, c);
         *count += done;
         return done;
     }
