@@ -1,90 +1,9 @@
 /*
- * A boot sector and a DOS-style real-mode program behind it: BIOS services, interrupt handlers of
- * its own, self-modifying code, unreal mode, A20, VGA graphics.  It writes a line to the debug
- * console (port E9h) for each part, "ok NAME" or "FAIL NAME", and ends the machine through port F4h
- * (0x10: all well).
- *
- * Assembled as one flat binary for 0000:7C00; the sector loads the rest by INT 13h.
+ * A DOS-style real-mode program: BIOS services, interrupt handlers of its own, self-modifying code,
+ * unreal mode, A20, VGA graphics.  How it is booted and reports is in bios_boot.inc.
  */
-    .code16
-    .text
     .set SECTORS, 17
-    .globl _start
-_start:
-    cli
-    xorw %ax, %ax
-    movw %ax, %ds
-    movw %ax, %es
-    movw %ax, %ss
-    movw $0x7000, %sp
-    sti
-    movb %dl, drive
-    movw $3, %di
-1:  xorw %ax, %ax                       /* reset, read; three times */
-    movb drive, %dl
-    int $0x13
-    movw $(0x200 | SECTORS), %ax
-    movw $0x7e00, %bx
-    movw $2, %cx                        /* cylinder 0, sector 2 */
-    xorb %dh, %dh
-    int $0x13
-    jnc program
-    decw %di
-    jnz 1b
-    movw $n_load, part
-    call fail
-    jmp end
-
-/* "ok NAME" or "FAIL NAME" for the part that has begun. */
-ok: movw $s_ok, %si
-    jmp 2f
-fail:
-    incw failures
-    movw $s_fail, %si
-2:  call say
-    movw part, %si
-    call say
-    movb $'\n', %al
-    outb %al, $0xe9
-    ret
-say:
-    lodsb
-    testb %al, %al
-    jz 3f
-    outb %al, $0xe9
-    jmp say
-3:  ret
-end:
-    movb $0x10, %al
-    cmpw $0, failures
-    je 4f
-    movb $0x11, %al
-4:  outb %al, $0xf4
-    cli
-    hlt
-
-drive:    .byte 0
-failures: .word 0
-part:     .word 0
-s_ok:     .asciz "ok "
-s_fail:   .asciz "FAIL "
-n_load:   .asciz "load"
-    .org 510
-    .word 0xaa55
-
-    .macro PART name
-    movw $9f, part
-    jmp 8f
-9:  .asciz "\name"
-8:
-    .endm
-    .macro UNLESS cond
-    \cond 7f
-    call fail
-    jmp 6f
-7:  call ok
-6:
-    .endm
+    .include "bios_boot.inc"
 
 program:
     PART memory                         /* INT 12h; E820 begins with usable memory at 0 */
