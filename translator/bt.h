@@ -83,6 +83,7 @@ enum side_kind {
     SIDE_BOUNDARY, /* first byte of an instruction's code: state is exact here                */
     SIDE_INSIDE,   /* within an instruction: step on to reach a boundary                      */
     SIDE_SPILL,    /* as INSIDE, and guest register `reg` waits in scratch[SCR_SPILL]         */
+    SIDE_ELEMENT,  /* as BOUNDARY, before the next element of a repeated string instruction   */
     SIDE_XSAVE,    /* as INSIDE, and guest RAX/RDX wait in bt.xsave_rax/rdx                   */
 };
 

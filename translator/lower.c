@@ -489,8 +489,7 @@ static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
     return true;
 }
 
-/* Do windows not pay for this instruction? */
-static bool soft_site(const struct xlate *x)
+bool lower_soft_site(const struct xlate *x)
 {
     const struct site_info *info = site_lookup(x->v->engine, x->cur_rip);
     return (x->tb->soft_form >> x->index & 1) || (info->rip == x->cur_rip && info->soft);
@@ -543,7 +542,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
 {
     struct emitter *e = &x->e;
     bool user = x->key & KEY_USER;
-    if (!x->window || (a.flags & SITE_BOUNCE) || (x->key & KEY_SLOW_MEM) || soft_site(x))
+    if (!x->window || (a.flags & SITE_BOUNCE) || (x->key & KEY_SLOW_MEM) || lower_soft_site(x))
         return false;
     bool table = a.flags_live || (x->tb->table_form >> x->index & 1);
     bool seg = m->seg == SEG_FS || m->seg == SEG_GS;
@@ -624,7 +623,7 @@ static bool lower_flat(struct xlate *x, const struct insn *in, const struct insn
 {
     enum seg_class class = key_seg_class(x->key, m->seg);
     if (!x->window || (a.flags & SITE_BOUNCE) || (x->key & KEY_SLOW_MEM) || in->op == OP_MASKMOV ||
-        class == SEG_ODD || (m->seg == SEG_CS && (a.kind & MMU_WRITE)) || soft_site(x))
+        class == SEG_ODD || (m->seg == SEG_CS && (a.kind & MMU_WRITE)) || lower_soft_site(x))
         return false;
     if (class == SEG_FLAT && addr_size == 4) {
         a.scratch = R10;

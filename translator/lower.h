@@ -129,6 +129,9 @@ void e_ref_lea(struct emitter *e, unsigned reg, const struct memref *ref);
 /* Emits what lower_access() put off to the end of the block. */
 void lower_slow_paths(struct xlate *x);
 
+/* Do windows not pay for this instruction? */
+bool lower_soft_site(const struct xlate *x);
+
 /* After an instruction has been emitted: what it did to the registers (guesses and facts). */
 void lower_track(struct xlate *x, const struct insn *in);
 

@@ -138,7 +138,7 @@ static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc)
     }
     struct tb *tb = cache_find_pc(bt, pc);
     const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;
-    if (se && se->host == pc && se->kind == SIDE_BOUNDARY) {
+    if (se && se->host == pc && (se->kind == SIDE_BOUNDARY || se->kind == SIDE_ELEMENT)) {
         v->rip = bt_offset(v, tb->gva + se->guest_off);
         leave(v, uc, EXIT_ASYNC);
         return;

@@ -1000,16 +1000,22 @@ static void rule_swapgs(struct xlate *x)
     e_store_gs(e, VCPU_OFF(kernel_gs_base), R10);
 }
 
+/* R10 = the host's EFLAGS, by way of the host's stack. */
+static void flags_to_r10(struct emitter *e)
+{
+    e_store_gs(e, VCPU_OFF(scratch[SCR_VALUE]), RSP);
+    e_load_gs(e, RSP, VCPU_OFF(host_rsp));
+    e8(e, 0x9c);                                  /* pushfq */
+    e_bytes(e, (const uint8_t[]){0x41, 0x5a}, 2); /* pop r10 */
+    e_load_gs(e, RSP, VCPU_OFF(scratch[SCR_VALUE]));
+}
+
 /* The arithmetic flags and DF are the host's, the others are virtual. All of them survive up to the
  * store, for if that faults, PUSHF reads them again. */
 static void rule_pushf(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct emitter *e = &x->e;
-    e_store_gs(e, VCPU_OFF(scratch[SCR_VALUE]), RSP);
-    e_load_gs(e, RSP, VCPU_OFF(host_rsp));
-    e8(e, 0x9c);                                     /* pushfq */
-    e_bytes(e, (const uint8_t[]){0x41, 0x5a}, 2);    /* pop r10 */
-    e_load_gs(e, RSP, VCPU_OFF(scratch[SCR_VALUE]));
+    flags_to_r10(e);
     lower_save_flags(e);
     e_load_gs(e, R11, VCPU_OFF(rflags));
     e_bytes(e, (const uint8_t[]){0x41, 0x81, 0xe2}, 3); /* and r10d, FL_HOST */
@@ -1203,6 +1209,70 @@ static void rule_mov_from_seg(struct xlate *x, const struct insn *in)
     write_gpr(x, in->rm, R10, in->op_size);
 }
 
+/* -- String instructions -------------------------------------------------------------------------- */
+
+/* More elements than this are better done by the host's own REP, which takes time to get going. */
+#define SHORT_REP 24
+
+/*
+ * A short REP MOVS or REP STOS of 16- or 32-bit code with flat segments: a loop over the elements, each
+ * of which is complete in itself, as that of a repeated instruction is.  The flags are not its
+ * business, so it counts by LEA and JECXZ.  Longer ones, and DF = 1, go to C; false: so does all of it.
+ */
+static bool rule_short_rep(struct xlate *x, const struct insn *in)
+{
+    struct emitter *e = &x->e;
+    bool movs = in->op == OP_MOVS;
+    unsigned size = in->op_size, reg = movs ? R11 : RAX;
+    struct memref src = {.base = RSI, .index = KEEP, .flat = true};
+    struct memref dst = {.base = RDI, .index = KEEP, .flat = true};
+
+    if (!is_legacy(x) || !x->window || (x->key & (KEY_SLOW_MEM | KEY_ONE_INSN)) ||
+        (in->op != OP_MOVS && in->op != OP_STOS) || !(in->flags & INSN_REP) ||
+        in->addr_size != 4 || key_seg_class(x->key, SEG_ES) != SEG_FLAT ||
+        (movs && key_seg_class(x->key, in->mem.seg) != SEG_FLAT) || lower_soft_site(x))
+        return false;
+    flags_to_r10(e);
+    lower_save_flags(e);
+    e_bytes(e, (const uint8_t[]){0x41, 0xf7, 0xc2}, 3); /* test r10d, DF */
+    e32(e, FL_DF);
+    uint8_t *down = e_jcc_fwd(e, CC_NE);
+    e_bytes(e, (const uint8_t[]){0x83, 0xf9, SHORT_REP}, 3); /* cmp ecx */
+    uint8_t *many = e_jcc_fwd(e, CC_A);
+    lower_restore_flags(e);
+
+    uint64_t next = emit_here(e);
+    side_mark(x, SIDE_ELEMENT, 0);
+    e_bytes(e, (const uint8_t[]){0x67, 0xe3}, 2); /* jecxz */
+    uint8_t *rel8 = e->p;
+    e8(e, 0);
+    if (movs && size == 1)
+        e_ref_op(e, false, 0x8a, reg, &src);
+    else if (movs)
+        e_ref_load(e, size, reg, &src);
+    if (size == 1)
+        e_ref_op(e, false, 0x88, reg, &dst);
+    else
+        e_ref_store(e, size, &dst, reg);
+    side_mark(x, SIDE_INSIDE, 0);
+    e_op_mem(e, false, 0x8d, RDI, RDI, 0xff, 1, (int32_t)size);
+    if (movs)
+        e_op_mem(e, false, 0x8d, RSI, RSI, 0xff, 1, (int32_t)size);
+    e_op_mem(e, false, 0x8d, RCX, RCX, 0xff, 1, -1);
+    e_jmp(e, next);
+
+    e_fix_here(e, down);
+    e_fix_here(e, many);
+    lower_restore_flags(e);
+    emit_callout(x, in, true);
+    if (!e->overflow) {
+        if (e->p - rel8 - 1 > 127)
+            x->failed = true;
+        *rel8 = (uint8_t)(e->p - rel8 - 1);
+    }
+    return true;
+}
+
 /* -- Branch rules --------------------------------------------------------------------------------- */
 
 /* R10 = new instruction pointer of this width; outside 64-bit mode it becomes a linear address. */
@@ -1382,7 +1452,8 @@ static void emit_insn(struct xlate *x, unsigned i)
         emit_branch(x, in, i);
         return;
     case RULE_CALLOUT:
-        emit_callout(x, in, true);
+        if (!rule_short_rep(x, in))
+            emit_callout(x, in, true);
         return;
     case RULE_CALLOUT_END:
         emit_callout(x, in, false);

@@ -90,7 +90,7 @@ struct verifier {
     struct state **in; /* by offset: the state before the instruction                          */
     uint32_t *order;   /* instructions in an order in which predecessors come first            */
     uint32_t *rank;    /* by offset: place in order, plus 1; 0 if not in it                    */
-    bool *done, *loop; /* by offset: checked; checked again because of a loop                  */
+    bool *done, *loop; /* by offset: checked; head of a loop, checked again                    */
     bool *dirty;       /* by place                                                             */
     uint32_t n_order, next;
     uint32_t off; /* being checked */
@@ -261,7 +261,9 @@ static void flow(struct verifier *v, uint32_t to, const struct state *s)
         }
         *in = *s;
         changed = true;
-        if (v->done[to]) { /* a loop after all: nothing is known here */
+        /* Backwards, to the head of a loop: nothing is known there.  That is checked once more with all
+         * that follows; each state by itself, for the one from before the loop has passed. */
+        if (v->done[to] && v->rank[to] <= v->rank[v->off]) {
             for (unsigned r = 0; r < 16; r++)
                 unknown(&in->reg[r], merged(to, r));
             for (unsigned i = 0; i < N_SCRATCH; i++)
@@ -1020,8 +1022,8 @@ static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
 }
 
 /*
- * Reverse postorder: in a block without loops, which is all of them, the analysis then sees every
- * instruction once, with all that leads to it known.
+ * Reverse postorder: in a block without loops, which is nearly all of them, the analysis then sees
+ * every instruction once, with all that leads to it known.
  */
 static bool find_order(struct verifier *v)
 {

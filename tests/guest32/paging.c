@@ -433,3 +433,110 @@ TEST(paging, control_registers)
         fault(&k, wr, GP, 0);
     }
 }
+
+/* -- Short string runs ------------------------------------------------------------------------ */
+
+static u8 want[2 * 4096];
+
+/* One element of MOVS (STOS): false, with CR2 and the error code's W, if it faults. */
+static bool element(struct regs *r, unsigned size, bool movs, u32 *cr2, u32 *error)
+{
+    int step = r->eflags & F_DF ? -(int)size : (int)size;
+    u32 at[2] = {r->esi - TEST_VA, r->edi - TEST_VA};
+    u8 value[4];
+
+    for (unsigned i = movs ? 0 : 1; i < 2; i++)
+        for (unsigned b = 0; b < size; b++)
+            if (at[i] + b >= sizeof(want)) {
+                *cr2 = TEST_VA + at[i] + b;
+                *error = i ? PF_W : 0;
+                return false;
+            }
+    for (unsigned b = 0; b < size; b++)
+        value[b] = movs ? want[at[0] + b] : (u8)(r->eax >> 8 * b);
+    for (unsigned b = 0; b < size; b++)
+        want[at[1] + b] = value[b];
+    r->edi += (u32)step;
+    if (movs)
+        r->esi += (u32)step;
+    r->ecx--;
+    return true;
+}
+
+/*
+ * REP MOVS and REP STOS of few and of many elements, overlapping in any way, in both directions, up
+ * to and over the ends of two pages, in code that is hot: memory, registers and flags are those of
+ * the same number of single steps.
+ */
+static void short_runs(void)
+{
+    struct {
+        u8 size;
+        bool movs;
+        u8 *code;
+    } form[] = {
+        {1, true, SNIP32("push %%ebx\n\tpop %%ebx\n\trep movsb")},
+        {2, true, SNIP32("push %%ebx\n\tpop %%ebx\n\trep movsw")},
+        {4, true, SNIP32("push %%ebx\n\tpop %%ebx\n\trep movsl")},
+        {4, true, SNIP32("push %%ebx\n\tpop %%ebx\n\trep movsl %%ss:(%%esi), %%es:(%%edi)")},
+        {1, false, SNIP32("push %%ebx\n\tpop %%ebx\n\trep stosb")},
+        {2, false, SNIP32("push %%ebx\n\tpop %%ebx\n\trep stosw")},
+        {4, false, SNIP32("push %%ebx\n\tpop %%ebx\n\trep stosl")},
+    };
+    u8 *memory = data[0];
+
+    for (unsigned i = 0; i < 2; i++)
+        set(i, URW);
+    set(2, 0);
+    for (unsigned i = 0; i < sizeof(want); i++)
+        want[i] = memory[i] = (u8)(i * 31 + (i >> 7));
+    for (unsigned f = 0; f < sizeof(form) / sizeof(form[0]); f++)
+        for (unsigned i = 0; i < 800; i++) {
+            struct regs r = regs_for(i & 1 ? U32 : K32), model;
+            u32 seed = random32(), cr2 = 0, error = 0;
+            bool ok = true;
+            r.ecx = seed & 8 ? seed >> 8 & 31 : seed >> 8 & 255;
+            r.edi = TEST_VA + (random32() & 8191);
+            r.esi = seed & 16 ? r.edi + (seed >> 24 & 15) - 8 : TEST_VA + (random32() & 8191);
+            if (!(seed & 0xe0)) /* near an end */
+                r.edi = TEST_VA + (seed & 0x10000 ? 8192 - (seed >> 20 & 63) : seed >> 20 & 63);
+            r.eflags |= random32() & (F_CF | F_PF | F_AF | F_ZF | F_SF | F_OF);
+            if (i > 400 && !(seed & 0x70000000))
+                r.eflags |= F_DF;
+            model = r;
+            context("%s, form %u, round %u, count %u", mode_name(r.mode), f, i, r.ecx);
+            while (model.ecx && ok)
+                ok = element(&model, form[f].size, form[f].movs, &cr2, &error);
+            run_at(&r, form[f].code);
+            if (ok) {
+                expect(BP, 0);
+            } else {
+                expect(PF, error | (i & 1 ? PF_U : 0));
+                EQ(T.cr2, cr2);
+            }
+            EQ(T.r.ecx, model.ecx);
+            EQ(T.r.esi, model.esi);
+            EQ(T.r.edi, model.edi);
+            EQ(T.r.eflags & (F_ARITH | F_DF), r.eflags & (F_ARITH | F_DF));
+            if (memcmp(memory, want, sizeof(want))) {
+                fail("memory differs");
+                return;
+            }
+        }
+}
+
+TEST(paging, short_runs_32)
+{
+    if (!feat.pse)
+        SKIP("no PSE");
+    paging_on(false);
+    short_runs();
+}
+
+TEST(paging, short_runs_pae)
+{
+    if (!feat.pae)
+        SKIP("no PAE");
+    paging_on(true);
+    short_runs();
+}

@@ -225,7 +225,9 @@ static const struct damage soft_damage[] = {
     {"a direct jump into the VMM", FIND(0xe9, ANY4), PUT(-1, 0, 0, 0, 0x10)},
     {"a RIP-relative operand", FIND(0x65, 0x4d, 0x2b, 0x93, ANY4),
      PUT(0x90, 0x4c, 0x8b, 0x15, 0, 0, 0, 0)},
-    {"another argument for a stub", FIND(0x41, 0xbb, ANY4, 0xe9, ANY4), PUT(-1, -1, 0x18)},
+    /* Another site of the same block would do: where it resumes is checked. */
+    {"no argument for a stub", FIND(0x41, 0xbb, ANY4, 0xe9, ANY4), PUT(-1, -1, 0x1c)},
+    {"another argument for a stub", FIND(0x41, 0xbb, ANY4, 0xe9, ANY4), PUT(-1, -1, -1, -1, 0xff)},
     {"the middle of a stub", FIND(0x41, 0xbb, ANY4, 0xe9, ANY4),
      PUT(-1, -1, -1, -1, -1, -1, -1, 0x01)},
     {"none of the block's links", FIND(0x41, 0xba, ANY4, 0xe9, ANY4),
