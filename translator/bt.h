@@ -90,7 +90,7 @@ enum side_kind {
 /* Host address -> guest instruction, sorted by host address. */
 struct side_entry {
     uint32_t host;
-    uint16_t guest_off; /* from tb.gva */
+    uint16_t guest_off; /* from tb.gva; of a trace it may be negative (tb_gva_at) */
     uint8_t kind;       /* enum side_kind */
     uint8_t reg;
 };
@@ -114,7 +114,7 @@ struct tb {
     uint64_t gpa;        /* of the first byte */
     uint64_t gpa2;       /* page of the tail of an instruction that straddles pages, or ~0 */
     uint32_t key;
-    uint16_t guest_len;
+    uint16_t guest_len;  /* of the bytes in one piece from gva; a trace goes on elsewhere */
     uint16_t n_insns;
     uint32_t entry_ind;  /* for indirect jumps: checks r10 against gva */
     uint32_t entry;      /* for direct jumps and the dispatcher */
@@ -132,7 +132,8 @@ struct tb {
     uint8_t n_out;
     uint64_t minus_gva;  /* what the door of the first tier adds to R10: 0 if this is the block */
     uint64_t door;       /* where it goes then: entry                                        */
-    /* Bytes of the page looked at to decide which flags are dead: if they change, so may that. */
+    /* Bytes of the page that decide what the block is, besides those from gva on: the rest of a trace,
+     * and what was looked at to see which flags are dead. */
     uint16_t peek_lo, peek_hi;
     /* Learnt of the second tier's accesses, a bit for each instruction: which window is not the same
      * every time; windows do not pay. */
@@ -142,6 +143,13 @@ struct tb {
     bool hot;            /* second tier                                                      */
     bool window;         /* second tier, accesses through windows                            */
 };
+
+/* The guest address of an instruction by its side entry: all of a block is on one page (but for a
+ * tail of its only instruction), so 16 bits with a sign are enough. */
+static inline uint64_t tb_gva_at(const struct tb *tb, uint16_t guest_off)
+{
+    return tb->gva + (uint64_t)(int16_t)guest_off;
+}
 
 /* A memory operand's slow path. Addresses are executable ones. */
 struct mem_site {

@@ -481,26 +481,26 @@ static void range(const struct view *w, uint32_t from, uint32_t to, size_t *firs
         ;
 }
 
-static void guest_bytes(const struct view *w, unsigned off, uint8_t *buf, unsigned n)
+static unsigned guest_bytes(const struct view *w, uint64_t gva, uint8_t buf[15])
 {
     const struct tb *tb = w->tb;
-    unsigned first = GUEST_PAGE_SIZE - (unsigned)(tb->gpa & (GUEST_PAGE_SIZE - 1));
-    for (unsigned i = 0; i < n; i++, off++)
-        buf[i] = off < first            ? w->bt->ram->base[tb->gpa + off]
-                 : tb->gpa2 != ~0ull ? w->bt->ram->base[tb->gpa2 + off - first]
-                                        : 0x90;
+    uint64_t at = gva & (GUEST_PAGE_SIZE - 1), page = tb->gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    unsigned n = 0;
+    for (; n < 15 && at + n < GUEST_PAGE_SIZE; n++)
+        buf[n] = w->bt->ram->base[page + at + n];
+    for (unsigned k = 0; n < 15 && tb->gpa2 != ~0ull; k++)
+        buf[n++] = w->bt->ram->base[tb->gpa2 + k];
+    return n;
 }
 
 static void guest_text(const struct view *w, unsigned off, struct insn *in, char *text, size_t size)
 {
     uint8_t buf[15];
     cs_insn *i = NULL;
-    unsigned left = w->tb->guest_len - off;
+    uint64_t rip = tb_gva_at(w->tb, (uint16_t)off);
+    unsigned n_bytes = guest_bytes(w, rip, buf);
 
-    guest_bytes(w, off, buf, left < sizeof(buf) ? left : sizeof(buf));
-    uint64_t rip = w->tb->gva + off;
-    if (insn_decode(in, buf, left < sizeof(buf) ? left : sizeof(buf),
-                    key_mode(w->tb->key)) <= 0)
+    if (insn_decode(in, buf, n_bytes, key_mode(w->tb->key)) <= 0)
         *in = (struct insn){.op = OP_INVALID, .len = 1};
     size_t n = cs_disasm(w->guest_cs, buf, in->len, rip, 1, &i);
     if (n)
@@ -529,6 +529,7 @@ static void print_insn(const struct view *w, const char *guest, size_t from, siz
 static void print_main(const struct view *w)
 {
     const struct tb *tb = w->tb;
+    unsigned insns = 0;
     for (uint32_t s = 0; s < tb->n_side && tb->side[s].host < w->slow; s++) {
         const struct side_entry *se = &tb->side[s];
         uint32_t e = s + 1;
@@ -547,9 +548,9 @@ static void print_main(const struct view *w)
             if (f.callout && i <= first + 1)
                 f.callout_first = true;
         }
-        if (se->guest_off >= tb->guest_len) {
+        if (insns++ == tb->n_insns) {
             snprintf(guest, sizeof(guest), "%016llx  (the block ends here)",
-                     (unsigned long long)(tb->gva + tb->guest_len));
+                     (unsigned long long)tb_gva_at(tb, se->guest_off));
             explain_branch(w, &in, &f, why, sizeof(why));
         } else {
             bool same = last > first;
@@ -580,7 +581,7 @@ static void print_slow(const struct view *w)
         char guest[240] = "";
         struct insn in;
         size_t first, last;
-        if (se->guest_off != shown && se->guest_off < tb->guest_len)
+        if (se->guest_off != shown)
             guest_text(w, se->guest_off, &in, guest, sizeof(guest));
         shown = se->guest_off;
         range(w, at > se->host ? at : se->host, end, &first, &last);
@@ -593,16 +594,16 @@ static void print_slow(const struct view *w)
 static void find_parts(struct view *w)
 {
     const struct tb *tb = w->tb;
-    uint32_t last = 0;
+    uint32_t last = 0, insns = 0;
     w->main = tb->entry;
     for (uint32_t s = 0; s < tb->n_side; s++)
         if (tb->side[s].kind == SIDE_BOUNDARY) {
-            if (tb->side[s].guest_off == 0)
+            if (!insns++)
                 w->main = tb->side[s].host;
             last = s;
         }
     /* An open end has a boundary of its own and, right behind it, a mark that it is none. */
-    last += tb->side[last].guest_off >= tb->guest_len ? 2 : 1;
+    last += insns > tb->n_insns ? 2 : 1;
     w->exits = tb->n_side ? tb->side[tb->n_side - 1].host : tb->host_end;
     w->slow = last < tb->n_side ? tb->side[last].host : w->exits;
 }
@@ -644,8 +645,7 @@ void explain_print(struct bt_engine *bt, const struct tb *tb, FILE *out)
     fprintf(out, "block %#llx at physical %#llx, %s form, ", (unsigned long long)tb->gva,
             (unsigned long long)tb->gpa, tb->window ? "window" : "soft");
     print_key(tb, out);
-    fprintf(out, ": %u instructions, %u bytes -> %u bytes\n", tb->n_insns, tb->guest_len,
-            tb->host_end - tb->entry_ind);
+    fprintf(out, ": %u instructions -> %u bytes\n", tb->n_insns, tb->host_end - tb->entry_ind);
     fprintf(out, "%-*s | %-*s | %s\n", GUEST_WIDTH, "guest", HOST_WIDTH + 8, "host", "why");
     range(&w, tb->entry_ind, tb->entry, &first, &last);
     print_rows(&w, "(door for indirect jumps)", first, last,

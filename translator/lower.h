@@ -63,6 +63,9 @@ struct pending_link {
     uint32_t patch_x;
 };
 
+/* How a trace goes on behind a branch in it. */
+enum follow { FOLLOW_NOT, FOLLOW_NEXT, FOLLOW_TARGET };
+
 struct xlate {
     struct emitter e;
     bool hot;             /* second tier */
@@ -88,6 +91,7 @@ struct xlate {
     unsigned n;           /* instructions */
     struct insn insn[TB_MAX_INSNS];
     uint64_t rip[TB_MAX_INSNS];
+    uint8_t follow[TB_MAX_INSNS];    /* enum follow, of branches; the last one's is FOLLOW_NOT */
     uint32_t live[TB_MAX_INSNS + 1]; /* arithmetic flags live before instruction i */
     uint16_t guest_off;   /* of the instruction being emitted */
     uint64_t cur_rip;

@@ -139,7 +139,7 @@ static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc)
     struct tb *tb = cache_find_pc(bt, pc);
     const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;
     if (se && se->host == pc && (se->kind == SIDE_BOUNDARY || se->kind == SIDE_ELEMENT)) {
-        v->rip = bt_offset(v, tb->gva + se->guest_off);
+        v->rip = bt_offset(v, tb_gva_at(tb, se->guest_off));
         leave(v, uc, EXIT_ASYNC);
         return;
     }
@@ -198,7 +198,7 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
         g[REG_RAX] = (greg_t)v->bt.xsave_rax;
         g[REG_RDX] = (greg_t)v->bt.xsave_rdx;
     }
-    v->rip = bt_offset(v, tb->gva + se->guest_off);
+    v->rip = bt_offset(v, tb_gva_at(tb, se->guest_off));
     if (tb->window && (g[REG_TRAPNO] == EXC_PF || g[REG_TRAPNO] == EXC_GP ||
                        g[REG_TRAPNO] == EXC_SS)) {
         v->engine->wfault_hva = g[REG_TRAPNO] == EXC_PF ? (uint64_t)g[REG_CR2] : ~0ull;

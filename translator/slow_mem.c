@@ -317,7 +317,7 @@ static uint64_t guest_fip(struct bt_engine *bt, uint64_t fip, bool linear)
     const struct side_entry *se = tb ? tb_side_lookup(tb, fip) : NULL;
     if (!se)
         return 0;
-    return tb->gva + se->guest_off - (linear ? 0 : (uint32_t)tb->cs);
+    return tb_gva_at(tb, se->guest_off) - (linear ? 0 : (uint32_t)tb->cs);
 }
 
 /*

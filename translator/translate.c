@@ -3,7 +3,10 @@
  *
  * A block is a run of instructions on one guest page up to a control transfer, an instruction that
  * may change what translation depends on, the page's end, or TB_MAX_INSNS.  An instruction that
- * straddles two pages is a block of its own.
+ * straddles two pages is a block of its own.  In the second tier it is a trace: it goes on behind
+ * direct jumps within the page, along the side of a condition that has been executed before, until
+ * it meets itself or another trace.  What is known of registers then holds across jumps, and the
+ * code of a path lies in one piece.
  *
  *     decode     until the block ends
  *     liveness   which arithmetic flags are live before each instruction (backward)
@@ -227,6 +230,10 @@ static void compute_liveness(struct xlate *x)
     for (unsigned i = x->n; i-- > 0;) {
         const struct insn *in = &x->insn[i];
         enum insn_rule r = rule_of(in, x->key);
+        uint64_t rip = x->rip[i] + in->len;
+        if (x->follow[i] && in->op == OP_JCC) /* live where the trace is left, too */
+            live |= peek_live(x, x->follow[i] == FOLLOW_NEXT ? branch_target(x, in, rip)
+                                                             : linear_of(x, rip));
         if (r == RULE_CALLOUT || r == RULE_CALLOUT_END || in->op == OP_INVALID)
             live = FL_ARITH;
         else if (divisor_checked(x, in, i)) /* its fault shows them */
@@ -357,6 +364,19 @@ static void jump_cond(struct xlate *x, unsigned cc, uint64_t taken, uint64_t fal
         e_fix_here(e, f);
         jump_far_page(x, taken);
     }
+}
+
+/* If the condition holds to `target`, else on in the trace. */
+static void leave_trace(struct xlate *x, unsigned cc, uint64_t target)
+{
+    struct emitter *e = &x->e;
+    if (same_page(x, target)) {
+        jump_link(x, (int)cc, target);
+        return;
+    }
+    uint8_t *stay = e_jcc_fwd(e, cc ^ 1);
+    jump_far_page(x, target);
+    e_fix_here(e, stay);
 }
 
 /* -- Callouts ------------------------------------------------------------------------------------- */
@@ -1356,8 +1376,9 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
     case OP_JMP:
         if (past)
             emit_raise(x, in, EXC_GP);
-        else
+        else if (!x->follow[i])
             jump_to(x, target);
+        x->r11_kept = true;
         break;
     case OP_JCC:
         if (past) {
@@ -1365,9 +1386,14 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
             jump_to(x, next);
             e_fix_here(e, taken);
             emit_raise(x, in, EXC_GP);
+        } else if (x->follow[i] == FOLLOW_NEXT) {
+            leave_trace(x, in->cond, target);
+        } else if (x->follow[i] == FOLLOW_TARGET) {
+            leave_trace(x, in->cond ^ 1, next);
         } else {
             jump_cond(x, in->cond, target, next);
         }
+        x->r11_kept = true;
         break;
     case OP_LOOP: case OP_LOOPE: case OP_LOOPNE: case OP_JRCXZ: {
         if (past) {
@@ -1666,12 +1692,83 @@ static void make_host_encoding(struct insn *in)
         v[2] &= 0x7f;
 }
 
+static struct tb *known_block(struct xlate *x, uint64_t gva)
+{
+    const struct tb *tb = x->tb;
+    uint64_t page = tb->gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    return cache_lookup(x->bt, gva, page | (gva & (GUEST_PAGE_SIZE - 1)), x->key, tb->cs);
+}
+
+/* May a trace go on at this address, where `there` (NULL: nothing) is? */
+static bool may_follow(const struct xlate *x, uint64_t gva, const struct tb *there)
+{
+    if (!same_page(x, gva) || (there && there->window))
+        return false;
+    for (unsigned i = 0; i < x->n; i++)
+        if (linear_of(x, x->rip[i]) == gva)
+            return false;
+    return true;
+}
+
+/*
+ * Whether a trace goes on behind the branch just decoded.  Code on it counts no executions, so the
+ * choice at a condition is made by what there is: a side that was never executed is not followed.
+ */
+static enum follow follow_branch(struct xlate *x)
+{
+    const struct insn *in = &x->insn[x->n - 1];
+    uint64_t rip = x->rip[x->n - 1] + in->len;
+    enum follow how = FOLLOW_NOT;
+    if ((in->op != OP_JMP && in->op != OP_JCC) || x->n > TB_MAX_INSNS - 4 ||
+        x->tb->gpa2 != ~0ull)
+        return FOLLOW_NOT;
+    uint64_t taken = branch_target(x, in, rip), next = linear_of(x, rip);
+    bt_lock(x->bt);
+    struct tb *there = known_block(x, taken);
+    bool by_target = may_follow(x, taken, there);
+    if (in->op == OP_JMP) {
+        how = by_target ? FOLLOW_TARGET : FOLLOW_NOT;
+    } else if (taken != x->tb->gva) { /* a loop ends where it closes */
+        struct tb *after = known_block(x, next);
+        bool by_next = may_follow(x, next, after);
+        how = by_next && (after || !there) ? FOLLOW_NEXT
+              : by_target && there && !after ? FOLLOW_TARGET
+                                             : FOLLOW_NOT;
+    }
+    bt_unlock(x->bt);
+    return how;
+}
+
+/* After x->n was set: what the block is made of. */
+static void set_extent(struct xlate *x)
+{
+    struct tb *tb = x->tb;
+    uint64_t start = x->rip[0] & (GUEST_PAGE_SIZE - 1), lo = start, hi = start;
+    bool piece = true;
+    tb->n_insns = (uint16_t)x->n;
+    tb->guest_len = 0;
+    x->follow[x->n - 1] = FOLLOW_NOT;
+    for (unsigned i = 0; i < x->n; i++) {
+        uint64_t at = start + (uint64_t)(int64_t)(int16_t)(x->rip[i] - x->rip[0]);
+        lo = at < lo ? at : lo;
+        hi = at + x->insn[i].len > hi ? at + x->insn[i].len : hi;
+        piece = piece && x->rip[i] == x->rip[0] + tb->guest_len;
+        if (piece)
+            tb->guest_len = (uint16_t)(tb->guest_len + x->insn[i].len);
+    }
+    if (!piece) {
+        uint64_t base = (tb->gpa & (GUEST_PAGE_SIZE - 1)) - start;
+        tb->peek_lo = (uint16_t)(lo + base);
+        tb->peek_hi = (uint16_t)(hi + base);
+    }
+}
+
 /* Decodes up to the block's end; false with v->exc if the straddling tail cannot be fetched. */
-static bool decode_block(struct xlate *x)
+static bool decode_block(struct xlate *x, bool trace)
 {
     struct tb *tb = x->tb;
     uint64_t gpa = tb->gpa, rip = is_legacy(x) ? (uint32_t)(tb->gva - (uint32_t)tb->cs) : tb->gva;
-    uint64_t start = rip, limit = is_legacy(x) ? tb->cs >> 32 : ~0ull;
+    uint64_t limit = is_legacy(x) ? tb->cs >> 32 : ~0ull;
     enum insn_mode mode = key_mode(x->key);
     unsigned max = x->key & KEY_ONE_INSN ? 1 : TB_MAX_INSNS;
     while (x->n < max) {
@@ -1706,15 +1803,26 @@ static bool decode_block(struct xlate *x)
         }
         if (mode != MODE_64)
             make_host_encoding(in);
+        x->follow[x->n] = FOLLOW_NOT;
         x->rip[x->n++] = rip;
         rip += (unsigned)len;
         gpa += (unsigned)len;
-        if (ends_block(in, x->key) || tb->gpa2 != ~0ull ||
-            (gpa & (GUEST_PAGE_SIZE - 1)) == 0)
+        if (ends_block(in, x->key)) {
+            enum follow how = trace ? follow_branch(x) : FOLLOW_NOT;
+            if (!how)
+                break;
+            if (how == FOLLOW_TARGET) {
+                rip = truncate_rip(in, rip + (uint64_t)in->imm);
+                gpa = (tb->gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) |
+                      (linear_of(x, rip) & (GUEST_PAGE_SIZE - 1));
+            }
+            x->follow[x->n - 1] = (uint8_t)how;
+            continue;
+        }
+        if (tb->gpa2 != ~0ull || (gpa & (GUEST_PAGE_SIZE - 1)) == 0)
             break;
     }
-    tb->n_insns = (uint16_t)x->n;
-    tb->guest_len = (uint16_t)(rip - start);
+    set_extent(x);
     return true;
 }
 
@@ -1749,7 +1857,8 @@ static bool leaves_r11_to_operands(const struct insn *in)
 {
     switch (in->op) {
     case OP_COPY: case OP_NOP: case OP_LEA: case OP_MOV_MOFFS: case OP_PUSH: case OP_POP:
-    case OP_LEAVE: case OP_CALL: case OP_RET: case OP_JMP_IND: case OP_CALL_IND:
+    case OP_LEAVE: case OP_CALL: case OP_RET: case OP_JMP_IND: case OP_CALL_IND: case OP_JMP:
+    case OP_JCC:
         return true;
     default:
         return false;
@@ -1787,7 +1896,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             block.check_divisor = ~0ull;
         x->heat = initial_heat(x);
         claim_page(bt, gpa);
-        if (!decode_block(x))
+        if (!decode_block(x, replace && !(key & (KEY_ONE_INSN | KEY_SLOW_MEM))))
             return NULL;
         bt_lock(bt);
         if (gen == atomic_load(&bt->code_write_gen))
@@ -1846,11 +1955,12 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         }
         if (block_open_ended(x)) {
             /* Between the last instruction and the jump the state is that of the next one. */
-            x->guest_off = tb->guest_len;
+            uint64_t rip = x->rip[x->n - 1] + x->insn[x->n - 1].len;
+            x->guest_off = (uint16_t)(rip - x->rip[0]);
             side_mark(x, SIDE_BOUNDARY, 0);
             side_mark(x, SIDE_INSIDE, 0);
             x->side[x->n_side - 1].host++;
-            jump_to(x, linear_of(x, x->rip[0] + tb->guest_len));
+            jump_to(x, linear_of(x, rip));
         }
         lower_slow_paths(x);
         x->guest_off = 0;
@@ -1861,8 +1971,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         if (x->n <= 1)
             __builtin_trap(); /* one instruction always fits: MAX_TB_CODE, MAX_TB_META */
         x->n /= 2; /* too long for its tables: a shorter block always fits */
-        tb->n_insns = (uint16_t)x->n;
-        tb->guest_len = (uint16_t)(x->rip[x->n - 1] + x->insn[x->n - 1].len - x->rip[0]);
+        set_extent(x);
     }
     tb->door = tb->entry;
     tb->host_end = (uint32_t)emit_here(&x->e);
@@ -1875,7 +1984,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         cache_invalidate_tb(bt, replace);
     bt->stats.blocks++;
     bt->stats.guest_insns += x->n;
-    bt->stats.guest_bytes += tb->guest_len;
+    for (unsigned i = 0; i < x->n; i++)
+        bt->stats.guest_bytes += x->insn[i].len;
     bt->stats.host_bytes += tb->host_end - tb->entry_ind;
     bt_unlock(bt);
     clock_gettime(CLOCK_MONOTONIC, &t1);

@@ -508,3 +508,43 @@ TEST(hot, string_and_plain_on_the_same_page)
         EQ(T.r.rdx, 0);
     }
 }
+
+/*
+ * Hot code is translated along its path, over jumps.  Here a jump back ends exactly with its page:
+ * what follows it in memory is on another page and no part of the path.  Then the path's second
+ * half changes.
+ */
+#define LOOP_AT_PAGE_END(size, jump)                                                               \
+    "jmp 1f\n\t.balign 4096\n7: .skip 16\n"                                                        \
+    "2: add $1, %%rax\n\tdec %%rcx\n\tjnz 1f\n\tjmp 9f\n\t"                                        \
+    ".skip 4096 - " #size " - (. - 7b), 0xcc\n"                                                    \
+    "1: add (%%rbx), %%rdx\n\t" jump "\n\tud2\n662:\n9:"
+
+TEST(hot, path_over_the_pages_end)
+{
+    u8 *after;
+    u8 *code[] = {
+        SNIP_AT(after, LOOP_AT_PAGE_END(8, ".byte 0xe9\n\t.long 2b - . - 4")),
+        SNIP_AT(after, LOOP_AT_PAGE_END(12, "test %%rsp, %%rsp\n\t.byte 0x0f, 0x85\n\t"
+                                            ".long 2b - . - 4")),
+        SNIP_AT(after, LOOP_AT_PAGE_END(12, "test %%rsp, %%rsp\n\t.byte 0x0f, 0x84\n\t"
+                                            ".long 9f - . - 4\n\tjmp 2b")),
+    };
+    BOTH_CPLS
+    {
+        for (unsigned i = 0; i < 3; i++) {
+            u8 *page = (u8 *)(((u64)code[i] + 4096) & ~4095ul);
+            for (u8 step = 1; step < 4; step++) {
+                struct regs r = regs_for(cpl);
+                page[16 + 3] = step; /* add $step, %rax */
+                r.rbx = UVA, r.rcx = WARM, r.rax = 0, r.rdx = 0;
+                map_new(UVA, PG_URW);
+                context("cpl %u, loop %u, step %u", cpl, i, step);
+                done(&r, code[i]);
+                EQ(T.r.rax, (u64)step * WARM);
+                EQ(T.r.rdx, 0);
+            }
+        }
+    }
+    (void)after;
+}
