@@ -435,8 +435,8 @@ void e_ref_lea(struct emitter *e, unsigned reg, const struct memref *ref)
  *     op    [base + r11 + disp]
  *
  * `id` is what the block's entry state, followed through simple instructions, says the address will
- * have.  One check serves all accesses through the same register as long as it moves by constants:
- * with the displacement that stays within the guard zones.  A miss leaves the block at this
+ * have.  One check, or one lookup, serves all accesses through the same register as long as it moves by
+ * constants: with the displacement that stays within the guard zones.  A miss leaves the block at this
  * instruction; an access that the window cannot serve faults and does the same.
  */
 
@@ -455,11 +455,19 @@ static void load_delta(struct xlate *x, unsigned id)
     x->r11_id = id + 1;
 }
 
-/* R11 = delta of the window of `reg`'s value, by table. */
+/* R11 = delta of the window of `reg`'s value, by table. It serves later accesses through a guest
+ * register, too, until that has moved far. */
 static void delta_by_table(struct xlate *x, unsigned reg)
 {
     struct emitter *e = &x->e;
     x->r11_id = 0;
+    if (reg != R10) {
+        for (unsigned r = 0; r < 16; r++)
+            x->reg[r].in_r11 = false;
+        x->r11_id = R11_OF_REGS;
+        x->reg[reg].in_r11 = true;
+        x->reg[reg].r11_drift = 0;
+    }
     e_rorx(e, R11, reg, WINDOW_SHIFT);
     e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xdb}, 4); /* movzx r11d, r11w */
     e_gs_idx(e, true, 0x8b, R11, R11, 3, delta_off(x, 0));
@@ -576,7 +584,9 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         disp == (int32_t)disp) {
         struct reg_guess *g = &x->reg[m->base];
         unsigned id = (unsigned)(g->value >> WINDOW_SHIFT) & 0xffff;
-        if (g->checked) {
+        if (x->r11_id == R11_OF_REGS && g->in_r11) {
+            /* a table lookup for an earlier access */
+        } else if (g->checked) {
             load_delta(x, g->id);
         } else if (g->known && !window_id_ok(user, id)) {
             return false;
@@ -690,16 +700,22 @@ static bool guess_load(const struct xlate *x, uint64_t ea, uint64_t *value)
     return true;
 }
 
+static bool move(int32_t *distance, int64_t by)
+{
+    int64_t d = *distance + by;
+    if (d > 1 << 30 || d < -(1 << 30))
+        return false;
+    *distance = (int32_t)d;
+    return true;
+}
+
 /* The register moved by a constant: the check still holds, within bounds. */
 static void drift(struct xlate *x, unsigned r, int64_t by)
 {
     struct reg_guess *g = &x->reg[r];
     g->value += (uint64_t)by;
-    int64_t d = g->drift + by;
-    if (d != (int32_t)d || d > (1 << 30) || d < -(1 << 30))
-        g->checked = false;
-    else
-        g->drift = (int32_t)d;
+    g->checked = g->checked && move(&g->drift, by);
+    g->in_r11 = g->in_r11 && move(&g->r11_drift, by);
 }
 
 static void set_guess(struct xlate *x, unsigned r, bool known, uint64_t value)
@@ -773,7 +789,7 @@ void lower_track(struct xlate *x, const struct insn *in)
                 return; /* CMP */
             if (ext == 4) { /* AND: alignment keeps the window */
                 x->reg[in->rm].value &= (uint64_t)in->imm;
-                x->reg[in->rm].checked = false;
+                x->reg[in->rm].checked = x->reg[in->rm].in_r11 = false;
                 return;
             }
         }
@@ -792,7 +808,7 @@ void lower_track(struct xlate *x, const struct insn *in)
             unsigned dst = in->opcode & 2 ? in->reg : in->rm, src = in->opcode & 2 ? in->rm : in->reg;
             uint64_t by = x->reg[src].known ? x->reg[src].value : 0;
             x->reg[dst].value += in->opcode & 0x20 ? -by : by;
-            x->reg[dst].checked = false;
+            x->reg[dst].checked = x->reg[dst].in_r11 = false;
             return;
         }
         break;

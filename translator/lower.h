@@ -53,6 +53,8 @@ struct reg_guess {
     bool checked;     /* the register was in window `id` less than 1 GiB from here: a fact      */
     uint16_t id;
     int32_t drift;    /* bytes it has moved since the check                                     */
+    bool in_r11;      /* with r11_id R11_OF_REGS: R11 is the delta of the window it was in       */
+    int32_t r11_drift; /* less than 1 GiB ago                                                   */
     uint64_t value;
 };
 
@@ -66,13 +68,16 @@ struct pending_link {
 /* How a trace goes on behind a branch in it. */
 enum follow { FOLLOW_NOT, FOLLOW_NEXT, FOLLOW_TARGET };
 
+#define R11_OF_REGS ~0u
+
 struct xlate {
     struct emitter e;
     bool hot;             /* second tier */
     bool window;          /* second tier, through windows */
     int32_t heat;         /* of accesses of the first tier: executions to go to the second */
     struct reg_guess reg[16];
-    /* R11 holds the delta of window r11_id - 1 (0: no telling) since an earlier instruction; every
+    /* R11 holds the delta of window r11_id - 1 (0: no telling; R11_OF_REGS: that of the registers with
+     * in_r11, whichever it is) since an earlier instruction; every
      * instruction that is not known to keep it clears r11_kept. */
     unsigned r11_id;
     bool r11_kept;
