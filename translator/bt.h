@@ -121,7 +121,6 @@ struct tb {
     uint32_t host_end;
     uint32_t n_side;
     struct side_entry *side;
-    struct tb *hash_next;
     /* Lists of the blocks of a page, of gpa and of gpa2.  They grow long where a library's page is
      * mapped at many addresses, so removal must not walk them: page_prev points to what points to
      * this block. */
@@ -229,7 +228,20 @@ struct cache_region {
 /* Small enough that a booting kernel evicts all the time, large enough that a program the size of gdb
  * still gets somewhere. */
 #define CHAOS_CACHE (8u << 20)
-#define TB_HASH_BITS  18u
+
+/*
+ * Live blocks by address and key: open addressing, at most half full, which grows.  A slot holds enough
+ * of the hash that a lookup touches no other block than the one it finds.
+ */
+struct tb_slot {
+    uint32_t tag; /* upper half of the hash; its upper bits are where the slot would best be */
+    uint32_t tb;  /* address, 0: free                                                       */
+};
+struct tb_table {
+    struct tb_slot *slot; /* 1 << bits of them; NULL: none yet */
+    unsigned bits;
+    uint32_t n;
+};
 
 struct bt_stats {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes;
@@ -299,7 +311,7 @@ struct bt_engine {
     _Atomic uint64_t user_epoch;     /* counts user blocks dropped */
     _Atomic uint64_t code_write_gen; /* counts writes to code pages */
     uint8_t *meta;
-    struct tb *hash[1u << TB_HASH_BITS];
+    struct tb_table table;   /* of live blocks */
     struct tb **page_tbs;    /* by GPA page */
     uint64_t n_pages;
     struct vcpu *vcpus[64];

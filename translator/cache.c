@@ -26,17 +26,114 @@
 #define MIN_CACHE     (2u << 20)
 #define DEFAULT_CACHE (64ull << 20)
 
-static unsigned hash_of(uint64_t gva, uint64_t gpa, uint32_t key)
+/* -- Blocks by address and key ------------------------------------------------------------------
+ */
+
+#define TABLE_MIN_BITS 16u
+
+static uint32_t tag_of(uint64_t gva, uint64_t gpa, uint32_t key, uint64_t cs)
 {
-    uint64_t h = gva ^ (gpa * 0x9e3779b97f4a7c15ull) ^ ((uint64_t)key << 40);
-    h *= 0xff51afd7ed558ccdull;
-    return (unsigned)(h >> (64 - TB_HASH_BITS));
+    uint64_t h = gva ^ (gpa * 0x9e3779b97f4a7c15ull) ^ ((uint64_t)(key ^ (uint32_t)cs) << 40);
+    return (uint32_t)((h * 0xff51afd7ed558ccdull) >> 32);
 }
 
+static uint32_t tag_of_tb(const struct tb *tb)
+{
+    return tag_of(tb->gva, tb->gpa, tb->key, tb->cs);
+}
+
+static uint64_t table_bytes(unsigned bits)
+{
+    return sizeof(struct tb_slot) << bits;
+}
+
+static void table_put(struct tb_table *t, struct tb_slot new)
+{
+    uint32_t mask = (1u << t->bits) - 1, i = new.tag >> (32 - t->bits);
+    while (t->slot[i].tb)
+        i = (i + 1) & mask;
+    t->slot[i] = new;
+}
+
+static int table_init(struct tb_table *t, unsigned bits)
+{
+    t->slot =
+        mmap(NULL, table_bytes(bits), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (t->slot == MAP_FAILED) {
+        t->slot = NULL;
+        return -ENOMEM;
+    }
+    t->bits = bits;
+    return 0;
+}
+
+static void table_destroy(struct tb_table *t)
+{
+    if (t->slot)
+        munmap(t->slot, table_bytes(t->bits));
+    t->slot = NULL;
+}
+
+/* Where memory for a larger table is refused, the one there is gets fuller. When it is full the
+ * block is in no table, and never found again; it dies with its page or its region. */
+static void table_insert(struct tb_table *t, struct tb *tb)
+{
+    if (t->n >= 1u << (t->bits - 1)) {
+        struct tb_table bigger = {.n = t->n};
+        if (!table_init(&bigger, t->bits + 1)) {
+            for (uint32_t i = 0; i < 1u << t->bits; i++)
+                if (t->slot[i].tb)
+                    table_put(&bigger, t->slot[i]);
+            table_destroy(t);
+            *t = bigger;
+        } else if (t->n + 1 >= 1u << t->bits) { /* lookups end at a free slot */
+            return;
+        }
+    }
+    t->n++;
+    table_put(t, (struct tb_slot){tag_of_tb(tb), (uint32_t)(uintptr_t)tb});
+}
+
+/* Closes the gap, so that no search ends before what it looks for. */
+static void table_remove(struct tb_table *t, const struct tb *tb)
+{
+    uint32_t mask = (1u << t->bits) - 1, i = tag_of_tb(tb) >> (32 - t->bits);
+    while (t->slot[i].tb && t->slot[i].tb != (uint32_t)(uintptr_t)tb)
+        i = (i + 1) & mask;
+    if (!t->slot[i].tb)
+        return;
+    t->n--;
+    for (uint32_t k = (i + 1) & mask; t->slot[k].tb; k = (k + 1) & mask) {
+        uint32_t home = t->slot[k].tag >> (32 - t->bits);
+        if (((k - home) & mask) >= ((k - i) & mask)) {
+            t->slot[i] = t->slot[k];
+            i = k;
+        }
+    }
+    t->slot[i].tb = 0;
+}
+
+struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32_t key, uint64_t cs)
+{
+    const struct tb_table *t = &bt->table;
+    uint32_t tag = tag_of(gva, gpa, key, cs), mask = (1u << t->bits) - 1;
+    for (uint32_t i = tag >> (32 - t->bits); t->slot[i].tb; i = (i + 1) & mask) {
+        struct tb *tb = (struct tb *)(uintptr_t)t->slot[i].tb;
+        if (t->slot[i].tag == tag && tb->gva == gva && tb->gpa == gpa && tb->key == key &&
+            tb->cs == cs)
+            return tb;
+    }
+    return NULL;
+}
+
+/* -- Memory ---------------------------------------------------------------------------------------
+ */
+
 /*
- * Translated code is many times the size of what it stands for, and spread: on 4K pages the host would
- * spend more time on its instruction TLB than on the instructions.  Where the host backs shared memory
- * by huge pages when asked to ("advise"), both mappings of the cache ask, aligned to them.
+ * Translated code is many times the size of what it stands for, and spread: on 4K pages the host
+ * would spend more time on its instruction TLB than on the instructions.  Where the host backs
+ * shared memory by huge pages when asked to ("advise"), both mappings of the cache ask, aligned to
+ * them.
  */
 #define HUGE_PAGE (2ull << 20)
 
@@ -102,7 +199,7 @@ int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
     bt->n_pages = bt->ram->span >> GUEST_PAGE_SHIFT;
     bt->page_tbs = mmap(NULL, bt->n_pages * sizeof *bt->page_tbs, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (bt->code_w == MAP_FAILED || x == MAP_FAILED || meta == MAP_FAILED ||
+    if (table_init(&bt->table, TABLE_MIN_BITS) || bt->code_w == MAP_FAILED || x == MAP_FAILED || meta == MAP_FAILED ||
         bt->page_tbs == MAP_FAILED) {
         snprintf(err, errlen,
                  "cannot map the code cache executable below 2 GiB: %s (a policy against "
@@ -129,6 +226,7 @@ int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
 
 void cache_destroy(struct bt_engine *bt)
 {
+    table_destroy(&bt->table);
     if (bt->code_w && bt->code_w != MAP_FAILED)
         munmap(bt->code_w, bt->code_size);
     if (bt->code_x)
@@ -210,14 +308,6 @@ const struct side_entry *tb_side_lookup(const struct tb *tb, uint64_t x)
     return lo ? &tb->side[lo - 1] : NULL;
 }
 
-struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32_t key, uint64_t cs)
-{
-    for (struct tb *t = bt->hash[hash_of(gva, gpa, key ^ (uint32_t)cs)]; t; t = t->hash_next)
-        if (t->gva == gva && t->gpa == gpa && t->key == key && t->cs == cs)
-            return t;
-    return NULL;
-}
-
 /* Two virtual pages may be one guest-physical page; a block is on a page's list once. */
 static bool two_pages(const struct tb *tb)
 {
@@ -258,9 +348,7 @@ static void page_list_remove(struct bt_engine *bt, struct tb *tb, uint64_t page)
 void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb)
 {
     r->tbs[r->n_tbs++] = tb;
-    struct tb **h = &bt->hash[hash_of(tb->gva, tb->gpa, tb->key ^ (uint32_t)tb->cs)];
-    tb->hash_next = *h;
-    *h = tb;
+    table_insert(&bt->table, tb);
     page_list_add(bt, tb, tb->gpa >> GUEST_PAGE_SHIFT);
     if (two_pages(tb))
         page_list_add(bt, tb, tb->gpa2 >> GUEST_PAGE_SHIFT);
@@ -295,11 +383,7 @@ void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
     if (tb->key & KEY_USER)
         atomic_fetch_add(&bt->user_epoch, 1);
     bt->stats.invalidations++;
-    struct tb **h = &bt->hash[hash_of(tb->gva, tb->gpa, tb->key ^ (uint32_t)tb->cs)];
-    while (*h && *h != tb)
-        h = &(*h)->hash_next;
-    if (*h)
-        *h = tb->hash_next;
+    table_remove(&bt->table, tb);
     page_list_remove(bt, tb, tb->gpa >> GUEST_PAGE_SHIFT);
     if (two_pages(tb))
         page_list_remove(bt, tb, tb->gpa2 >> GUEST_PAGE_SHIFT);
