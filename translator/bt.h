@@ -108,6 +108,15 @@ struct link {
     uint32_t stub;         /* executable address of the exit stub */
 };
 
+/* A direct jump to another page (far_links.c). Only the second tier has them. */
+struct far_page;
+struct far_link {
+    struct link link;
+    struct far_page *page;         /* where the target is; NULL: not linked */
+    struct far_link *next, **prev; /* list of the page */
+    uint32_t closed;               /* executable address of the way through the jump cache */
+};
+
 struct tb {
     uint64_t gva;        /* linear address */
     uint64_t cs;         /* outside 64-bit mode CS's limit and base (bt_current_cs), else 0 */
@@ -128,7 +137,8 @@ struct tb {
     struct tb **page_prev, **page2_prev;
     struct link *in;
     struct link *out;    /* n_out of them */
-    uint8_t n_out;
+    struct far_link *far; /* n_far of them */
+    uint8_t n_out, n_far;
     uint64_t minus_gva;  /* what the door of the first tier adds to R10: 0 if this is the block */
     uint64_t door;       /* where it goes then: entry                                        */
     /* Bytes of the page that decide what the block is, besides those from gva on: the rest of a trace,
@@ -316,6 +326,7 @@ struct bt_engine {
     uint64_t n_pages;
     struct vcpu *vcpus[64];
     unsigned n_vcpus;
+    struct far_links *far;
     struct verify_kit *_Atomic verify_kit; /* of the verifier; NULL: in use, or never used */
     struct bt_stats stats;
 
@@ -420,6 +431,31 @@ void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb);
 /* guest_ram.code_write: drops blocks that overlap [gpa, gpa+len). */
 void cache_code_write(void *opaque, uint64_t gpa, uint64_t len);
 void cache_link(struct bt_engine *bt, struct link *l, struct tb *to);
+/* The jump leads to its exit stub again. */
+void cache_unlink(struct bt_engine *bt, struct link *l);
+/* Sets where the jump goes, a host address. */
+void cache_patch(struct bt_engine *bt, struct link *l, uint32_t target);
+/* The links to a block lead to the one that replaces it: same address, key and page. */
+void cache_redirect(struct bt_engine *bt, struct tb *from, struct tb *to);
+/* Is this link to another page, and so part of a far_link? */
+static inline bool link_is_far(const struct link *l)
+{
+    return (l->target ^ l->from->gva) >= GUEST_PAGE_SIZE;
+}
+
+/* far_links.c. With the lock held but for far_links_tick(). */
+struct far_links *far_links_new(void);
+void far_links_free(struct far_links *f);
+/* After a flush of the MMU; v->cr3 is the new one. */
+void far_links_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva);
+/* A block was found by way of the page tables; global: its page is. */
+void far_links_seen(struct vcpu *v, const struct tb *tb, bool global);
+void far_links_link(struct vcpu *v, struct far_link *l, struct tb *to, bool global);
+/* The link is about to lose its target. */
+void far_links_drop(struct far_link *l);
+bool far_links_open(const struct far_link *l);
+/* To be called now and then outside translated code: opens pages. */
+void far_links_tick(struct vcpu *v);
 const struct side_entry *tb_side_lookup(const struct tb *tb, uint64_t x);
 
 /* jump_cache.c. The index mixes page bits into the low 16, by instructions that touch no flag (RORX,

@@ -199,7 +199,8 @@ int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
     bt->n_pages = bt->ram->span >> GUEST_PAGE_SHIFT;
     bt->page_tbs = mmap(NULL, bt->n_pages * sizeof *bt->page_tbs, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (table_init(&bt->table, TABLE_MIN_BITS) || bt->code_w == MAP_FAILED || x == MAP_FAILED || meta == MAP_FAILED ||
+    bt->far = far_links_new();
+    if (!bt->far || table_init(&bt->table, TABLE_MIN_BITS) || bt->code_w == MAP_FAILED || x == MAP_FAILED || meta == MAP_FAILED ||
         bt->page_tbs == MAP_FAILED) {
         snprintf(err, errlen,
                  "cannot map the code cache executable below 2 GiB: %s (a policy against "
@@ -227,6 +228,7 @@ int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
 void cache_destroy(struct bt_engine *bt)
 {
     table_destroy(&bt->table);
+    far_links_free(bt->far);
     if (bt->code_w && bt->code_w != MAP_FAILED)
         munmap(bt->code_w, bt->code_size);
     if (bt->code_x)
@@ -354,25 +356,59 @@ void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb)
         page_list_add(bt, tb, tb->gpa2 >> GUEST_PAGE_SHIFT);
 }
 
-static void patch_rel32(struct bt_engine *bt, struct link *l, uint32_t target)
+void cache_patch(struct bt_engine *bt, struct link *l, uint32_t target)
 {
     uint32_t rel = target - (l->patch_x + 4);
     uint32_t *patch = (uint32_t *)(bt->code_w + (l->patch_x - bt->code_x));
     __atomic_store_n(patch, rel, __ATOMIC_RELEASE);
 }
 
-void cache_link(struct bt_engine *bt, struct link *l, struct tb *to)
+static void put_on_list(struct link *l, struct tb *to)
 {
-    if (l->to || l->from->dead || to->dead)
-        return;
     l->to = to;
     l->next_in = to->in;
     l->prev_in = &to->in;
     if (to->in)
         to->in->prev_in = &l->next_in;
     to->in = l;
-    patch_rel32(bt, l, to->entry);
+}
+
+void cache_link(struct bt_engine *bt, struct link *l, struct tb *to)
+{
+    if (l->to || l->from->dead || to->dead)
+        return;
+    put_on_list(l, to);
+    cache_patch(bt, l, to->entry);
     bt->stats.links++;
+}
+
+void cache_unlink(struct bt_engine *bt, struct link *l)
+{
+    if (!l->to)
+        return;
+    *l->prev_in = l->next_in;
+    if (l->next_in)
+        l->next_in->prev_in = l->prev_in;
+    l->to = NULL;
+    if (link_is_far(l))
+        far_links_drop((struct far_link *)l);
+    cache_patch(bt, l, l->stub);
+}
+
+void cache_redirect(struct bt_engine *bt, struct tb *from, struct tb *to)
+{
+    struct link *next;
+    for (struct link *l = from->in; l; l = next) {
+        next = l->next_in;
+        if (l->from == from) /* it dies with it */
+            continue;
+        *l->prev_in = l->next_in;
+        if (l->next_in)
+            l->next_in->prev_in = l->prev_in;
+        put_on_list(l, to);
+        if (!link_is_far(l) || far_links_open((struct far_link *)l))
+            cache_patch(bt, l, to->entry);
+    }
 }
 
 void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
@@ -387,24 +423,12 @@ void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
     page_list_remove(bt, tb, tb->gpa >> GUEST_PAGE_SHIFT);
     if (two_pages(tb))
         page_list_remove(bt, tb, tb->gpa2 >> GUEST_PAGE_SHIFT);
-    while (tb->in) {
-        struct link *l = tb->in;
-        tb->in = l->next_in;
-        if (tb->in)
-            tb->in->prev_in = &tb->in;
-        l->to = NULL;
-        patch_rel32(bt, l, l->stub);
-    }
-    for (unsigned i = 0; i < tb->n_out; i++) {
-        struct link *l = &tb->out[i];
-        if (!l->to)
-            continue;
-        *l->prev_in = l->next_in;
-        if (l->next_in)
-            l->next_in->prev_in = l->prev_in;
-        patch_rel32(bt, l, l->stub);
-        l->to = NULL;
-    }
+    while (tb->in)
+        cache_unlink(bt, tb->in);
+    for (unsigned i = 0; i < tb->n_out; i++)
+        cache_unlink(bt, &tb->out[i]);
+    for (unsigned i = 0; i < tb->n_far; i++)
+        cache_unlink(bt, &tb->far[i].link);
     for (unsigned i = 0; i < bt->n_vcpus; i++)
         jump_cache_forget(bt->vcpus[i], tb);
 }

@@ -218,6 +218,9 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     if (ev->bt->cfg.trace_mask & TRACE_MMU)
         trace_flush(ev->bt, v, kind, gva);
     windows_on_flush(v, kind, gva);
+    bt_lock(ev->bt);
+    far_links_flush(v, kind, gva);
+    bt_unlock(ev->bt);
     if (kind == MMU_FLUSHED_PCID) { /* the exec TLB holds nothing of it: a CR3 write emptied it */
         jump_cache_flush_pcid(v, (unsigned)gva);
         return;
@@ -316,14 +319,23 @@ static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
     }
 }
 
+/* Of a block that has just been found. */
+static bool on_global_page(const struct vcpu *v, const struct tb *tb)
+{
+    return v->engine->exec_tlb[(tb->gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)].gpa_page & 1;
+}
+
 /* Puts a block that has just been found into the jump cache. */
 static void remember_block(struct vcpu *v, struct tb *tb)
 {
     struct engine_vcpu *ev = v->engine;
+    bool global = on_global_page(v, tb);
     jump_cache_insert(v, tb);
     note_exec_page(v, tb->gva);
-    if (!(tb->key & KEY_USER) &&
-        !(ev->exec_tlb[(tb->gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)].gpa_page & 1))
+    bt_lock(ev->bt);
+    far_links_seen(v, tb, global);
+    bt_unlock(ev->bt);
+    if (!(tb->key & KEY_USER) && !global)
         ev->jc_sup_nonglobal = true;
 }
 
@@ -692,6 +704,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
         atomic_store(&v->exit_request, 0);
         if ((ev->step_pending || ev->db_bits) && !take_traps(v))
             break;
+        far_links_tick(v);
         if (atomic_load(&ev->map_changed) && atomic_exchange(&ev->map_changed, false))
             forget_map(v);
         if (atomic_load(&v->events) & EV_FLUSH) /* being here is all it asks for */
@@ -761,9 +774,12 @@ static void bt_run(struct engine *e, struct vcpu *v)
             /* Evicting to make room may have dropped the jumping block, and its memory may be the
              * new one's by now. */
             bt_lock(bt);
-            if (evictions == bt->stats.evictions && !from->dead && tb->gpa2 == ~0ull &&
-                (tb->gpa ^ from->gpa) < GUEST_PAGE_SIZE)
-                cache_link(bt, l, tb);
+            if (evictions == bt->stats.evictions && !from->dead) {
+                if (link_is_far(l))
+                    far_links_link(v, (struct far_link *)l, tb, on_global_page(v, tb));
+                else if (tb->gpa2 == ~0ull && (tb->gpa ^ from->gpa) < GUEST_PAGE_SIZE)
+                    cache_link(bt, l, tb);
+            }
             bt_unlock(bt);
             enter(v, tb->entry);
             goto handle_exit;

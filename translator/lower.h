@@ -74,6 +74,7 @@ struct xlate {
     struct emitter e;
     bool hot;             /* second tier */
     bool window;          /* second tier, through windows */
+    bool trace;           /* second tier: goes on behind jumps, and has far links */
     int32_t heat;         /* of accesses of the first tier: executions to go to the second */
     struct reg_guess reg[16];
     /* R11 holds the delta of window r11_id - 1 (0: no telling; R11_OF_REGS: that of the registers with

@@ -13,8 +13,9 @@
  *     emit       one rule each (emit_insn); slow paths and exit stubs after the main path
  *
  * Leaving a block: a direct jump within the page is a patchable link (valid as long as both blocks
- * live, because whoever runs the first has the page mapped); everything else goes through the jump
- * cache with R10 = target, whose entries follow TLB flushes.
+ * live, because whoever runs the first has the page mapped), in the second tier also one to another
+ * page (far_links.c); everything else goes through the jump cache with R10 = target, whose entries
+ * follow TLB flushes.
  */
 #include "translator/lower.h"
 
@@ -278,25 +279,46 @@ static void jump_indirect(struct xlate *x)
     e32(e, jump_cache_off(x));
 }
 
-static bool same_page(const struct xlate *x, uint64_t target)
+/* Can a direct jump leave by a link at all? */
+static bool can_link(const struct xlate *x)
 {
     /* A block that starts with an instruction across the page's end depends on two mappings. */
-    return (target ^ x->tb->gva) < GUEST_PAGE_SIZE && x->tb->gpa2 == ~0ull &&
-           (target & (GUEST_PAGE_SIZE - 1)) <= GUEST_PAGE_SIZE - 15 &&
-           !(x->key & KEY_ONE_INSN) && !(x->bt->cfg.trace_mask & TRACE_ENTER);
+    return x->tb->gpa2 == ~0ull && !(x->key & KEY_ONE_INSN) &&
+           !(x->bt->cfg.trace_mask & TRACE_ENTER);
 }
 
-static void jump_far_page(struct xlate *x, uint64_t target)
+static bool same_page(const struct xlate *x, uint64_t target)
+{
+    return (target ^ x->tb->gva) < GUEST_PAGE_SIZE &&
+           (target & (GUEST_PAGE_SIZE - 1)) <= GUEST_PAGE_SIZE - 15 && can_link(x);
+}
+
+/* Another page: links pay where code is hot. */
+static bool far_page(const struct xlate *x, uint64_t target)
+{
+    return x->trace && (target ^ x->tb->gva) >= GUEST_PAGE_SIZE && can_link(x);
+}
+
+/* R10 = target, known: through its place in the jump cache. */
+static void jump_by_cache(struct xlate *x, uint64_t target)
 {
     struct emitter *e = &x->e;
     e_mov_imm(e, R10, target);
+    e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[off] */
+    e32(e, jump_cache_off(x) + jump_cache_index(x->bt, target) * 8);
+}
+
+static void jump_unlinked(struct xlate *x, uint64_t target)
+{
+    struct emitter *e = &x->e;
     if (x->key & KEY_ONE_INSN) {
+        e_mov_imm(e, R10, target);
         e_jmp(e, x->bt->stub_stepped);
     } else if (x->bt->cfg.trace_mask & TRACE_ENTER) {
+        e_mov_imm(e, R10, target);
         e_jmp(e, x->bt->stub_lookup);
     } else {
-        e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[off] */
-        e32(e, jump_cache_off(x) + jump_cache_index(x->bt, target) * 8);
+        jump_by_cache(x, target);
     }
 }
 
@@ -325,16 +347,30 @@ static void jump_link(struct xlate *x, int cc, uint64_t target)
 static void finish_links(struct xlate *x)
 {
     struct emitter *e = &x->e;
-    struct link *out = cache_meta_alloc(x->r, x->n_links * (uint32_t)sizeof *out);
-    if (!out) {
+    unsigned n_far = 0;
+    for (unsigned i = 0; i < x->n_links; i++)
+        n_far += far_page(x, x->link[i].target);
+    struct link *near = cache_meta_alloc(x->r, (x->n_links - n_far) * (uint32_t)sizeof *near);
+    struct far_link *far = cache_meta_alloc(x->r, n_far * (uint32_t)sizeof *far);
+    x->tb->n_out = x->tb->n_far = 0;
+    if (!near || !far) {
         x->failed = true;
         return;
     }
-    x->tb->out = out;
-    x->tb->n_out = (uint8_t)x->n_links;
+    x->tb->out = near;
+    x->tb->far = far;
     for (unsigned i = 0; i < x->n_links && !e->overflow; i++) {
         const struct pending_link *p = &x->link[i];
-        struct link *l = &out[i];
+        struct link *l = &near[x->tb->n_out];
+        bool is_far = far_page(x, p->target);
+        if (is_far) {
+            struct far_link *f = &far[x->tb->n_far++];
+            *f = (struct far_link){.closed = (uint32_t)emit_here(e)};
+            l = &f->link;
+            jump_by_cache(x, p->target);
+        } else {
+            x->tb->n_out++;
+        }
         *l = (struct link){.from = x->tb, .target = p->target, .patch_x = p->patch_x,
                            .stub = (uint32_t)emit_here(e)};
         uint32_t rel = l->stub - (l->patch_x + 4);
@@ -346,23 +382,23 @@ static void finish_links(struct xlate *x)
 
 static void jump_to(struct xlate *x, uint64_t target)
 {
-    if (same_page(x, target))
+    if (same_page(x, target) || far_page(x, target))
         jump_link(x, -1, target);
     else
-        jump_far_page(x, target);
+        jump_unlinked(x, target);
 }
 
 static void jump_cond(struct xlate *x, unsigned cc, uint64_t taken, uint64_t fall)
 {
     struct emitter *e = &x->e;
-    if (same_page(x, taken)) {
+    if (same_page(x, taken) || far_page(x, taken)) {
         jump_link(x, (int)cc, taken);
         jump_to(x, fall);
     } else {
         uint8_t *f = e_jcc_fwd(e, cc);
         jump_to(x, fall);
         e_fix_here(e, f);
-        jump_far_page(x, taken);
+        jump_unlinked(x, taken);
     }
 }
 
@@ -370,12 +406,12 @@ static void jump_cond(struct xlate *x, unsigned cc, uint64_t taken, uint64_t fal
 static void leave_trace(struct xlate *x, unsigned cc, uint64_t target)
 {
     struct emitter *e = &x->e;
-    if (same_page(x, target)) {
+    if (same_page(x, target) || far_page(x, target)) {
         jump_link(x, (int)cc, target);
         return;
     }
     uint8_t *stay = e_jcc_fwd(e, cc ^ 1);
-    jump_far_page(x, target);
+    jump_unlinked(x, target);
     e_fix_here(e, stay);
 }
 
@@ -1764,7 +1800,7 @@ static void set_extent(struct xlate *x)
 }
 
 /* Decodes up to the block's end; false with v->exc if the straddling tail cannot be fetched. */
-static bool decode_block(struct xlate *x, bool trace)
+static bool decode_block(struct xlate *x)
 {
     struct tb *tb = x->tb;
     uint64_t gpa = tb->gpa, rip = is_legacy(x) ? (uint32_t)(tb->gva - (uint32_t)tb->cs) : tb->gva;
@@ -1808,7 +1844,7 @@ static bool decode_block(struct xlate *x, bool trace)
         rip += (unsigned)len;
         gpa += (unsigned)len;
         if (ends_block(in, x->key)) {
-            enum follow how = trace ? follow_branch(x) : FOLLOW_NOT;
+            enum follow how = x->trace ? follow_branch(x) : FOLLOW_NOT;
             if (!how)
                 break;
             if (how == FOLLOW_TARGET) {
@@ -1896,7 +1932,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             block.check_divisor = ~0ull;
         x->heat = initial_heat(x);
         claim_page(bt, gpa);
-        if (!decode_block(x, replace && !(key & (KEY_ONE_INSN | KEY_SLOW_MEM))))
+        x->trace = replace && !(key & (KEY_ONE_INSN | KEY_SLOW_MEM));
+        if (!decode_block(x))
             return NULL;
         bt_lock(bt);
         if (gen == atomic_load(&bt->code_write_gen))
@@ -1980,8 +2017,11 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
     memcpy(tb->side, x->side, x->n_side * sizeof *tb->side);
     r->code_used = ((uint32_t)(x->e.p - r->code_w) + 15) & ~15u;
     cache_insert(bt, r, tb);
-    if (replace) /* not before: a page without blocks is no code page any more */
+    if (replace) { /* not before: a page without blocks is no code page any more */
+        if (!replace->dead)
+            cache_redirect(bt, replace, tb);
         cache_invalidate_tb(bt, replace);
+    }
     bt->stats.blocks++;
     bt->stats.guest_insns += x->n;
     for (unsigned i = 0; i < x->n; i++)

@@ -532,6 +532,14 @@ static int access_stub(const struct verifier *v, uint64_t to)
     return -1;
 }
 
+static const struct far_link *far_link_at(const struct verifier *v, uint64_t address)
+{
+    for (unsigned i = 0; i < v->tb->n_far; i++)
+        if ((uint64_t)(uintptr_t)&v->tb->far[i].link == address)
+            return &v->tb->far[i];
+    return NULL;
+}
+
 static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
 {
     const struct bt_engine *bt = v->bt;
@@ -544,7 +552,14 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
         for (unsigned i = 0; i < v->tb->n_out; i++)
             if (r10->meaning == M_CONST && r10->a == (uint64_t)(uintptr_t)&v->tb->out[i])
                 return true;
-        return reject(v, "R10 is none of the block's links");
+        const struct far_link *f = r10->meaning == M_CONST ? far_link_at(v, r10->a) : NULL;
+        if (!f || !boundary(v, f->closed))
+            return reject(v, "R10 is none of the block's links");
+        /* The jump that leads here may be made to lead there, with what is known at both. */
+        struct state there = *s;
+        forget(v, &there, R10);
+        flow(v, (uint32_t)(f->closed - v->tb->entry_ind), &there);
+        return true;
     }
     if (to == bt->stub_door) {
         if (r11->meaning != M_CONST || r11->a != (uint64_t)(uintptr_t)v->tb)
@@ -957,7 +972,8 @@ static bool check_insn(struct verifier *v)
         if (!check_operands(v, in, &s))
             return false;
         unsigned n, width;
-        for (unsigned i = 0; i < x->op_count; i++)
+        /* Capstone has TEST AL, imm8 write its register. */
+        for (unsigned i = 0; i < x->op_count && in->id != X86_INS_TEST; i++)
             if (x->operands[i].type == X86_OP_REG && gpr_of(x->operands[i].reg, &n, &width) &&
                 (in->id == X86_INS_CMPXCHG ? i == 0
                  : in->id == X86_INS_XCHG || in->id == X86_INS_XADD
@@ -1011,6 +1027,8 @@ static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
             host[n++] = t == v->bt->stub_commit ? s->resume_done : s->resume_bounce;
             if (t != v->bt->stub_commit)
                 host[n++] = s->resume;
+        } else if (t == v->bt->stub_exit_link && far_link_at(v, arg)) {
+            host[n++] = far_link_at(v, arg)->closed;
         } else {
             host[n++] = t;
         }
