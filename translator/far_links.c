@@ -10,13 +10,13 @@
  *
  *   known    the page was fetched from since the last flush that could have moved it: a bit for each
  *            remembered address space, and one for global pages of the supervisor
- *   opened   global pages at once; pages of users when their address space has been in use, without a
+ *   opened   global pages at once; others when their address space has been in use, without a
  *            flush, from one tick of a few milliseconds to the next.  Whoever switches address spaces
  *            or flushes more often than that, and so would patch more than run, pays nothing.
  *   closed   by INVLPG, flushes, and switches to an address space that is not known to have the page
  *
- * Pages of the supervisor that are not global have no far links.  Nor do machines with several virtual
- * CPUs yet: "in use" must then mean "by any of them", and what one knows may be stale for another.
+ * Machines with several virtual CPUs have no far links yet: "in use" must then mean "by any of them",
+ * and what one knows may be stale for another.
  *
  * Everything here is called with the engine's lock held, on the virtual CPU's thread.
  */
@@ -38,6 +38,7 @@ struct far_page {
     uint32_t known;
     uint16_t next; /* in its bucket */
     bool open;
+    bool listed;   /* in far_links.opened */
 };
 
 /* An address space and the pages known of it, so that forgetting it touches no others. */
@@ -51,13 +52,13 @@ struct far_links {
     struct far_space space[AS_GLOBAL + 1];
     struct far_page page[FAR_PAGES + 1];
     uint16_t bucket[FAR_BUCKETS];
-    uint16_t opened[AS_LIST]; /* the open pages of users */
+    uint16_t opened[AS_LIST]; /* the open pages that are not known to be global, and maybe others */
     uint32_t n_opened;
     uint32_t n_pages;
     unsigned current;         /* space in use */
     uint64_t clock;           /* for stamps */
     uint64_t next_tick;       /* TSC */
-    bool unstable;            /* a page of a user was closed since the last tick */
+    bool unstable;            /* one of them was closed since the last tick */
 };
 
 struct far_links *far_links_new(void)
@@ -93,25 +94,36 @@ static void set_open(struct bt_engine *bt, struct far_page *p, bool open)
         cache_patch(bt, &l->link, open ? l->link.to->entry : l->closed);
 }
 
-static void open_user_page(struct bt_engine *bt, struct far_page *p)
+/* Is the page where its record says, for whoever runs now? */
+static bool known_now(const struct far_links *f, const struct far_page *p)
+{
+    return p->known & (1u << AS_GLOBAL | 1u << f->current);
+}
+
+static void open_local_page(struct bt_engine *bt, struct far_page *p)
 {
     struct far_links *f = bt->far;
-    if (p->open || !p->links || f->n_opened == AS_LIST)
+    if (p->open || !p->links || (f->n_opened == AS_LIST && !p->listed))
         return;
-    f->opened[f->n_opened++] = (uint16_t)(p - f->page);
+    if (!p->listed)
+        f->opened[f->n_opened++] = (uint16_t)(p - f->page);
+    p->listed = true;
     set_open(bt, p, true);
 }
 
-/* Closes the open pages of users that the space in use is not known to have. */
+/* Closes what the space in use is not known to have. */
 static void close_unknown(struct bt_engine *bt)
 {
     struct far_links *f = bt->far;
     uint32_t kept = 0;
     for (uint32_t i = 0; i < f->n_opened; i++) {
         struct far_page *p = &f->page[f->opened[i]];
-        if (p->known >> f->current & 1) {
+        if (p->open && known_now(f, p)) {
             f->opened[kept++] = f->opened[i];
-        } else {
+            continue;
+        }
+        p->listed = false;
+        if (p->open) {
             set_open(bt, p, false);
             f->unstable = true;
         }
@@ -200,7 +212,8 @@ void far_links_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     case MMU_FLUSHED_ALL: {
         struct far_space *g = &f->space[AS_GLOBAL];
         for (uint32_t i = 0; i < g->n; i++)
-            set_open(bt, &f->page[g->page[i]], false);
+            if (f->page[g->page[i]].open)
+                set_open(bt, &f->page[g->page[i]], false);
         for (unsigned as = 0; as <= AS_GLOBAL; as++)
             forget_space(f, as);
         use_space(v, f);
@@ -222,19 +235,16 @@ void far_links_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
         break;
     case MMU_FLUSHED_PAGE: {
         uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
-        bool user = false;
         for (uint16_t i = *bucket_of(f, page); i; i = f->page[i].next) {
             struct far_page *p = &f->page[i];
             if ((p->gva & ~1ull) != page || !p->known)
                 continue;
             forget_page(f, p, spaces_of(v, f, pcid_of(v, v->cr3)) | 1u << AS_GLOBAL);
-            if (p->gva & 1)
-                user = true;
-            else
+            if (p->open) {
                 set_open(bt, p, false);
+                f->unstable = true;
+            }
         }
-        if (user)
-            close_unknown(bt);
         break;
     }
     }
@@ -282,32 +292,36 @@ static uint64_t page_gpa(const struct tb *tb)
     return tb->gpa & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
 }
 
+/* Where it is known that a page is there. */
+static unsigned space_of(const struct far_links *f, const struct tb *tb, bool global)
+{
+    return global && !(tb->key & KEY_USER) ? AS_GLOBAL : f->current;
+}
+
 void far_links_seen(struct vcpu *v, const struct tb *tb, bool global)
 {
     struct far_links *f = v->engine->bt->far;
-    bool user = tb->key & KEY_USER;
-    if (!f->n_pages || (!user && !global))
+    if (!f->n_pages)
         return;
     struct far_page *p = find_page(f, page_gva(tb), page_gpa(tb));
     if (p)
-        know(f, p, user ? f->current : AS_GLOBAL);
+        know(f, p, space_of(f, tb, global));
 }
 
 void far_links_link(struct vcpu *v, struct far_link *l, struct tb *to, bool global)
 {
     struct bt_engine *bt = v->engine->bt;
     struct far_links *f = bt->far;
-    bool user = to->key & KEY_USER;
     if (l->link.to || l->link.from->dead || to->dead)
         return;
-    if (to->gpa2 != ~0ull || (!user && !global) || bt->n_vcpus > 1) {
+    if (to->gpa2 != ~0ull || bt->n_vcpus > 1) {
         cache_patch(bt, &l->link, l->closed);
         return;
     }
     struct far_page *p = find_page(f, page_gva(to), page_gpa(to));
     if (!p)
         p = new_page(v, page_gva(to), page_gpa(to));
-    know(f, p, user ? f->current : AS_GLOBAL);
+    know(f, p, space_of(f, to, global));
     cache_link(bt, &l->link, to);
     l->page = p;
     l->next = p->links;
@@ -315,7 +329,7 @@ void far_links_link(struct vcpu *v, struct far_link *l, struct tb *to, bool glob
     if (p->links)
         p->links->prev = &l->next;
     p->links = l;
-    if (!user && !p->open && (p->known >> AS_GLOBAL & 1))
+    if (!p->open && (p->known >> AS_GLOBAL & 1))
         set_open(bt, p, true);
     if (!p->open)
         cache_patch(bt, &l->link, l->closed);
@@ -352,8 +366,8 @@ void far_links_tick(struct vcpu *v)
     }
     for (uint32_t i = 0; i < s->n && !f->unstable; i++)
         if (f->page[s->page[i]].known >> f->current & 1)
-            open_user_page(bt, &f->page[s->page[i]]);
+            open_local_page(bt, &f->page[s->page[i]]);
     f->unstable = false;
-    f->next_tick = now + TICK_CYCLES;
+    f->next_tick = now + (bt->cfg.chaos ? 0 : TICK_CYCLES);
     bt_unlock(bt);
 }

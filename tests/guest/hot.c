@@ -548,3 +548,93 @@ TEST(hot, path_over_the_pages_end)
     }
     (void)after;
 }
+
+/* A loop over two pages that jumps from one to the other and back; the second adds `step` to RAX.
+ */
+static void put_far_loop(u64 first, u64 second, u8 step)
+{
+    static const u8 head[] = {0x48, 0x03, 0x13,                  /* add (%rbx), %rdx    */
+                              0x48, 0xff, 0xc9,                  /* dec %rcx            */
+                              0x0f, 0x84, 0x34, 0, 0, 0,         /* jz to offset 0x40   */
+                              0xe9, 0xef, 0x0f, 0, 0};           /* jmp to the next page */
+    const u8 tail[] = {0x48, 0x83, 0xc0, step, 0x48, 0x03, 0x13, /* add $step, %rax; as above */
+                       0xe9, 0xf4, 0xef, 0xff, 0xff};            /* jmp to the page before */
+    memcpy((u8 *)first, head, sizeof(head));
+    memcpy((u8 *)first + 0x40, "\xcd\x80", 2); /* int $0x80 */
+    memcpy((u8 *)second, tail, sizeof(tail));
+}
+
+static void far_loop(unsigned cpl, u64 step)
+{
+    for (unsigned i = 0; i < 3; i++) {
+        struct regs r = regs_for(cpl);
+        r.rip = UVA, r.rbx = UVA + 0x3000, r.rcx = WARM + 1, r.rax = r.rdx = 0;
+        run(&r);
+        expect(DONE, 0);
+        EQ(T.r.rax, step * WARM);
+        EQ(T.r.rdx, 0);
+    }
+}
+
+TEST(hot, jumps_between_pages)
+{
+    /* However well a translator remembers where a direct jump led: the page tables say where it
+     * leads, after INVLPG, after a change of CR3, with and without PCID, global or not. */
+    u64 first = page_alloc(), a = page_alloc(), b = page_alloc(), home = (u64)pml4;
+    u64 *other = (u64 *)page_alloc();
+    u64 *pdpt = (u64 *)page_alloc(), *pd = (u64 *)page_alloc(), *pt = (u64 *)page_alloc();
+    put_far_loop(first, a, 1);
+    put_far_loop(first, b, 2);
+    BOTH_CPLS
+    {
+        for (unsigned kind = 0; kind < 3; kind++) {
+            u64 flags = cpl ? PG_URW : PG_KRW, keep = 0, pcid = 0;
+            u64 global = kind == 1 && feat.pge ? PG_G : 0;
+            if (kind == 2 && feat.pcid)
+                keep = 1ul << 63, pcid = 1;
+            context("cpl %u, kind %u", cpl, kind);
+            write_cr4(default_cr4 | (global ? CR4_PGE : 0) | (keep ? CR4_PCIDE : 0));
+            map(UVA, first, flags | global);
+            map_new(UVA + 0x3000, flags);
+            memcpy(other, pml4, 4096);
+            other[UVA >> 39 & 511] = (u64)pdpt | PG_URW;
+            pdpt[UVA >> 30 & 511] = (u64)pd | PG_URW;
+            pd[UVA >> 21 & 511] = (u64)pt | PG_URW;
+            for (unsigned i = 0; i < 4; i++)
+                pt[(UVA >> 12 & 511) + i] = *pte_at(UVA + 4096ul * i, 1);
+            pt[(UVA >> 12 & 511) + 1] = b | flags;
+            write_cr3((u64)other | pcid);
+            write_cr3(home);
+            for (unsigned round = 0; round < 20; round++) {
+                map(UVA + 4096, a, flags | global);
+                far_loop(cpl, 1);
+                if (!global) {
+                    write_cr3((u64)other | pcid | keep);
+                    far_loop(cpl, 2);
+                    write_cr3(home | keep);
+                    far_loop(cpl, 1);
+                }
+                *pte_at(UVA + 4096, 1) = b | flags | global;
+                invlpg(UVA + 4096);
+                far_loop(cpl, 2);
+                *pte_at(UVA + 4096, 1) = a | flags | global;
+                write_cr3(home);
+                write_cr4(default_cr4); /* flushes if that changes PGE or PCIDE */
+                far_loop(cpl, 1);
+                write_cr4(default_cr4 | (global ? CR4_PGE : 0) | (keep ? CR4_PCIDE : 0));
+                ((u8 *)a)[3] = 5; /* the code on the other page changes */
+                far_loop(cpl, 5);
+                ((u8 *)a)[3] = 1;
+                unmap(UVA + 4096);
+                struct regs r = regs_for(cpl);
+                r.rip = UVA, r.rbx = UVA + 0x3000, r.rcx = 7;
+                run(&r);
+                expect(PF, cpl ? PF_U | (feat.nx ? PF_I : 0) : feat.nx ? PF_I : 0);
+                EQ(T.cr2, UVA + 4096);
+                EQ(T.r.rcx, 6);
+            }
+        }
+    }
+    write_cr3(home);
+    write_cr4(default_cr4);
+}
