@@ -1759,6 +1759,8 @@ static enum follow follow_branch(struct xlate *x)
         x->tb->gpa2 != ~0ull)
         return FOLLOW_NOT;
     uint64_t taken = branch_target(x, in, rip), next = linear_of(x, rip);
+    if (past_limit(x, truncate_rip(in, rip + (uint64_t)in->imm)))
+        return FOLLOW_NOT;
     bt_lock(x->bt);
     struct tb *there = known_block(x, taken);
     bool by_target = may_follow(x, taken, there);
@@ -1980,10 +1982,11 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             if (i == hot_at)
                 guess_here(x);
             x->r11_kept = false;
-            if (!leaves_r11_to_operands(&x->insn[i]))
+            bool r11 = leaves_r11_to_operands(&x->insn[i]);
+            if (!r11)
                 x->r11_id = 0;
             emit_insn(x, i);
-            if (!x->r11_kept)
+            if (!r11 || !x->r11_kept)
                 x->r11_id = 0;
             if (x->window && !is_legacy(x))
                 lower_track(x, &x->insn[i]);

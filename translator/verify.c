@@ -1000,6 +1000,14 @@ static bool check_insn(struct verifier *v)
 /* -- Order and entry
  * ------------------------------------------------------------------------------- */
 
+/* Is this `mov gs:[disp32], r64`? */
+static bool stores_to_state(const struct verifier *v, uint32_t off)
+{
+    const uint8_t *c = v->d.code + off;
+    const cs_insn *in = v->d.insn[off];
+    return in && in->size == 9 && c[0] == 0x65 && (c[1] & 0xfb) == 0x48 && c[2] == 0x89;
+}
+
 /* Where control can go from an instruction, as far as one look tells: offsets into to[4]. */
 static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
 {
@@ -1013,10 +1021,13 @@ static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
         host[n++] = in->address + in->size;
     if (jump && x->op_count == 1 && x->operands[0].type == X86_OP_IMM) {
         uint64_t t = (uint64_t)x->operands[0].imm;
-        /* Before a jump to a stub its argument is loaded: `mov r32, imm32`. */
-        uint32_t arg = 0;
-        if (is_stub(v, t) && off >= 6 && v->d.insn[off - 6] && v->d.code[off - 6] == 0x41)
-            memcpy(&arg, v->d.code + off - 4, 4);
+        /* Before a jump to a stub its argument is loaded: `mov r32, imm32`; for light callouts there
+         * may be registers stored in between. */
+        uint32_t arg = 0, at = off;
+        while (t == v->bt->stub_light && at >= 9 && stores_to_state(v, at - 9))
+            at -= 9;
+        if (is_stub(v, t) && at >= 6 && v->d.insn[at - 6] && v->d.code[at - 6] == 0x41)
+            memcpy(&arg, v->d.code + at - 4, 4);
         if ((t == v->bt->stub_callout || t == v->bt->stub_light) &&
             in_meta(v, arg, sizeof(struct callout))) {
             host[n++] = ((const struct callout *)(uintptr_t)arg)->resume;
