@@ -389,7 +389,7 @@ static void drop_inner_segments(struct vcpu *v)
 /* The common end of IRET and far RET: everything is checked but RIP and the accessed bits. */
 static enum cpu_result commit_return(struct vcpu *v, struct far_return *r)
 {
-    struct segment cs = cpu_segment_of(r->cs, r->cs_desc);
+    struct segment cs = cpu_segment_of(r->cs, r->cs_desc | DESC_ACCESSED);
 
     if (cpu_check_target(v, &cs, &r->rip, 0) != CPU_NEXT ||
         cpu_mark_accessed(v, r->cs_lin, &r->cs_desc) ||
@@ -397,7 +397,7 @@ static enum cpu_result commit_return(struct vcpu *v, struct far_return *r)
         return CPU_EXCEPTION;
     bool outer = (r->cs & 3) > v->cpl;
     unsigned width = vcpu_stack_size(v);
-    v->seg[SEG_CS] = cpu_segment_of(r->cs, r->cs_desc);
+    v->seg[SEG_CS] = cs;
     v->cpl = r->cs & 3;
     v->rip = r->rip;
     if (r->with_ss) {
@@ -491,8 +491,14 @@ enum cpu_result cpu_iret(struct vcpu *v, unsigned size, uint64_t next_rip)
     /* In 64-bit mode SS:RSP are popped whether or not CPL changes (SDM vol. 3, 6.14.3). */
     bool long64 = vcpu_long64(v);
     struct cpu_stack s = cpu_stack_current(v);
-    if (cpu_stack_peek(v, &s, 0, f, long64 ? 5 : 3, size, SEL_2ND | SEL_5TH))
+    if (long64 && size == 8) { /* what every 64-bit system returns by, in one go */
+        f[4] = 0;
+        if (mmu_load(v, s.sp, f, 4 * 8 + 2, MMU_READ, true))
+            return CPU_EXCEPTION;
+        f[1] = (uint16_t)f[1];
+    } else if (cpu_stack_peek(v, &s, 0, f, long64 ? 5 : 3, size, SEL_2ND | SEL_5TH)) {
         return CPU_EXCEPTION;
+    }
     if (size == 4 && (f[2] & FL_VM) && !v->cpl && !vcpu_long(v))
         return iret_to_v86(v, &s, f);
     struct far_return r = {.rip = f[0], .cs = f[1], .sp = s.sp + 3 * size, .with_ss = long64};

@@ -77,7 +77,7 @@ static int translate_parts(struct vcpu *v, uint64_t gva, unsigned size, unsigned
 }
 
 /* Host address of [gva, gva + size) if the soft TLB has it: what mmu_translate() finds first. */
-static void *in_tlb(struct vcpu *v, uint64_t gva, unsigned size, unsigned access, bool write)
+static inline void *in_tlb(struct vcpu *v, uint64_t gva, unsigned size, unsigned access, bool write)
 {
     const struct soft_tlb_entry *e = mmu_stlb_slot(v, gva, v->cpl == 3 && !(access & MMU_SYSTEM));
     uint64_t offset = gva & (GUEST_PAGE_SIZE - 1);

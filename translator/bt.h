@@ -356,6 +356,11 @@ struct engine_vcpu {
     struct as_record as[AS_RECORDS];
     uint64_t as_clock;
     uint64_t jc_cr3; /* address space of the user half */
+    struct { /* the key's part that these decide, when bt_current_key() last looked */
+        uint64_t cr0, cr4, xcr0;
+        uint32_t key;
+        bool valid;
+    } control;
     /* Key (without per-block bits) and CS that the halves of the jump cache were filled under. */
     uint32_t key_seen[2];
     uint64_t cs_seen[2];

@@ -51,12 +51,11 @@ static uint32_t legacy_key(const struct vcpu *v)
     return k;
 }
 
-uint32_t bt_current_key(const struct vcpu *v)
+/* The key's part that CR0, CR4 and XCR0 decide. */
+static uint32_t control_key(const struct vcpu *v)
 {
-    uint32_t k = (uint32_t)v->cpl << 1;
+    uint32_t k = 0;
     bool ts = v->cr0 & CR0_TS, em = v->cr0 & CR0_EM;
-    if (v->cpl == 3)
-        k |= KEY_USER;
     if (ts || em)
         k |= KEY_X87_NM;
     if (ts)
@@ -75,11 +74,29 @@ uint32_t bt_current_key(const struct vcpu *v)
         if ((v->xcr0 & 0xe6) != 0xe6)
             k |= KEY_AVX512_UD;
     }
-    if (v->tsc_offset || ((v->cr4 & CR4_TSD) && v->cpl))
-        k |= KEY_TSC_TRAP;
     if (v->cr4 & CR4_FSGSBASE)
         k |= KEY_FSGSBASE;
-    if (v->engine->watch)
+    return k;
+}
+
+uint32_t bt_current_key(const struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->engine;
+    uint32_t k = (uint32_t)v->cpl << 1;
+    if (((ev->control.cr0 ^ v->cr0) | (ev->control.cr4 ^ v->cr4) | (ev->control.xcr0 ^ v->xcr0)) ||
+        !ev->control.valid) {
+        ev->control.cr0 = v->cr0;
+        ev->control.cr4 = v->cr4;
+        ev->control.xcr0 = v->xcr0;
+        ev->control.key = control_key(v);
+        ev->control.valid = true;
+    }
+    k |= ev->control.key;
+    if (v->cpl == 3)
+        k |= KEY_USER;
+    if (v->tsc_offset || ((v->cr4 & CR4_TSD) && v->cpl))
+        k |= KEY_TSC_TRAP;
+    if (ev->watch)
         k |= KEY_SLOW_MEM;
     if (!vcpu_long64(v))
         k |= legacy_key(v);

@@ -46,6 +46,8 @@ static enum insn_rule rule_of(const struct insn *in, uint32_t key)
         return cpl0 || user64 ? RULE_NATIVE : RULE_CALLOUT;
     case OP_POPF:
         return cpl0 || user64 ? RULE_NATIVE : RULE_CALLOUT_END;
+    case OP_CLTS: /* which is part of the key */
+        return cpl0 && !(key & KEY_SSE_NM) ? RULE_NATIVE : RULE_CALLOUT_END;
     case OP_RDMSR:
         return cpl0 && !(key & KEY_LEGACY) ? RULE_NATIVE : RULE_CALLOUT;
     case OP_WRMSR:
@@ -1525,6 +1527,7 @@ static void emit_insn(struct xlate *x, unsigned i)
     }
     switch (in->op) {
     case OP_NOP:
+    case OP_CLTS: /* it is clear */
         /* Where traps are due after single instructions, each has a host address of its own. */
         if (x->key & KEY_SLOW_MEM)
             e_nops(e, 1);
