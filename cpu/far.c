@@ -371,7 +371,9 @@ static enum cpu_result return_ss(struct vcpu *v, struct far_return *r)
 }
 
 /* A return to a less privileged level must not leave it segments it could not have loaded
- * (SDM vol. 3, 5.8.6).  The hidden base is left alone: in 64-bit mode it belongs to the MSRs. */
+ * (SDM vol. 3, 5.8.6).  A null selector counts as DPL 0, so that its RPL is lost: 1, 2 and 3 become 0,
+ * on Intel's and AMD's processors.  The hidden base is left alone: in 64-bit mode it belongs to the
+ * MSRs. */
 static void drop_inner_segments(struct vcpu *v)
 {
     static const uint8_t segs[] = {SEG_ES, SEG_DS, SEG_FS, SEG_GS};
@@ -379,7 +381,7 @@ static void drop_inner_segments(struct vcpu *v)
     for (unsigned i = 0; i < sizeof(segs); i++) {
         struct segment *s = &v->seg[segs[i]];
         bool conforming = (s->attr & 0x0c) == 0x0c;
-        if ((s->attr & SEGA_P) && !conforming && (s->attr >> 5 & 3) < v->cpl) {
+        if (!conforming && (s->attr >> 5 & 3) < v->cpl) {
             s->sel = 0;
             s->attr = 0;
         }

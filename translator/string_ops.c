@@ -573,6 +573,16 @@ enum cpu_result callout_string(struct vcpu *v, const struct insn *in)
         if (r != CPU_NEXT)
             return r;
     }
+    if (s.repeat && !count) {
+        /* In 64-bit code with 32-bit addresses, nothing to do is not nothing at all: the upper half
+         * of RCX is gone, and after MOVS and STOS those of RSI and RDI are, too (SDM says nothing;
+         * as Intel's processors do). */
+        set_register(&s, RCX, 0);
+        if (in->op == OP_MOVS)
+            set_register(&s, RSI, v->gpr[RSI]);
+        if (in->op == OP_MOVS || in->op == OP_STOS)
+            set_register(&s, RDI, v->gpr[RDI]);
+    }
     while (count) {
         uint64_t limit = count < budget ? count : budget;
         uint64_t done = !io                            ? do_run(&s, limit, &code_hit)

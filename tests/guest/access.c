@@ -743,9 +743,12 @@ TEST(string, counts_and_prefixes)
         EQ(T.r.rsi, base + 2);
         EQ(T.r.rdi, base + 66);
         EQ(buffer[65], 2);
-        r.rcx = 0x100000000; /* ECX = 0: nothing happens */
-        done(&r, SNIP("addr32 rep stosb"));
-        EQ(T.r.rdi, r.rdi);
+        r.rcx = 0x100000000; /* ECX = 0: nothing happens, but to the upper halves */
+        if (!on_tcg) {
+            done(&r, SNIP("addr32 rep stosb"));
+            EQ(T.r.rcx, 0);
+            EQ(T.r.rdi, (u32)r.rdi);
+        }
         /* segment override on the source only */
         wrmsr(MSR_FS_BASE, base);
         r.rsi = 2, r.rdi = base + 100, r.rcx = 1;

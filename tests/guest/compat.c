@@ -327,6 +327,26 @@ TEST(compat, iret)
     }
 }
 
+TEST(compat, null_selectors_across_iret)
+{
+    BOTH_CPLS
+    {
+        for (unsigned sel = 0; sel < 4; sel++) {
+            for (unsigned wide = 0; wide < 2; wide++) {
+                struct regs r = wide ? regs_for(cpl) : regs32(cpl);
+                u8 *code = wide ? SNIP("mov %%es, %%eax\n\tmov %%ds, %%ebx\n\tmov %%fs, %%ecx")
+                                : SNIP32("mov %%es, %%eax\n\tmov %%ds, %%ebx\n\tmov %%fs, %%ecx");
+                asm volatile("mov %0, %%es\n\tmov %0, %%ds\n\tmov %0, %%fs" ::"r"(sel));
+                done(&r, code);
+                EQ(T.r.rax, cpl ? 0 : sel);
+                EQ(T.r.rbx, cpl ? 0 : sel);
+                if (!on_tcg)
+                    EQ(T.r.rcx, cpl ? 0 : sel);
+            }
+        }
+    }
+}
+
 static volatile unsigned interrupts;
 static bool count(struct isr_frame *f)
 {

@@ -652,8 +652,11 @@ void kernel_main(const u8 *boot_params)
     size_t list_len = 0, after_len = 0;
     const char *list = option(cmdline, "tests", &list_len);
     const char *after = option(cmdline, "after", &after_len);
+    size_t strict_len = 0;
+    bool strict = option(cmdline, "strict", &strict_len);
 
     detect();
+    on_tcg = on_tcg && !strict;
     paging_init();
     reset_cpu();
 

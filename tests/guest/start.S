@@ -5,8 +5,13 @@
  * (Documentation/arch/x86/boot.rst, "64-bit BOOT PROTOCOL"): long mode, flat segments, identity
  * mapping, rsi = boot_params.  The PVH note names a 32-bit entry (Xen, docs/misc/pvh.pandoc):
  * protected mode without paging, ebx = hvm_start_info; it enters long mode by itself and then
- * calls the 64-bit entry with a made-up boot_params, so that both paths end in the same state.
+ * calls the 64-bit entry with a made-up boot_params, so that both paths end in the same state.  The
+ * multiboot header (Multiboot Specification 0.6.96, 3.1; by addresses, because of the two entries)
+ * leads there as well, once run-guest-tests has put its magic number in: for GRUB, where an emulator
+ * loads no kernels itself.
  */
+    .set MULTIBOOT_MAGIC, 0x2badb002
+    .set MULTIBOOT_CMDLINE, 16
     .set BOOT_PARAMS_CMDLINE, 0x228
     .set PVH_START_INFO_CMDLINE, 24
 
@@ -16,6 +21,13 @@
     .asciz "Xen"
     .quad pvh_start
 
+    .section .multiboot, "a"
+    .balign 4
+    .set MULTIBOOT_FLAGS, 0x10003       /* aligned modules, memory information, addresses */
+multiboot_header:
+    .long 0, MULTIBOOT_FLAGS, -(0x1badb002 + MULTIBOOT_FLAGS)
+    .long multiboot_header, image_start, data_end, image_end, pvh_start
+
     .text
     .code32
     .globl pvh_start
@@ -23,8 +35,11 @@ pvh_start:
     cli
     cld
     movl $boot_stack_top, %esp
-    movl PVH_START_INFO_CMDLINE(%ebx), %eax
-    movl %eax, boot_params + BOOT_PARAMS_CMDLINE
+    movl PVH_START_INFO_CMDLINE(%ebx), %edx
+    cmpl $MULTIBOOT_MAGIC, %eax
+    jne 1f
+    movl MULTIBOOT_CMDLINE(%ebx), %edx
+1:  movl %edx, boot_params + BOOT_PARAMS_CMDLINE
 
     /* Identity-map 4 GiB with 2 MiB pages. */
     movl $boot_pdpt + 3, boot_pml4

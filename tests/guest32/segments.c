@@ -313,7 +313,7 @@ TEST(segment, null_selector)
             *mem32(DS_BASE + 0x40) = 0x1234;
             *mem32(DS_BASE + 0x44) = sel;
             fault(&r, code_for(m, lss), GP, 0);
-            r.es = r.fs = r.gs = sel;
+            r.es = r.fs = r.gs = r.cs & 3 ? 0 : sel; /* the IRET to CPL 3 makes it 0 */
             r.ebx = 0x100;
             if (on_tcg)
                 continue; /* a null segment has the base 0 there, and no limit */
@@ -321,6 +321,27 @@ TEST(segment, null_selector)
             fault(&r, code_for(m, fs), GP, 0);
             fault(&r, code_for(m, gs), GP, 0);
             fault(&r, code_for(m, st), GP, 0);
+        }
+    }
+}
+
+/* IRET to an outer level takes a null selector for one of DPL 0, which that level cannot have. */
+TEST(segment, null_selector_across_iret)
+{
+    struct snip look = SNIP("movw %%es, %%ax\n\tmovw %%fs, %%bx\n\tmovw %%gs, %%cx");
+    EACH_MODE(m, PROT)
+    {
+        for (u32 sel = 0; sel < 4; sel++) {
+            context("%s, selector %u", mode_name(m), sel);
+            struct regs r = regs_for(m);
+            u32 want = r.cs & 3 ? 0 : sel;
+            r.es = r.fs = r.gs = sel;
+            done(&r, code_for(m, look));
+            EQ(T.r.eax & 0xffff, want);
+            if (!on_tcg) {
+                EQ(T.r.ebx & 0xffff, want);
+                EQ(T.r.ecx & 0xffff, want);
+            }
         }
     }
 }

@@ -521,8 +521,11 @@ Test(cpu_protected, interrupt_from_user_and_back)
     cr_assert_eq(memcmp(ram.base + L_KTOP - 24, frame, sizeof(frame)), 0);
     cr_assert_eq(v->seg[SEG_DS].sel, L_UDS, "data segments stay");
     v->gpr[RSP] += 4;
+    v->seg[SEG_FS] = (struct segment){.sel = 3};
     cr_assert_eq(cpu_iret(v, 4, 0), CPU_JUMP);
     cr_assert_eq(v->cpl, 3);
+    cr_assert_eq(v->seg[SEG_DS].sel, L_UDS);
+    cr_assert_eq(v->seg[SEG_FS].sel, 0, "a null selector loses its RPL");
     cr_assert_eq(v->rip, UTEXT);
     cr_assert_eq(v->gpr[RSP], USTACK);
     cr_assert_eq(v->rflags, FL_FIXED1 | FL_IF | FL_CF);
