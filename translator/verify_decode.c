@@ -338,21 +338,27 @@ static bool vector_stores(bool evex, unsigned map, unsigned pp, unsigned op)
     return false;
 }
 
-/* VEX and EVEX opcodes that may write a general register: conversions, moves from vectors and
- * opmasks, BMI, CMPccXADD and whatever else has come into map 2 above E0. */
-static bool vector_general(unsigned map, unsigned pp, unsigned op)
+/* Operands of a VEX or EVEX opcode that may be general registers written to: of conversions and moves
+ * from vectors and opmasks (the other operand is none, though its number may be that of RSP), BMI,
+ * CMPccXADD and whatever else has come into map 2 above E0. */
+enum { GENERAL_REG = 1, GENERAL_RM = 2, GENERAL_ALL = 7 };
+static unsigned vector_general(unsigned map, unsigned pp, unsigned op)
 {
     switch (map) {
     case 1:
     case 5:
+        if (op == 0x7e)
+            return GENERAL_RM;
         return ((op == 0x2c || op == 0x2d || op == 0x78 || op == 0x79) && pp >= 2) || op == 0x50 ||
-               op == 0x7e || op == 0x93 || op == 0xc5 || op == 0xd7;
+                       op == 0x93 || op == 0xc5 || op == 0xd7
+                   ? GENERAL_REG
+                   : 0;
     case 2:
-        return op >= 0xe0;
+        return op >= 0xe0 ? GENERAL_ALL : 0;
     case 3:
-        return (op >= 0x14 && op <= 0x17) || op >= 0xf0;
+        return op >= 0x14 && op <= 0x17 ? GENERAL_RM : op >= 0xf0 ? GENERAL_ALL : 0;
     }
-    return false;
+    return 0;
 }
 
 /*
@@ -366,7 +372,8 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
 {
     const uint8_t *b = v->code + off, *start = b, *end = v->code + v->size;
     cs_x86 *x = &in->detail->x86;
-    bool gs = false, a32 = false, fs = false, p66 = false, store, vsib = false, imm, general = false;
+    bool gs = false, a32 = false, fs = false, p66 = false, store, vsib = false, imm;
+    unsigned general = 0;
     for (; b < end && (idle_prefix(*b) || *b == 0x66 || idle_rex(b, end)); b++) {
         fs |= *b == 0x64;
         gs |= *b == 0x65;
@@ -458,14 +465,15 @@ static unsigned decode_other(struct verify_code *v, uint32_t off, cs_insn *in)
             b += 4;
         }
     }
-    /* Those that have general registers among their operands may write any of them. */
-    if (general && mod == 3) {
+    if ((general & GENERAL_RM) && mod == 3) {
         x->operands[n].type = X86_OP_REG;
         x->operands[n++].reg = gpr[rm | ext_b];
     }
-    if (general) {
+    if (general & GENERAL_REG) {
         x->operands[n].type = X86_OP_REG;
         x->operands[n++].reg = gpr[reg];
+    }
+    if (general == GENERAL_ALL) {
         x->operands[n].type = X86_OP_REG;
         x->operands[n++].reg = gpr[vvvv];
     }
