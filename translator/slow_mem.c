@@ -162,7 +162,7 @@ static uint64_t resume_behind(struct vcpu *v, const struct mem_site *s, uint64_t
     if (atomic_load_explicit(&v->exit_request, memory_order_relaxed) &&
         !(s->tb->key & KEY_ONE_INSN) && (se = tb_side_lookup(s->tb, target)) != NULL &&
         se->host == target && se->kind == SIDE_BOUNDARY) {
-        v->bt.r10 = s->tb->gva + se->guest_off;
+        v->bt.r10 = tb_gva_at(s->tb, se->guest_off);
         v->bt.exit_reason = EXIT_LOOKUP;
         return 0;
     }
