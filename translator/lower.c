@@ -428,10 +428,11 @@ void e_ref_lea(struct emitter *e, unsigned reg, const struct memref *ref)
 /* -- The window form ------------------------------------------------------------------------------
  *
  *     checked                            table (flags live, or no telling which window)
- *     rorx  r10, base, 39                rorx  r11, base, 39
- *     cmp   r10w, id                     movzx r11d, r11w
- *     jne   miss                         mov   r11, gs:[delta + r11*8]
- *     mov   r11, gs:[delta + id*8]       op    [base + r11 + disp]
+ *     mov   r10, base                    rorx  r11, base, 39
+ *     shr   r10, 39                      movzx r11d, r11w
+ *     cmp   r10d, id                     mov   r11, gs:[delta + r11*8]
+ *     jne   miss                         op    [base + r11 + disp]
+ *     mov   r11, gs:[delta + id*8]
  *     op    [base + r11 + disp]
  *
  * `id` is what the block's entry state, followed through simple instructions, says the address will
@@ -486,10 +487,16 @@ static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
     unsigned tmp = reg == R10 ? R11 : R10;
     if (tmp == R11)
         x->r11_id = 0;
-    e_rorx(e, tmp, reg, WINDOW_SHIFT);
-    e_bytes(e, (const uint8_t[]){0x66, 0x41, 0x81, (uint8_t)(0xf8 | (tmp & 7))}, 4); /* cmp */
-    e8(e, (uint8_t)id);
-    e8(e, (uint8_t)(id >> 8));
+    e_mov_rr(e, tmp, reg);
+    e_bytes(e, (const uint8_t[]){0x49, 0xc1, (uint8_t)(0xe8 | (tmp & 7)), WINDOW_SHIFT}, 4); /* shr */
+    /* All bits above the window's, which are copies of its highest.  Not a compare of 16 bits: an
+     * immediate whose size a prefix changes stalls the decoders of Intel's CPUs. */
+    uint32_t top = (uint32_t)((int64_t)(int16_t)id & ((1ll << (64 - WINDOW_SHIFT)) - 1));
+    e_bytes(e, (const uint8_t[]){0x41, top < 0x80 ? 0x83 : 0x81, (uint8_t)(0xf8 | (tmp & 7))}, 3);
+    if (top < 0x80)
+        e8(e, (uint8_t)top);
+    else
+        e32(e, top);
     x->miss[x->n_miss].jcc = e_jcc_fwd(e, CC_NE);
     x->miss[x->n_miss].site = site;
     x->miss[x->n_miss++].guest_off = x->guest_off;

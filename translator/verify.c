@@ -48,6 +48,7 @@ enum meaning {
     M_TLB_IN,     /* the same, known to be at most b                                            */
     M_HVA,        /* host address of at least a accessible bytes; b = 1 if they may be written  */
     M_ROTATED,    /* RORX by 39 of value (of, drift)                                            */
+    M_TOP,        /* that value's bits 39 and above                                             */
     M_ID,         /* its low 16 bits, zero-extended: the window id of (of, drift)               */
     M_DELTA_OF,   /* the delta of the window that (of, drift) is in                             */
     M_DELTA_ID,   /* the delta of window a                                                      */
@@ -842,6 +843,15 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
             return true;
         }
         return false;
+    case X86_INS_SHR:
+        if (dreg && dw == 8 && x->op_count == 2 && r->type == X86_OP_IMM && r->imm == WINDOW_SHIFT) {
+            struct value from = s->reg[dst];
+            set_meaning(v, s, dst, M_TOP, 0);
+            s->reg[dst].of = from.vn;
+            s->reg[dst].of_drift = from.drift;
+            return true;
+        }
+        return false;
     case X86_INS_SUB:
     case X86_INS_ADD: {
         if (!dreg || dw != 8)
@@ -891,11 +901,15 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
             s->cmp_vn = s->reg[dst].vn;
             s->cmp_drift = s->reg[dst].drift;
             s->cmp_imm = (uint64_t)r->imm;
-        } else if (dw == 2 && s->reg[dst].meaning == M_ROTATED) {
+        } else if (dw == 4 && s->reg[dst].meaning == M_TOP) {
+            /* Only an address that is canonical has an id. */
+            uint64_t top = (uint32_t)r->imm, id = (uint16_t)top;
+            if (top != ((uint64_t)((int64_t)(int16_t)id) & ((1ull << (64 - WINDOW_SHIFT)) - 1)))
+                return true;
             s->cmp = CMP_ID;
             s->cmp_vn = s->reg[dst].of;
             s->cmp_drift = s->reg[dst].of_drift;
-            s->cmp_imm = (uint16_t)r->imm;
+            s->cmp_imm = id;
         }
         return true;
     case X86_INS_PUSHFQ:
