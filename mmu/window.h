@@ -24,7 +24,7 @@
 
 #define WINDOW_SHIFT 39
 #define WINDOW_SIZE  (1ull << WINDOW_SHIFT)
-#define WINDOW_GUARD (4ull << 30)
+#define WINDOW_GUARD (36ull << 30)
 #define WINDOW_MAX   192 /* 47 bits of host address space hold fewer than 256 */
 
 /*

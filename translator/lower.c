@@ -552,6 +552,78 @@ static void window_body(struct xlate *x, const struct insn *in, const struct acc
     x->r11_kept = true;
 }
 
+enum base_result { BASE_DONE, BASE_SOFT, BASE_FAILED };
+
+/* R11 = delta of the window of a guest register's value, as cheaply as can be; or no window will do. */
+static enum base_result delta_of_base(struct xlate *x, unsigned reg, bool table)
+{
+    struct reg_guess *g = &x->reg[reg];
+    unsigned id = (unsigned)(g->value >> WINDOW_SHIFT) & 0xffff;
+    if (x->r11_id == R11_OF_REGS && g->in_r11)
+        return BASE_DONE; /* a table lookup for an earlier access */
+    if (g->checked) {
+        load_delta(x, g->id);
+    } else if (g->known && !window_id_ok(x->key & KEY_USER, id)) {
+        return BASE_SOFT;
+    } else if (table || !g->known) {
+        delta_by_table(x, reg);
+    } else {
+        if (!delta_checked(x, reg, id))
+            return BASE_FAILED;
+        g->checked = true;
+        g->id = (uint16_t)id;
+        g->drift = 0;
+    }
+    return BASE_DONE;
+}
+
+static bool in_host_register(unsigned reg)
+{
+    return reg < 16 && reg != R10 && reg != R11;
+}
+
+/*
+ * An index that is the value of 32 bits cannot leave the guards of the window that the rest of the
+ * address is in (up to 34 GiB, and 1 GiB of drift), so only that is checked: nothing at all if it is a
+ * constant.  True if that is how it is done; R11 is the delta and a->ref what the body is to use.
+ */
+static bool lower_bounded_index(struct xlate *x, const struct insn *in, const struct insn_mem *m,
+                                int32_t disp, bool table, struct access *a, body_fn body,
+                                enum base_result *result)
+{
+    struct emitter *e = &x->e;
+    unsigned base = m->base, index = m->index;
+    if (!in_host_register(index) || (in->flags & INSN_VSIB))
+        return false;
+    *result = BASE_DONE;
+    if (base == REG_NONE) {
+        unsigned id = (unsigned)((uint64_t)(int64_t)disp >> WINDOW_SHIFT) & 0xffff;
+        if (!x->reg[index].ext || !window_id_ok(x->key & KEY_USER, id))
+            return false;
+        load_delta(x, id);
+        a->ref = (struct memref){.base = R11, .index = (uint8_t)index, .disp = disp, .scale = m->scale};
+        return true;
+    }
+    if (!in_host_register(base))
+        return false;
+    if (!x->reg[index].ext && x->reg[base].ext && m->scale == 1)
+        base = m->index; /* which of the two is the pointer is not for the encoding to say */
+    else if (!x->reg[index].ext)
+        return false;
+    *result = delta_of_base(x, base, table);
+    if (*result != BASE_DONE)
+        return true;
+    e_lea(e, R10, m->base, m->index, m->scale, disp);
+    if (needs_scratch(in, body)) {
+        e_lea(e, R10, R10, R11, 1, 0);
+        a->ref = (struct memref){.base = R10, .index = KEEP, .disp = 0};
+        a->scratch = R11;
+    } else {
+        a->ref = (struct memref){.base = R10, .index = R11, .disp = 0};
+    }
+    return true;
+}
+
 static bool lower_window(struct xlate *x, const struct insn *in, const struct insn_mem *m,
                          unsigned addr_size, int32_t extra, struct access a, body_fn body)
 {
@@ -589,26 +661,19 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
     }
     if (!seg && m->index == REG_NONE && m->base != R10 && m->base != R11 && addr_size == 8 &&
         disp == (int32_t)disp) {
-        struct reg_guess *g = &x->reg[m->base];
-        unsigned id = (unsigned)(g->value >> WINDOW_SHIFT) & 0xffff;
-        if (x->r11_id == R11_OF_REGS && g->in_r11) {
-            /* a table lookup for an earlier access */
-        } else if (g->checked) {
-            load_delta(x, g->id);
-        } else if (g->known && !window_id_ok(user, id)) {
-            return false;
-        } else if (table || !g->known) {
-            delta_by_table(x, m->base);
-        } else {
-            if (!delta_checked(x, m->base, id))
-                return true;
-            g->checked = true;
-            g->id = (uint16_t)id;
-            g->drift = 0;
-        }
+        enum base_result r = delta_of_base(x, m->base, table);
+        if (r != BASE_DONE)
+            return r == BASE_FAILED;
         a.ref = (struct memref){.base = m->base, .index = R11, .disp = (int32_t)disp};
         window_body(x, in, &a, body);
         return true;
+    }
+    enum base_result r;
+    if (!seg && addr_size == 8 && disp == (int32_t)disp &&
+        lower_bounded_index(x, in, m, (int32_t)disp, table, &a, body, &r)) {
+        if (r == BASE_DONE)
+            window_body(x, in, &a, body);
+        return r != BASE_SOFT;
     }
     uint64_t ea = 0;
     bool known = guess_ea(x, in, m, addr_size, &ea);
@@ -721,6 +786,7 @@ static void drift(struct xlate *x, unsigned r, int64_t by)
 {
     struct reg_guess *g = &x->reg[r];
     g->value += (uint64_t)by;
+    g->ext = EXT_NONE;
     g->checked = g->checked && move(&g->drift, by);
     g->in_r11 = g->in_r11 && move(&g->r11_drift, by);
 }
@@ -728,6 +794,45 @@ static void drift(struct xlate *x, unsigned r, int64_t by)
 static void set_guess(struct xlate *x, unsigned r, bool known, uint64_t value)
 {
     x->reg[r] = (struct reg_guess){.known = known, .value = value};
+}
+
+/* How an instruction that writes one general register extends it, where that is certain. */
+static enum extension extension_of(const struct insn *in)
+{
+    unsigned ext = in->modrm >> 3 & 7;
+    if ((in->op != OP_COPY && in->op != OP_LEA) || in->enc != ENC_LEGACY)
+        return EXT_NONE;
+    if (in->map == MAP_0F) {
+        if (in->opcode == 0xb6 || in->opcode == 0xb7) /* MOVZX */
+            return in->op_size >= 4 ? EXT_ZERO : EXT_NONE;
+        if (in->opcode == 0xbe || in->opcode == 0xbf) /* MOVSX */
+            return in->op_size == 8 ? EXT_SIGN : in->op_size == 4 ? EXT_ZERO : EXT_NONE;
+        bool plain = (in->opcode & 0xf0) == 0x40 || in->opcode == 0xaf; /* CMOV, IMUL */
+        return plain && in->op_size == 4 ? EXT_ZERO : EXT_NONE;
+    }
+    if (in->map != MAP_ONE)
+        return EXT_NONE;
+    if (in->op_size == 8 && (in->opcode == 0x63 || in->opcode == 0x98)) /* MOVSXD, CDQE */
+        return EXT_SIGN;
+    if (in->op_size != 4)
+        return EXT_NONE;
+    switch (in->opcode) {
+    case 0x01: case 0x03: case 0x09: case 0x0b: case 0x11: case 0x13: case 0x19: case 0x1b:
+    case 0x21: case 0x23: case 0x29: case 0x2b: case 0x31: case 0x33: /* ADD ... XOR */
+    case 0x05: case 0x0d: case 0x15: case 0x1d: case 0x25: case 0x2d: case 0x35:
+    case 0x69: case 0x6b: case 0x81: case 0x83: case 0x89: case 0x8b: case 0x8d:
+    case 0xb8: case 0xb9: case 0xba: case 0xbb: case 0xbc: case 0xbd: case 0xbe: case 0xbf:
+    case 0xc7: case 0xd1:
+        return EXT_ZERO;
+    case 0xc1: /* by 0 nothing may be written */
+        return in->imm & 31 ? EXT_ZERO : EXT_NONE;
+    case 0xf7: /* NOT, NEG */
+        return ext == 2 || ext == 3 ? EXT_ZERO : EXT_NONE;
+    case 0xff: /* INC, DEC */
+        return ext < 2 ? EXT_ZERO : EXT_NONE;
+    default:
+        return EXT_NONE;
+    }
 }
 
 void lower_track(struct xlate *x, const struct insn *in)
@@ -797,6 +902,7 @@ void lower_track(struct xlate *x, const struct insn *in)
             if (ext == 4) { /* AND: alignment keeps the window */
                 x->reg[in->rm].value &= (uint64_t)in->imm;
                 x->reg[in->rm].checked = x->reg[in->rm].in_r11 = false;
+                x->reg[in->rm].ext = in->imm >= 0 ? EXT_ZERO : EXT_NONE;
                 return;
             }
         }
@@ -816,6 +922,7 @@ void lower_track(struct xlate *x, const struct insn *in)
             uint64_t by = x->reg[src].known ? x->reg[src].value : 0;
             x->reg[dst].value += in->opcode & 0x20 ? -by : by;
             x->reg[dst].checked = x->reg[dst].in_r11 = false;
+            x->reg[dst].ext = EXT_NONE;
             return;
         }
         break;
@@ -823,6 +930,8 @@ void lower_track(struct xlate *x, const struct insn *in)
     for (unsigned r = 0; r < 16; r++)
         if (written >> r & 1)
             set_guess(x, r, false, 0);
+    if (written && !(written & (written - 1)))
+        x->reg[__builtin_ctz(written)].ext = extension_of(in);
 }
 
 void lower_forget_checks(struct xlate *x)

@@ -47,6 +47,9 @@ struct slow_path {
     uint32_t done;
 };
 
+/* A register whose value is that of 32 bits: times 8 it reaches less far than a window's guards. */
+enum extension { EXT_NONE, EXT_ZERO, EXT_SIGN };
+
 /* What is known of a guest register while a block is translated for the window tier. */
 struct reg_guess {
     bool known;       /* value holds a guess of the register's value, good enough to predict by */
@@ -55,6 +58,7 @@ struct reg_guess {
     int32_t drift;    /* bytes it has moved since the check                                     */
     bool in_r11;      /* with r11_id R11_OF_REGS: R11 is the delta of the window it was in       */
     int32_t r11_drift; /* less than 1 GiB ago                                                   */
+    uint8_t ext;      /* enum extension, of what was last written: a fact                       */
     uint64_t value;
 };
 

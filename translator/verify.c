@@ -50,6 +50,8 @@ enum meaning {
     M_ROTATED,    /* RORX by 39 of value (of, drift)                                            */
     M_TOP,        /* that value's bits 39 and above                                             */
     M_ID,         /* its low 16 bits, zero-extended: the window id of (of, drift)               */
+    M_SIGNED,     /* sign-extended from 32 bits                                                 */
+    M_NEAR,       /* value (of, drift) plus at most a; b = 1: or minus as much                  */
     M_DELTA_OF,   /* the delta of the window that (of, drift) is in                             */
     M_DELTA_ID,   /* the delta of window a                                                      */
     M_HOST_STACK, /* the VMM's stack pointer, a bytes down                                      */
@@ -392,36 +394,59 @@ static uint32_t window_id(uint64_t gva)
     return (uint32_t)(gva >> WINDOW_SHIFT) & 0xffff;
 }
 
+/* How far above (*up) and below (*down) 0 a value times scale can be; false if that is not known. */
+static bool extent(const struct value *x, int64_t scale, int64_t *up, int64_t *down)
+{
+    if ((x->meaning == M_BOUND || x->meaning == M_CONST) && x->a <= 0xffffffff) {
+        *up = (int64_t)x->a * scale;
+        *down = 0;
+    } else if (x->meaning == M_SIGNED) {
+        *up = *down = scale << 31;
+    } else {
+        return false;
+    }
+    return true;
+}
+
+/* Is every address from lo to hi bytes off (vn, drift) in reach of what d is the delta for? */
+static bool delta_reaches(const struct state *s, uint32_t vn, int64_t drift, const struct value *d,
+                          int64_t lo, int64_t hi)
+{
+    /* The upper end of a guard zone may hold a vCPU's state (flat_windows.c). */
+    const int64_t reach = (int64_t)WINDOW_GUARD - STATE_BIAS - GUEST_PAGE_SIZE;
+    if (d->meaning == M_DELTA_OF && d->of == vn)
+        return drift - d->of_drift + lo >= -reach && drift - d->of_drift + hi <= reach;
+    for (unsigned i = 0; d->meaning == M_DELTA_ID && i < s->n_facts; i++)
+        if (s->fact[i].vn == vn && s->fact[i].id == d->a &&
+            drift - s->fact[i].drift + lo >= -reach && drift - s->fact[i].drift + hi <= reach)
+            return true;
+    return false;
+}
+
 /* Does d hold the delta for guest addresses at x + disp? */
 static bool delta_fits(const struct state *s, const struct value *x, const struct value *d,
                        int64_t disp)
 {
-    /* The upper end of a guard zone may hold a vCPU's state (flat_windows.c). */
-    const int64_t reach = (int64_t)WINDOW_GUARD - STATE_BIAS - GUEST_PAGE_SIZE;
-    if (d->meaning == M_DELTA_OF && d->of == x->vn) {
-        int64_t off = x->drift - d->of_drift + disp;
-        return off >= -reach && off <= reach;
-    }
-    if (d->meaning != M_DELTA_ID)
-        return false;
-    if (x->meaning == M_CONST && window_id(x->a) == d->a)
-        return disp >= -reach && disp <= reach;
-    for (unsigned i = 0; i < s->n_facts; i++)
-        if (s->fact[i].vn == x->vn && s->fact[i].id == d->a) {
-            int64_t off = x->drift - s->fact[i].drift + disp;
-            if (off >= -reach && off <= reach)
-                return true;
-        }
-    return false;
+    if (d->meaning == M_DELTA_ID && x->meaning == M_CONST && window_id(x->a) == d->a)
+        return disp == (int32_t)disp;
+    if (x->meaning == M_NEAR && delta_reaches(s, x->of, x->of_drift, d, disp - (x->b ? (int64_t)x->a : 0),
+                                              disp + (int64_t)x->a))
+        return true;
+    return delta_reaches(s, x->vn, x->drift, d, disp, disp);
 }
 
 /* [address + delta + disp], also as the operand of LEA */
 static bool form_window(struct verifier *v, const struct state *s, const struct operand *o)
 {
-    int64_t disp = o->op->mem.disp;
-    if (o->base < 0 || o->op->mem.scale != 1 || o->size > GUEST_PAGE_SIZE)
+    int64_t disp = o->op->mem.disp, up, down;
+    if (o->base < 0 || o->size > GUEST_PAGE_SIZE)
         return false;
     const struct value *b = &s->reg[o->base];
+    /* a constant and a bounded index */
+    if (o->index >= 0 && b->meaning == M_DELTA_ID && extent(&s->reg[o->index], o->op->mem.scale, &up, &down))
+        return window_id((uint64_t)disp) == b->a; /* 34 GiB at most: in reach of any place in it */
+    if (o->op->mem.scale != 1)
+        return false;
     if (o->index < 0) { /* the displacement is the address */
         struct value zero = {.meaning = M_CONST, .a = (uint64_t)disp};
         return b->meaning == M_DELTA_ID && delta_fits(s, &zero, b, 0);
@@ -731,6 +756,78 @@ static bool overwrite(struct verifier *v, struct state *s, uint64_t off, unsigne
     return true;
 }
 
+/* The result of LEA with a base and an index: near the one if the other is bounded.  If both are, it is
+ * near the one that R11 has the delta for. */
+static void set_near(struct verifier *v, struct state *s, unsigned dst, const struct operand *o)
+{
+    const struct value part[2] = {s->reg[o->base], s->reg[o->index]};
+    const struct value delta = s->reg[R11];
+    struct value near[2];
+    unsigned n = 0, chosen = 0;
+    int64_t up, down;
+    for (unsigned bounded = 2; bounded-- > 0;) {
+        int64_t scale = bounded ? o->op->mem.scale : 1;
+        if (!extent(&part[bounded], scale, &up, &down) || (!bounded && o->op->mem.scale != 1))
+            continue;
+        near[n++] = (struct value){.meaning = M_NEAR,
+                                   .of = part[!bounded].vn,
+                                   .of_drift = part[!bounded].drift + o->op->mem.disp,
+                                   .a = (uint64_t)up,
+                                   .b = down != 0};
+    }
+    for (unsigned i = 0; i < n && dst != R11; i++)
+        if (delta_fits(s, &near[i], &delta, 0))
+            chosen = i;
+    forget(v, s, dst);
+    if (!n)
+        return;
+    near[chosen].vn = s->reg[dst].vn;
+    s->reg[dst] = near[chosen];
+}
+
+/* Of instructions whose 32-bit result is always written, and so zero-extended. */
+static bool zero_extends(const cs_insn *in)
+{
+    switch (in->id) {
+    case X86_INS_MOV: case X86_INS_MOVZX: case X86_INS_MOVSX: case X86_INS_LEA: case X86_INS_ADD:
+    case X86_INS_OR: case X86_INS_ADC: case X86_INS_SBB: case X86_INS_AND: case X86_INS_SUB:
+    case X86_INS_XOR: case X86_INS_IMUL: case X86_INS_NOT: case X86_INS_NEG: case X86_INS_INC:
+    case X86_INS_DEC:
+        return true;
+    case X86_INS_SHL: case X86_INS_SAL: case X86_INS_SHR: case X86_INS_SAR: case X86_INS_ROL:
+    case X86_INS_ROR: case X86_INS_RCL: case X86_INS_RCR: { /* by 0 nothing may be written */
+        const cs_x86_op *by = &in->detail->x86.operands[1];
+        return in->detail->x86.op_count == 1 || (by->type == X86_OP_IMM && by->imm & 31);
+    }
+    default:
+        return in->mnemonic[0] == 'c' && in->mnemonic[1] == 'm' && in->mnemonic[2] == 'o';
+    }
+}
+
+/* What the width of its result says of the register an instruction has written. */
+static void set_extension(struct verifier *v, const cs_insn *in, struct state *s)
+{
+    const cs_x86 *x = &in->detail->x86;
+    unsigned n, width, sn, sw = 0;
+    if (in->id == X86_INS_CDQE) {
+        set_meaning(v, s, RAX, M_SIGNED, 0);
+        return;
+    }
+    if (!x->op_count || x->operands[0].type != X86_OP_REG || !gpr_of(x->operands[0].reg, &n, &width))
+        return;
+    if (x->op_count > 1 && x->operands[1].type == X86_OP_REG)
+        gpr_of(x->operands[1].reg, &sn, &sw);
+    if (width == 8 && (in->id == X86_INS_MOVSXD || in->id == X86_INS_MOVSX))
+        set_meaning(v, s, n, M_SIGNED, 0);
+    else if (width == 8 && in->id == X86_INS_MOVZX)
+        set_meaning(v, s, n, M_BOUND, 0xffff);
+    else if (width == 8 && in->id == X86_INS_AND && x->operands[1].type == X86_OP_IMM &&
+             x->operands[1].imm >= 0 && x->operands[1].imm <= 0x7fffffff)
+        set_meaning(v, s, n, M_BOUND, (uint64_t)x->operands[1].imm);
+    else if (width == 4 && zero_extends(in) && !(in->id == X86_INS_IMUL && x->op_count == 1))
+        set_meaning(v, s, n, M_BOUND, 0xffffffff);
+}
+
 /* Effects that the analysis follows. True if the instruction was one of them (its memory operands
  * have been checked); everything else just makes the registers it writes unknown. */
 static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
@@ -799,6 +896,8 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
         }
         if (!wide) {
             forget(v, s, dst);
+            if (dw == 4)
+                set_meaning(v, s, dst, M_BOUND, 0xffffffff);
             return true;
         }
         if (!operand_of(v, r, &o))
@@ -809,6 +908,8 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
             s->reg[dst].b = 1;
         } else if (o.index < 0 && o.base >= 0) {
             set_drift(v, s, dst, s->reg[o.base], r->mem.disp);
+        } else if (o.index >= 0 && o.base >= 0) {
+            set_near(v, s, dst, &o);
         } else {
             forget(v, s, dst);
         }
@@ -1002,6 +1103,7 @@ static bool check_insn(struct verifier *v)
         for (unsigned i = 0; implicit < 0 && i < in->detail->regs_write_count; i++)
             if (gpr_of(in->detail->regs_write[i], &n, &width))
                 forget(v, &s, n);
+        set_extension(v, in, &s);
     }
     if (v->failed)
         return false;

@@ -132,6 +132,55 @@ TEST(hot, pml4_slot_boundary)
     }
 }
 
+TEST(hot, indexes_of_32_bits)
+{
+    /* An index of 32 bits reaches 32 GiB up, or 16 GiB down and up, from wherever the base is: over
+     * the boundary of a 512 GiB slot, too, and with the base and the index in either place. */
+    u64 a = map_new(UVA2 - 4096, PG_URW), b = map_new(UVA2, PG_URW);
+    BOTH_CPLS
+    {
+        struct regs r = regs_for(cpl);
+        u8 *up = SNIP("1: mov %%esi, %%edx\n\tincq (%%rbx,%%rdx,8)\n\tincq 8(%%rdi,%%rdx,8)\n\t"
+                      "dec %%rcx\n\tjnz 1b");
+        u8 *down =
+            SNIP("1: movslq %%esi, %%rdx\n\tincq (%%rbx,%%rdx,8)\n\tincq -16(%%rdi,%%rdx,8)\n\t"
+                 "dec %%rcx\n\tjnz 1b");
+        u8 *swapped = SNIP("1: mov %%esi, %%edx\n\tincq (%%rdx,%%rbx)\n\tincq 8(%%rbx,%%rdx)\n\t"
+                           "dec %%rcx\n\tjnz 1b");
+        u8 *constant =
+            SNIP("1: movslq %%esi, %%rdx\n\tincq 0x70000000(,%%rdx,8)\n\tdec %%rcx\n\tjnz 1b");
+        static const u32 index[] = {0xffffffff, 0x80000000, 0x7fffffff, 1};
+        u64 low = map_new(0x6ffff000, PG_URW);
+        for (unsigned i = 0; i < 4; i++) {
+            long u = (long)(u64)index[i], s = (int)index[i];
+            context("cpl %u, index 0x%x", cpl, index[i]);
+            for (unsigned k = 0; k < 2; k++) {
+                u64 at = k ? UVA2 : UVA2 - 16, pa = k ? b : a + 4096 - 16;
+                u64 *p = (u64 *)pa;
+                r.rcx = WARM / 4, r.rsi = index[i];
+                p[0] = p[1] = 0;
+                r.rbx = at - (u64)(8 * u), r.rdi = r.rbx;
+                done(&r, up);
+                EQ(p[0], WARM / 4);
+                EQ(p[1], WARM / 4);
+                p[0] = p[1] = 0;
+                r.rbx = at - (u64)(8 * s), r.rdi = r.rbx + 24;
+                done(&r, down);
+                EQ(p[0], WARM / 4);
+                EQ(p[1], WARM / 4);
+                p[0] = p[1] = 0;
+                r.rbx = at - (u64)u;
+                done(&r, swapped);
+                EQ(p[0], WARM / 4);
+                EQ(p[1], WARM / 4);
+            }
+        }
+        r.rsi = (u64)-0x200, r.rcx = WARM / 4;
+        done(&r, constant);
+        EQ(*(u64 *)low, WARM / 4);
+    }
+}
+
 TEST(hot, ends_of_the_address_space)
 {
     /* The last page of the lower half, the first and last of the upper half, and page zero. */

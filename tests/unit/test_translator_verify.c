@@ -61,6 +61,8 @@ static const uint8_t sample[] = {
 
 /* Window checks that hold across instructions with implicit and explicit outputs. */
 static const uint8_t hoisted[] = {
+    0x0f, 0xb6, 0x46, 0x01,                         /* movzx eax, byte [rsi+1] */
+    0x48, 0x8b, 0x14, 0x83,                         /* mov rdx, [rbx+rax*4]  */
     0x48, 0x8b, 0x43, 0x18,                         /* mov rax, [rbx+24]     */
     0xb9, 3,    0,    0,    0,                      /* mov ecx, 3            */
     0x48, 0x99,                                     /* cqo                   */
@@ -246,6 +248,8 @@ static const struct damage window_damage[] = {
      PUT(-1, -1, -1, 40)},
     {"checked by more bits", FIND(0x49, 0xc1, 0xea, 39, 0x41, 0x83, 0xfa, 0x00),
      PUT(-1, -1, -1, 38)},
+    {"an index that is not bounded", FIND(0x42, 0x0f, 0xb6, 0x44, 0x1e, 0x01),
+     PUT(0x4a, 0x8b, 0x44, 0x1e, 0x01, 0x90)},
     {"IMUL of a register that was checked", FIND(0x48, 0x0f, 0xaf, 0xd1, 0x4a, 0x01, 0x94, 0x1b),
      PUT(-1, -1, -1, 0xd9)},
     {"CQO after a check of RDX", FIND(0x48, 0x98, 0x4a, 0x03, 0x4c, 0x1a), PUT(-1, 0x99)},
