@@ -91,6 +91,17 @@ static const uint8_t hoisted[] = {
     0x31, 0xc0,                                     /* xor eax, eax          */
 };
 
+/* An instruction that Capstone 4 does not know between checks and what they are good for. */
+static const uint8_t masks[] = {
+    0x48, 0x8b, 0x04, 0x24,       /* mov rax, [rsp]   */
+    0x48, 0x03, 0x0f,             /* add rcx, [rdi]   */
+    0x48, 0x89, 0xf8,             /* mov rax, rdi     */
+    0xc4, 0xe1, 0xfb, 0x93, 0xd4, /* kmovq rdx, k4    */
+    0x48, 0x03, 0x48, 0x08,       /* add rcx, [rax+8] */
+    0x48, 0x03, 0x4c, 0x24, 0x08, /* add rcx, [rsp+8] */
+    0x31, 0xc0,                   /* xor eax, eax     */
+};
+
 /* A check that holds over more checks of other addresses than there are registers. */
 static unsigned put_long_lived(uint8_t *code)
 {
@@ -133,6 +144,8 @@ static void setup(unsigned mode)
             run(cpl, sample, sizeof sample);
     for (unsigned i = 0; i < 3; i++)
         run(3, hoisted, sizeof hoisted);
+    for (unsigned i = 0; i < 3 && __builtin_cpu_supports("avx512bw"); i++)
+        run(3, masks, sizeof masks);
     uint8_t code[256];
     unsigned len = put_long_lived(code);
     for (unsigned i = 0; i < 3; i++)
