@@ -25,6 +25,16 @@
 #include "cpu/vcpu.h"
 #include "translator/insn.h"
 
+/* Is the host's CPU of Intel's? */
+static inline bool diff_intel(void)
+{
+    static unsigned b; /* asked once: it is slow in a virtual machine */
+    unsigned a, c, d;
+    if (!b)
+        __cpuid(0, a, b, c, d);
+    return b == 0x756e6547; /* "Genu" */
+}
+
 /* -- Random numbers (xorshift64*) -----------------------------------------------------------------
  */
 

@@ -302,8 +302,9 @@ static inline void diff_prepare(struct diff_gen *g, const struct insn *in)
     case OP_SCAS:
     case OP_INS:
     case OP_OUTS: {
-        /* With a 32-bit count of zero CPUs differ in whether RSI and RDI are zero-extended. */
-        uint64_t high = low && !(in->flags & (INSN_REP | INSN_REPNE)) ? diff_rnd(s) << 32 : 0;
+        /* With a 32-bit count of zero CPUs differ in what is zero-extended; we do as Intel's. */
+        bool rep = in->flags & (INSN_REP | INSN_REPNE);
+        uint64_t high = low && (!rep || diff_intel()) ? diff_rnd(s) << 32 : 0;
         uint64_t src = diff_target(s, 1, false, low), dst = diff_target(s, 1, false, low);
         if (in->op != OP_STOS && in->op != OP_SCAS && in->op != OP_INS) {
             src -= in->mem.seg == SEG_FS   ? g->c->fs_base
@@ -313,8 +314,8 @@ static inline void diff_prepare(struct diff_gen *g, const struct insn *in)
         }
         if (in->op != OP_LODS && in->op != OP_OUTS)
             diff_set(g, RDI, dst + high);
-        if (in->flags & (INSN_REP | INSN_REPNE))
-            diff_set(g, RCX, diff_rnd(s) % 16 ? diff_rnd(s) % 80 : 0x3000);
+        if (rep)
+            diff_set(g, RCX, (diff_rnd(s) % 16 ? diff_rnd(s) % 80 : 0x3000) + high);
         return;
     }
     case OP_XLAT:
