@@ -552,6 +552,9 @@ uint64_t bt_lookup(struct vcpu *v);
 uint64_t bt_callout(struct vcpu *v, struct callout *c);
 /* The same for the light stub, which keeps BT_LIGHT_KEPT to itself. */
 uint64_t bt_callout_light(struct vcpu *v, struct callout *c);
+/* engine.c: true if translated code can go on at v->rip, in whatever mode that is, without the
+ * dispatcher: at bt.resume_target. */
+bool bt_resume_short(struct vcpu *v);
 /* engine.c: delivers the fault in v->exc of the instruction at v->rip, with all registers in v: where
  * to resume, or 0 if the dispatcher must do it, or has to see to what comes then. */
 uint64_t bt_deliver_fault(struct vcpu *v);

@@ -406,6 +406,11 @@ static bool dispatcher_due(const struct vcpu *v)
            (ev->bt->cfg.trace_mask & TRACE_ENTER) || ev->bt->cfg.chaos;
 }
 
+bool bt_resume_short(struct vcpu *v)
+{
+    return !dispatcher_due(v) && resume_short(v);
+}
+
 uint64_t bt_deliver_fault(struct vcpu *v)
 {
     merge_flags(v);

@@ -5,7 +5,7 @@
  * bt_light_callout().  Most instructions then go the way of every callout, but for those registers:
  * v->gpr[] has only what the instruction reads of them, and it may write none.  Some have a short
  * cut besides, which does the common case and nothing else: no event pending, nothing watched, a
- * string operation within one page at each end, SYSCALL and SYSRET between 64-bit code.
+ * string operation within one page at each end, SYSCALL, SYSRET, INT and IRET of 64-bit code.
  * Of 16- and 32-bit code only MOVS and STOS (32-bit C libraries copy by them, and boot loaders), and
  * only with what is in the soft TLB: that changes no window.
  * Whatever a short cut declines it has not touched.
@@ -35,6 +35,8 @@ static bool has_short_cut(const struct insn *in, bool legacy)
         return in->op_size == 8;
     case OP_SYSCALL:
     case OP_CLAC:
+    case OP_INT:
+    case OP_IRET:
         return true;
     default:
         return false;
@@ -189,22 +191,42 @@ static bool system_call(struct vcpu *v, const struct callout *c)
     return true;
 }
 
-static bool short_cut(struct vcpu *v, const struct callout *c)
+/* INT n and IRET of 64-bit code.  If they fault, all that has changed is that an IRET has ended the
+ * blocking of NMIs, which it does anyway. */
+static enum light_result transfer(struct vcpu *v, const struct callout *c)
+{
+    uint64_t next = c->rip + c->insn.len;
+
+    v->rflags = (v->rflags & ~(uint64_t)FL_HOST) | (v->bt.hflags & FL_HOST);
+    v->rip = c->rip;
+    if ((c->insn.op == OP_INT ? cpu_int_n(v, (uint8_t)c->insn.imm, next)
+                              : cpu_iret(v, c->insn.op_size, next)) != CPU_JUMP)
+        return LIGHT_DECLINED;
+    if (bt_resume_short(v))
+        return LIGHT_RESUME;
+    v->bt.hflags = (v->rflags & FL_HOST) | FL_FIXED1 | FL_IF;
+    v->bt.exit_reason = EXIT_CALLOUT;
+    v->bt.exit_arg = CPU_JUMP;
+    return LIGHT_LEAVE;
+}
+
+static enum light_result short_cut(struct vcpu *v, const struct callout *c)
 {
     struct engine_vcpu *ev = v->engine;
     struct bt_engine *bt = ev->bt;
     uint64_t *count = &bt->stats.callouts[c->insn.op];
+    enum light_result r;
     bool done = false;
 
     if (v->interrupt_shadow || v->fp_saved || ev->watch || (v->rflags & FL_TF) ||
         (v->dr[7] & DR7_ENABLES) || bt->cfg.trace_mask)
-        return false;
+        return LIGHT_DECLINED;
     if (bt->cfg.chaos && (++ev->chaos_light & 1))
-        return false;
+        return LIGHT_DECLINED;
     if (!vcpu_long64(v)) {
         done = (c->insn.op == OP_MOVS || c->insn.op == OP_STOS) && legacy_string(v, c);
         *count += done;
-        return done;
+        return done ? LIGHT_RESUME : LIGHT_DECLINED;
     }
     switch (c->insn.op) {
     case OP_MOVS:
@@ -215,11 +237,16 @@ static bool short_cut(struct vcpu *v, const struct callout *c)
         done = c->resume && !c->tb->dead && cpu_clac(v) == CPU_NEXT;
         v->bt.resume_target = c->resume;
         break;
+    case OP_INT:
+    case OP_IRET:
+        r = transfer(v, c);
+        *count += r != LIGHT_DECLINED;
+        return r;
     default:
         done = !bt->cfg.chaos && system_call(v, c);
     }
     *count += done;
-    return done;
+    return done ? LIGHT_RESUME : LIGHT_DECLINED;
 }
 
 uint64_t bt_light_callout(struct vcpu *v, struct callout *c)
@@ -227,9 +254,9 @@ uint64_t bt_light_callout(struct vcpu *v, struct callout *c)
     enum host_cause was = host_time_switch(v, HOST_CALLOUT);
     enum light_result r = LIGHT_DECLINED;
 
-    if ((c->light & LIGHT_SHORT_CUT) && short_cut(v, c))
-        r = LIGHT_RESUME;
-    else if ((c->light & LIGHT_RULES) && !v->engine->bt->cfg.trace_mask) /* traces show registers */
+    if (c->light & LIGHT_SHORT_CUT)
+        r = short_cut(v, c);
+    if (r == LIGHT_DECLINED && (c->light & LIGHT_RULES) && !v->engine->bt->cfg.trace_mask) /* traces show registers */
         r = bt_callout_light(v, c) ? LIGHT_LEAVE : LIGHT_RESUME;
     host_time_switch(v, was);
     return r;
