@@ -7,8 +7,9 @@
  *
  * Lock order: the machine lock (`lock`) protects all device state, the buses, the timers and the
  * shutdown state.  It is taken by the platform callbacks on behalf of a vCPU and by the event loop
- * around each callback.  Under it only leaf locks of backends may be taken.  No engine function is
- * called under it but kick(), which is async-signal-safe and takes no lock.
+ * around each callback; light code takes it if it is free at once (light_platform.h).  Under it only
+ * leaf locks of backends may be taken.  No engine function is called under it but kick(), which is
+ * async-signal-safe and takes no lock.
  */
 #ifndef RINGSHIFT_RUNTIME_MACHINE_H
 #define RINGSHIFT_RUNTIME_MACHINE_H

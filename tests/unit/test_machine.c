@@ -815,3 +815,50 @@ Test(machine, stop_and_cont, .timeout = 60)
     cr_assert_eq(loads, 2);
     machine_destroy(m);
 }
+
+/* -- The lock
+ * -------------------------------------------------------------------------------- */
+
+enum { LOCK_THREADS = 4, LOCK_ROUNDS = 50000 };
+
+static struct light_lock shared_lock;
+static struct light_cond turn_changed;
+static unsigned counted, turn;
+
+static void *count_up(void *opaque)
+{
+    unsigned me = (unsigned)(uintptr_t)opaque;
+
+    for (unsigned i = 0; i < LOCK_ROUNDS; i++) {
+        if ((i + me) % 3 || !light_lock_try(&shared_lock))
+            light_lock_take(&shared_lock);
+        counted = counted + 1;
+        light_lock_release(&shared_lock);
+    }
+    /* And in turns: everybody waits for the one before. */
+    for (unsigned i = 0; i < 500; i++) {
+        light_lock_take(&shared_lock);
+        while (turn % LOCK_THREADS != me)
+            light_cond_wait(&turn_changed, &shared_lock);
+        turn++;
+        light_cond_broadcast(&turn_changed);
+        light_lock_release(&shared_lock);
+    }
+    return NULL;
+}
+
+Test(light_lock, excludes_and_wakes, .timeout = 60)
+{
+    pthread_t thread[LOCK_THREADS];
+
+    for (unsigned i = 0; i < LOCK_THREADS; i++)
+        cr_assert_eq(pthread_create(&thread[i], NULL, count_up, (void *)(uintptr_t)i), 0);
+    for (unsigned i = 0; i < LOCK_THREADS; i++)
+        pthread_join(thread[i], NULL);
+    cr_expect_eq(counted, LOCK_THREADS * LOCK_ROUNDS);
+    cr_expect_eq(turn, LOCK_THREADS * 500);
+    cr_expect(light_lock_try(&shared_lock));
+    cr_expect_not(light_lock_try(&shared_lock));
+    light_lock_release(&shared_lock);
+    cr_expect(light_lock_try(&shared_lock));
+}
