@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "runtime/near.h"
+
 #define BATCH 16
 
 struct event_fd {
@@ -44,6 +46,8 @@ struct event_loop {
     uint64_t frozen_at; /* what the timers' clock shows while it is frozen */
     uint64_t behind;    /* how far the timers' clock is behind CLOCK_MONOTONIC */
     pthread_t thread;
+    bool follow;       /* the I/O thread stays near who arms its timers */
+    struct near_thread near;
     struct event_fd *fds;
 };
 
@@ -86,8 +90,11 @@ static void sooner(void *opaque, uint64_t deadline)
 {
     struct event_loop *l = opaque;
 
-    if (!l->dispatching && !l->frozen && deadline < l->armed)
-        arm(l, deadline);
+    if (l->dispatching || l->frozen || deadline >= l->armed)
+        return;
+    if (l->follow && l->started && !pthread_equal(pthread_self(), l->thread))
+        near_thread_follow(&l->near);
+    arm(l, deadline);
 }
 
 static uint64_t run_timers(struct event_loop *l)
@@ -186,6 +193,9 @@ static void *thread_main(void *opaque)
     struct epoll_event events[BATCH];
     bool stop = false;
 
+    light_lock_take(l->lock);
+    near_thread_begin(&l->near);
+    light_lock_release(l->lock);
     while (!stop) {
         int n = epoll_wait(l->epoll_fd, events, BATCH, -1);
 
@@ -252,6 +262,11 @@ void event_loop_destroy(struct event_loop *l)
     if (l->epoll_fd >= 0)
         close(l->epoll_fd);
     free(l);
+}
+
+void event_loop_follow(struct event_loop *l)
+{
+    l->follow = true;
 }
 
 int event_loop_start(struct event_loop *l)

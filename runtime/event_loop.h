@@ -21,6 +21,9 @@ int event_loop_create(struct event_loop **out, struct light_lock *lock);
 /* Stops the thread if it runs; fds still registered are forgotten, not closed. */
 void event_loop_destroy(struct event_loop *l);
 
+/* The I/O thread is to stay on the CPU of the thread that arms timers, if it has little else to do (see
+ * near.h): for machines with one vCPU.  Before start. */
+void event_loop_follow(struct event_loop *l);
 /* Starts the thread, with all signals blocked.  0 or negative errno. */
 int event_loop_start(struct event_loop *l);
 /* Ends the thread and joins it.  Not with the machine lock held, not from a callback. */

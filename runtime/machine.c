@@ -1062,6 +1062,8 @@ enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen)
         msg[0] = '\0';
     m->cpu[0].thread = pthread_self();
     prepare_thread(&m->cpu[0]);
+    if (m->cfg.cpus == 1)
+        event_loop_follow(m->loop);
     err = event_loop_start(m->loop);
     if (!err)
         err = start_threads(m, &started);

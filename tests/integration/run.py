@@ -1055,6 +1055,21 @@ def idle_cpu():
 
 
 @test(verify=False)
+def io_thread_near():
+    """The I/O thread stays on the vCPU's CPU, which spares the host interrupts (runtime/near.h)."""
+    needs_ringshift()
+    if len(os.sched_getaffinity(0)) < 2:
+        raise Skip("one CPU: every thread is near")
+    g = Guest(cloud())
+    g.shell()
+    others = [int(t) for t in os.listdir(f"/proc/{g.process.pid}/task") if int(t) != g.process.pid]
+    g.cmd("sh -c 'while :; do :; done' & true")
+    wait_until(lambda: any(len(os.sched_getaffinity(t)) == 1 for t in others), 60,
+               "no thread follows the vCPU")
+    g.power_off()
+
+
+@test(verify=False)
 def memory_overhead():
     """Memory beyond guest RAM, for a booted 512 MiB guest."""
     needs_ringshift()
