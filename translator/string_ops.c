@@ -573,11 +573,11 @@ enum cpu_result callout_string(struct vcpu *v, const struct insn *in)
         if (r != CPU_NEXT)
             return r;
     }
-    if (s.repeat && !count) {
-        /* In 64-bit code with 32-bit addresses, nothing to do is not nothing at all: the upper half
-         * of RCX is gone, and after MOVS and STOS those of RSI and RDI are, too (SDM says nothing;
-         * as Intel's processors do). */
-        set_register(&s, RCX, 0);
+    if (s.repeat && s.addr_size == 4) {
+        /* In 64-bit code the upper half of RCX is gone before anything is done, and with MOVS and
+         * STOS those of RSI and RDI are: it shows if the count is 0 or the first element faults (SDM
+         * says nothing; as Intel's processors do). */
+        set_register(&s, RCX, count);
         if (in->op == OP_MOVS)
             set_register(&s, RSI, v->gpr[RSI]);
         if (in->op == OP_MOVS || in->op == OP_STOS)

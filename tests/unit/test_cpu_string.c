@@ -99,13 +99,14 @@ static bool model_run(struct regs *r, unsigned op, unsigned size, unsigned rep, 
     uint64_t mask = size == 8 ? ~0ull : (1ull << size * 8) - 1;
 
     for (;;) {
-        if (rep && !(r->rcx & amask)) {
-            r->rcx = 0;
+        if (rep) { /* before anything is done */
+            r->rcx &= amask;
             if (op == OP_MOVS)
                 r->rsi &= amask;
             if (op == OP_MOVS || op == OP_STOS)
                 r->rdi &= amask;
-            return true;
+            if (!r->rcx)
+                return true;
         }
         uint64_t src = (r->rsi & amask) + src_base, dst = r->rdi & amask, x = 0;
         if (has_src) {
