@@ -82,17 +82,18 @@ static inline enum insn_mode key_mode(uint32_t key)
 enum side_kind {
     SIDE_BOUNDARY, /* first byte of an instruction's code: state is exact here                */
     SIDE_INSIDE,   /* within an instruction: step on to reach a boundary                      */
-    SIDE_SPILL,    /* as INSIDE, and guest register `reg` waits in scratch[SCR_SPILL]         */
     SIDE_ELEMENT,  /* as BOUNDARY, before the next element of a repeated string instruction   */
     SIDE_XSAVE,    /* as INSIDE, and guest RAX/RDX wait in bt.xsave_rax/rdx                   */
+    SIDE_SPILL = 16, /* plus a register: as INSIDE, and its guest value waits in scratch[SCR_SPILL] */
 };
 
-/* Host address -> guest instruction, sorted by host address. */
+/* Host address -> guest instruction, sorted by host address.  There are as many of them as bytes of
+ * code, nearly, so they are packed. */
+#define SIDE_HOST_MAX 0x1fffu
 struct side_entry {
-    uint32_t host;
-    uint16_t guest_off; /* from tb.gva; of a trace it may be negative (tb_gva_at) */
-    uint8_t kind;       /* enum side_kind */
-    uint8_t reg;
+    uint32_t host : 13;     /* from tb.entry_ind */
+    int32_t guest_off : 14; /* from tb.gva; of a trace it may be negative */
+    uint32_t kind : 5;      /* enum side_kind */
 };
 
 struct tb;
@@ -153,11 +154,14 @@ struct tb {
     bool window;         /* second tier, accesses through windows                            */
 };
 
-/* The guest address of an instruction by its side entry: all of a block is on one page (but for a
- * tail of its only instruction), so 16 bits with a sign are enough. */
-static inline uint64_t tb_gva_at(const struct tb *tb, uint16_t guest_off)
+/* Of a side entry: where its code is, and the guest address of its instruction. */
+static inline uint32_t side_host(const struct tb *tb, const struct side_entry *se)
 {
-    return tb->gva + (uint64_t)(int16_t)guest_off;
+    return tb->entry_ind + se->host;
+}
+static inline uint64_t side_gva(const struct tb *tb, const struct side_entry *se)
+{
+    return tb->gva + (uint64_t)(int64_t)se->guest_off;
 }
 
 /* A memory operand's slow path. Addresses are executable ones. */

@@ -302,7 +302,7 @@ const struct side_entry *tb_side_lookup(const struct tb *tb, uint64_t x)
     uint32_t lo = 0, hi = tb->n_side; /* last entry with host <= x */
     while (lo < hi) {
         uint32_t mid = (lo + hi) / 2;
-        if (tb->side[mid].host <= x)
+        if (side_host(tb, &tb->side[mid]) <= x)
             lo = mid + 1;
         else
             hi = mid;

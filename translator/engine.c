@@ -660,7 +660,7 @@ uint64_t bt_mem_hot(struct vcpu *v, struct mem_site *s)
 static unsigned index_in(const struct vcpu *v, const struct tb *tb)
 {
     unsigned index = 0;
-    uint16_t off = (uint16_t)(bt_linear(v, v->rip) - tb->gva);
+    int off = (int16_t)(bt_linear(v, v->rip) - tb->gva);
     for (uint32_t i = 0; i < tb->n_side; i++)
         if (tb->side[i].kind == SIDE_BOUNDARY) {
             if (tb->side[i].guest_off == off)

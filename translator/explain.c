@@ -493,11 +493,10 @@ static unsigned guest_bytes(const struct view *w, uint64_t gva, uint8_t buf[15])
     return n;
 }
 
-static void guest_text(const struct view *w, unsigned off, struct insn *in, char *text, size_t size)
+static void guest_text(const struct view *w, uint64_t rip, struct insn *in, char *text, size_t size)
 {
     uint8_t buf[15];
     cs_insn *i = NULL;
-    uint64_t rip = tb_gva_at(w->tb, (uint16_t)off);
     unsigned n_bytes = guest_bytes(w, rip, buf);
 
     if (insn_decode(in, buf, n_bytes, key_mode(w->tb->key)) <= 0)
@@ -530,19 +529,22 @@ static void print_main(const struct view *w)
 {
     const struct tb *tb = w->tb;
     unsigned insns = 0;
-    for (uint32_t s = 0; s < tb->n_side && tb->side[s].host < w->slow; s++) {
+    for (uint32_t s = 0; s < tb->n_side && side_host(tb, &tb->side[s]) < w->slow; s++) {
         const struct side_entry *se = &tb->side[s];
         uint32_t e = s + 1;
-        if (se->kind != SIDE_BOUNDARY || se->host < w->main)
+        if (se->kind != SIDE_BOUNDARY || side_host(tb, se) < w->main)
             continue;
-        while (e < tb->n_side && tb->side[e].kind != SIDE_BOUNDARY && tb->side[e].host < w->slow)
+        while (e < tb->n_side && tb->side[e].kind != SIDE_BOUNDARY &&
+               side_host(tb, &tb->side[e]) < w->slow)
             e++;
-        uint32_t end = e < tb->n_side && tb->side[e].host < w->slow ? tb->side[e].host : w->slow;
+        uint32_t end = e < tb->n_side && side_host(tb, &tb->side[e]) < w->slow
+                           ? side_host(tb, &tb->side[e])
+                           : w->slow;
         size_t first, last;
         char guest[240], why[500] = "", text[400];
         struct facts f = {0};
         struct insn in = {.len = 0};
-        range(w, se->host, end, &first, &last);
+        range(w, side_host(tb, se), end, &first, &last);
         for (size_t i = first; i < last; i++) {
             host_text(w, i, text, sizeof(text), &f);
             if (f.callout && i <= first + 1)
@@ -550,12 +552,12 @@ static void print_main(const struct view *w)
         }
         if (insns++ == tb->n_insns) {
             snprintf(guest, sizeof(guest), "%016llx  (the block ends here)",
-                     (unsigned long long)tb_gva_at(tb, se->guest_off));
+                     (unsigned long long)side_gva(tb, se));
             explain_branch(w, &in, &f, why, sizeof(why));
         } else {
             bool same = last > first;
             unsigned n = 0;
-            guest_text(w, se->guest_off, &in, guest, sizeof(guest));
+            guest_text(w, side_gva(tb, se), &in, guest, sizeof(guest));
             for (size_t i = first; i < last && same; n += w->host[i++].size)
                 same = n + w->host[i].size <= in.len &&
                        !memcmp(w->host[i].bytes, in.raw + n, w->host[i].size);
@@ -568,23 +570,26 @@ static void print_main(const struct view *w)
 static void print_slow(const struct view *w)
 {
     const struct tb *tb = w->tb;
-    unsigned shown = ~0u;
+    int shown = INT32_MAX;
     uint32_t at = w->slow;
     if (w->slow < w->exits)
-        fprintf(w->out, "slow paths: the page is not in the soft TLB, or not the window expected\n");
+        fprintf(w->out,
+                "slow paths: the page is not in the soft TLB, or not the window expected\n");
     for (uint32_t s = 0; s < tb->n_side; s++) {
         const struct side_entry *se = &tb->side[s];
-        if (se->host < w->slow || se->host >= w->exits || se->kind == SIDE_BOUNDARY)
+        if (side_host(tb, se) < w->slow || side_host(tb, se) >= w->exits ||
+            se->kind == SIDE_BOUNDARY)
             continue;
-        uint32_t end = s + 1 < tb->n_side && tb->side[s + 1].host < w->exits ? tb->side[s + 1].host
-                                                                             : w->exits;
+        uint32_t end = s + 1 < tb->n_side && side_host(tb, &tb->side[s + 1]) < w->exits
+                           ? side_host(tb, &tb->side[s + 1])
+                           : w->exits;
         char guest[240] = "";
         struct insn in;
         size_t first, last;
         if (se->guest_off != shown)
-            guest_text(w, se->guest_off, &in, guest, sizeof(guest));
+            guest_text(w, side_gva(tb, se), &in, guest, sizeof(guest));
         shown = se->guest_off;
-        range(w, at > se->host ? at : se->host, end, &first, &last);
+        range(w, at > side_host(tb, se) ? at : side_host(tb, se), end, &first, &last);
         at = end;
         print_insn(w, guest, first, last, "");
     }
@@ -599,13 +604,13 @@ static void find_parts(struct view *w)
     for (uint32_t s = 0; s < tb->n_side; s++)
         if (tb->side[s].kind == SIDE_BOUNDARY) {
             if (!insns++)
-                w->main = tb->side[s].host;
+                w->main = side_host(tb, &tb->side[s]);
             last = s;
         }
     /* An open end has a boundary of its own and, right behind it, a mark that it is none. */
     last += insns > tb->n_insns ? 2 : 1;
-    w->exits = tb->n_side ? tb->side[tb->n_side - 1].host : tb->host_end;
-    w->slow = last < tb->n_side ? tb->side[last].host : w->exits;
+    w->exits = tb->n_side ? side_host(tb, &tb->side[tb->n_side - 1]) : tb->host_end;
+    w->slow = last < tb->n_side ? side_host(tb, &tb->side[last]) : w->exits;
 }
 
 static void print_key(const struct tb *tb, FILE *out)

@@ -32,15 +32,15 @@
 #include "mmu/mmu.h"
 #include "translator/reencode.h"
 
-void side_mark(struct xlate *x, enum side_kind kind, unsigned reg)
+void side_mark(struct xlate *x, unsigned kind)
 {
-    if (x->n_side >= TB_MAX_SIDE) {
+    uint64_t off = emit_here(&x->e) - x->tb->entry_ind;
+    if (x->n_side >= TB_MAX_SIDE || off >= SIDE_HOST_MAX) {
         x->failed = true;
         return;
     }
-    uint32_t here = (uint32_t)emit_here(&x->e);
     x->side[x->n_side++] = (struct side_entry){
-        .host = here, .guest_off = x->guest_off, .kind = (uint8_t)kind, .reg = (uint8_t)reg};
+        .host = (uint32_t)off & SIDE_HOST_MAX, .guest_off = x->guest_off, .kind = kind & 31};
 }
 
 void lower_save_flags(struct emitter *e)
@@ -228,9 +228,9 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
         to_stub(x, site, R11, x->bt->stub_prepare);
         site->resume_bounce = site->resume = (uint32_t)emit_here(e);
         if (a.flags & SITE_XSAVE)
-            side_mark(x, SIDE_XSAVE, 0);
+            side_mark(x, SIDE_XSAVE);
         body(x, in, &a);
-        side_mark(x, SIDE_INSIDE, 0);
+        side_mark(x, SIDE_INSIDE);
         to_stub(x, site, R11, x->bt->stub_commit);
         site->resume_done = (uint32_t)emit_here(e);
         return;
@@ -287,7 +287,7 @@ void lower_slow_paths(struct xlate *x)
     struct emitter *e = &x->e;
     for (unsigned i = 0; i < x->n_miss && !x->failed; i++) {
         x->guest_off = x->miss[i].guest_off;
-        side_mark(x, SIDE_INSIDE, 0);
+        side_mark(x, SIDE_INSIDE);
         e_fix_here(e, x->miss[i].jcc);
         to_stub(x, x->miss[i].site, R10, x->bt->stub_wmiss);
     }
@@ -296,7 +296,7 @@ void lower_slow_paths(struct xlate *x)
         bool write = s->a.kind & MMU_WRITE;
         x->guest_off = s->guest_off;
         x->cur_rip = s->site->rip;
-        side_mark(x, SIDE_INSIDE, 0);
+        side_mark(x, SIDE_INSIDE);
         if (s->jcc) {
             e_fix_here(e, s->jcc);
             e_gs_idx(e, true, 0x03, R10, R11, 0, /* undo the subtraction */
@@ -316,7 +316,7 @@ void lower_slow_paths(struct xlate *x)
         if (write) {
             s->site->resume_bounce = (uint32_t)emit_here(e);
             s->body(x, s->in, &s->a);
-            side_mark(x, SIDE_INSIDE, 0);
+            side_mark(x, SIDE_INSIDE);
             to_stub(x, s->site, R11, x->bt->stub_commit);
             s->site->resume_done = s->done;
         }
@@ -359,7 +359,7 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
     if ((n == 2 && !same) || high8) {
         spill = spare_reg(in);
         e_store_gs(e, VCPU_OFF(scratch[SCR_SPILL]), spill);
-        side_mark(x, SIDE_SPILL, spill);
+        side_mark(x, SIDE_SPILL + spill);
         if (n == 2)
             host[1] = spill;
     }
@@ -382,7 +382,7 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
             e_store_gs(e, GPR_OFF(guest[field[i]]), host[i]);
     if (spill != KEEP) {
         e_load_gs(e, spill, VCPU_OFF(scratch[SCR_SPILL]));
-        side_mark(x, SIDE_INSIDE, 0);
+        side_mark(x, SIDE_INSIDE);
     }
 }
 

@@ -103,7 +103,7 @@ struct xlate {
     uint64_t rip[TB_MAX_INSNS];
     uint8_t follow[TB_MAX_INSNS];    /* enum follow, of branches; the last one's is FOLLOW_NOT */
     uint32_t live[TB_MAX_INSNS + 1]; /* arithmetic flags live before instruction i */
-    uint16_t guest_off;   /* of the instruction being emitted */
+    int16_t guest_off;    /* of the instruction being emitted */
     uint64_t cur_rip;
     uint8_t index;        /* its place in the block */
     unsigned n_side, n_slow, n_links;
@@ -112,7 +112,8 @@ struct xlate {
     struct slow_path slow[TB_MAX_SLOW];
 };
 
-void side_mark(struct xlate *x, enum side_kind kind, unsigned reg);
+/* What code from here on is: enum side_kind. */
+void side_mark(struct xlate *x, unsigned kind);
 
 static inline bool is_legacy(const struct xlate *x)
 {

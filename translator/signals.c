@@ -138,8 +138,8 @@ static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc)
     }
     struct tb *tb = cache_find_pc(bt, pc);
     const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;
-    if (se && se->host == pc && (se->kind == SIDE_BOUNDARY || se->kind == SIDE_ELEMENT)) {
-        v->rip = bt_offset(v, tb_gva_at(tb, se->guest_off));
+    if (se && side_host(tb, se) == pc && (se->kind == SIDE_BOUNDARY || se->kind == SIDE_ELEMENT)) {
+        v->rip = bt_offset(v, side_gva(tb, se));
         leave(v, uc, EXIT_ASYNC);
         return;
     }
@@ -192,13 +192,13 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
     static const uint8_t greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
                                         REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
                                         REG_R12, REG_R13, REG_R14, REG_R15};
-    if (se->kind == SIDE_SPILL)
-        g[greg_of[se->reg & 15]] = (greg_t)v->scratch[SCR_SPILL];
+    if (se->kind >= SIDE_SPILL)
+        g[greg_of[se->kind - SIDE_SPILL]] = (greg_t)v->scratch[SCR_SPILL];
     if (se->kind == SIDE_XSAVE) {
         g[REG_RAX] = (greg_t)v->bt.xsave_rax;
         g[REG_RDX] = (greg_t)v->bt.xsave_rdx;
     }
-    v->rip = bt_offset(v, tb_gva_at(tb, se->guest_off));
+    v->rip = bt_offset(v, side_gva(tb, se));
     if (tb->window && (g[REG_TRAPNO] == EXC_PF || g[REG_TRAPNO] == EXC_GP ||
                        g[REG_TRAPNO] == EXC_SS)) {
         v->engine->wfault_hva = g[REG_TRAPNO] == EXC_PF ? (uint64_t)g[REG_CR2] : ~0ull;

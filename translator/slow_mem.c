@@ -161,8 +161,8 @@ static uint64_t resume_behind(struct vcpu *v, const struct mem_site *s, uint64_t
 
     if (atomic_load_explicit(&v->exit_request, memory_order_relaxed) &&
         !(s->tb->key & KEY_ONE_INSN) && (se = tb_side_lookup(s->tb, target)) != NULL &&
-        se->host == target && se->kind == SIDE_BOUNDARY) {
-        v->bt.r10 = tb_gva_at(s->tb, se->guest_off);
+        side_host(s->tb, se) == target && se->kind == SIDE_BOUNDARY) {
+        v->bt.r10 = side_gva(s->tb, se);
         v->bt.exit_reason = EXIT_LOOKUP;
         return 0;
     }
@@ -317,7 +317,7 @@ static uint64_t guest_fip(struct bt_engine *bt, uint64_t fip, bool linear)
     const struct side_entry *se = tb ? tb_side_lookup(tb, fip) : NULL;
     if (!se)
         return 0;
-    return tb_gva_at(tb, se->guest_off) - (linear ? 0 : (uint32_t)tb->cs);
+    return side_gva(tb, se) - (linear ? 0 : (uint32_t)tb->cs);
 }
 
 /*

@@ -874,11 +874,11 @@ static void body_maskmov(struct xlate *x, const struct insn *in, const struct ac
 {
     struct emitter *e = &x->e;
     e_store_gs(e, VCPU_OFF(scratch[SCR_SPILL]), RDI);
-    side_mark(x, SIDE_SPILL, RDI);
+    side_mark(x, SIDE_SPILL + RDI);
     e_ref_lea(e, RDI, &a->ref);
     reencode_plain(e, in);
     e_load_gs(e, RDI, VCPU_OFF(scratch[SCR_SPILL]));
-    side_mark(x, SIDE_INSIDE, 0);
+    side_mark(x, SIDE_INSIDE);
 }
 
 static void rule_maskmov(struct xlate *x, const struct insn *in, unsigned i)
@@ -1300,7 +1300,7 @@ static bool rule_short_rep(struct xlate *x, const struct insn *in)
     lower_restore_flags(e);
 
     uint64_t next = emit_here(e);
-    side_mark(x, SIDE_ELEMENT, 0);
+    side_mark(x, SIDE_ELEMENT);
     e_bytes(e, (const uint8_t[]){0x67, 0xe3}, 2); /* jecxz */
     uint8_t *rel8 = e->p;
     e8(e, 0);
@@ -1312,7 +1312,7 @@ static bool rule_short_rep(struct xlate *x, const struct insn *in)
         e_ref_op(e, false, 0x88, reg, &dst);
     else
         e_ref_store(e, size, &dst, reg);
-    side_mark(x, SIDE_INSIDE, 0);
+    side_mark(x, SIDE_INSIDE);
     e_op_mem(e, false, 0x8d, RDI, RDI, 0xff, 1, (int32_t)size);
     if (movs)
         e_op_mem(e, false, 0x8d, RSI, RSI, 0xff, 1, (int32_t)size);
@@ -1384,7 +1384,7 @@ static void branch_on_cx(struct xlate *x, const struct insn *in, uint64_t target
     uint8_t *cond = NULL;
     if (loop)
         e_bytes(e, (const uint8_t[]){0x66, 0x8d, 0x49, 0xff}, 4); /* lea cx, [rcx - 1] */
-    side_mark(x, SIDE_INSIDE, 0);
+    side_mark(x, SIDE_INSIDE);
     if (in->op == OP_LOOPE || in->op == OP_LOOPNE)
         cond = e_jcc_fwd(e, in->op == OP_LOOPE ? CC_NE : CC_E);
     e_mov_rr(e, R11, RCX);
@@ -1980,8 +1980,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         for (unsigned i = 0; i < x->n; i++) {
             x->cur_rip = x->rip[i];
             x->index = (uint8_t)i;
-            x->guest_off = (uint16_t)(x->cur_rip - x->rip[0]);
-            side_mark(x, SIDE_BOUNDARY, 0);
+            x->guest_off = (int16_t)(x->cur_rip - x->rip[0]);
+            side_mark(x, SIDE_BOUNDARY);
             if (i == hot_at)
                 guess_here(x);
             x->r11_kept = false;
@@ -1999,15 +1999,15 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         if (block_open_ended(x)) {
             /* Between the last instruction and the jump the state is that of the next one. */
             uint64_t rip = x->rip[x->n - 1] + x->insn[x->n - 1].len;
-            x->guest_off = (uint16_t)(rip - x->rip[0]);
-            side_mark(x, SIDE_BOUNDARY, 0);
-            side_mark(x, SIDE_INSIDE, 0);
+            x->guest_off = (int16_t)(rip - x->rip[0]);
+            side_mark(x, SIDE_BOUNDARY);
+            side_mark(x, SIDE_INSIDE);
             x->side[x->n_side - 1].host++;
             jump_to(x, linear_of(x, rip));
         }
         lower_slow_paths(x);
         x->guest_off = 0;
-        side_mark(x, SIDE_INSIDE, 0);
+        side_mark(x, SIDE_INSIDE);
         finish_links(x);
         if (!x->failed && !x->e.overflow)
             break;
