@@ -563,6 +563,16 @@ static bool repeat_wins(const uint8_t *b, uint32_t n)
             op == 0xf0);
 }
 
+/* MOVQ xmm, xmm (F3 0F 7E), which Capstone 4 takes for MMX to general register with a REX.W. */
+static bool moves_vector(const cs_insn *in)
+{
+    unsigned i = 0;
+    bool f3 = false;
+    for (; i < in->size && i < sizeof in->bytes && in->bytes[i] != 0x0f; i++)
+        f3 |= in->bytes[i] == 0xf3;
+    return f3 && i + 2 < in->size && in->bytes[i + 1] == 0x7e && in->bytes[i + 2] >= 0xc0;
+}
+
 static bool vector_encoding(const uint8_t *b, uint32_t n)
 {
     const uint8_t *end = b + n;
@@ -681,6 +691,8 @@ bool verify_decode(struct verify_code *v, uint32_t *bad)
         }
         /* State lies below the GS base: displacements become offsets in struct vcpu. */
         cs_x86 *x = &in->detail->x86;
+        if ((in->id == X86_INS_MOVQ || in->id == X86_INS_MOVD) && moves_vector(in))
+            x->op_count = 0;
         for (unsigned i = 0; i < x->op_count; i++) {
             if (x->operands[i].type != X86_OP_MEM || x->operands[i].mem.segment != X86_REG_GS)
                 continue;
