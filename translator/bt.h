@@ -455,6 +455,8 @@ static inline bool link_is_far(const struct link *l)
 /* far_links.c. With the lock held but for far_links_tick(). */
 struct far_links *far_links_new(void);
 void far_links_free(struct far_links *f);
+/* Starts over: no page is known, no far link goes anywhere. */
+void far_links_forget(struct bt_engine *bt);
 /* After a flush of the MMU; v->cr3 is the new one. */
 void far_links_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva);
 /* A block was found by way of the page tables; global: its page is. */

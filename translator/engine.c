@@ -638,9 +638,10 @@ uint64_t bt_mem_hot(struct vcpu *v, struct mem_site *s)
 {
     struct bt_engine *bt = v->engine->bt;
     struct tb *tb = s->tb;
-    s->heat = INT32_MAX;
+    bool later = cpu_event_due(v);
+    s->heat = later ? 1 : INT32_MAX;
     v->rip = s->rip;
-    if (!tb->dead && !cpu_event_due(v)) {
+    if (!tb->dead && !later) {
         uint64_t evictions = bt->stats.evictions;
         struct tb *hot = heat_up(v, tb);
         if (v->exit != VCPU_EXIT_NONE)
@@ -948,7 +949,11 @@ static int bt_vcpu_init(struct engine *e, struct vcpu *v)
         v->engine = NULL;
         return r;
     }
+    bt_lock(bt);
     bt->vcpus[bt->n_vcpus++] = v;
+    if (bt->n_vcpus > 1)
+        far_links_forget(bt);
+    bt_unlock(bt);
     return 0;
 }
 

@@ -250,8 +250,7 @@ void far_links_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     }
 }
 
-/* Too many pages, which does not happen in practice: starts over. */
-static void forget_all(struct bt_engine *bt)
+void far_links_forget(struct bt_engine *bt)
 {
     struct far_links *f = bt->far;
     for (uint32_t i = 1; i <= f->n_pages; i++) {
@@ -271,8 +270,8 @@ static struct far_page *new_page(struct vcpu *v, uint64_t gva, uint64_t gpa)
 {
     struct bt_engine *bt = v->engine->bt;
     struct far_links *f = bt->far;
-    if (f->n_pages == FAR_PAGES)
-        forget_all(bt);
+    if (f->n_pages == FAR_PAGES) /* not in practice */
+        far_links_forget(bt);
     if (!f->n_pages)
         use_space(v, f);
     uint16_t *bucket = bucket_of(f, gva);
