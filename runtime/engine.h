@@ -18,6 +18,7 @@ enum mem_mode { MEM_MIXED, MEM_SOFT, MEM_WINDOW };
 struct engine_config {
     enum mem_mode mem_mode;  /* how guest memory is shadowed (docs/architecture.md)             */
     int hot_threshold; /* executions of an access up to the second tier; 0: as the mode has it   */
+    uint64_t tick_cycles; /* between looks at which links to open; 0: the usual; for counting tests */
     bool verify;             /* check every emitted block with the independent verifier         */
     bool chaos;              /* tests: tiny cache, spurious flushes and signals, random choices */
     uint64_t cache_size;     /* bytes of code cache, 0 = default                                */

@@ -367,6 +367,6 @@ void far_links_tick(struct vcpu *v)
         if (f->page[s->page[i]].known >> f->current & 1)
             open_local_page(bt, &f->page[s->page[i]]);
     f->unstable = false;
-    f->next_tick = now + (bt->cfg.chaos ? 0 : TICK_CYCLES);
+    f->next_tick = now + (bt->cfg.tick_cycles ? bt->cfg.tick_cycles : bt->cfg.chaos ? 0 : TICK_CYCLES);
     bt_unlock(bt);
 }
