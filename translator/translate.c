@@ -954,6 +954,23 @@ static void rule_stac(struct xlate *x, unsigned i)
         lower_restore_flags(e);
 }
 
+/* The end of an inline form: what has jumped here from one or two places is left to C, flags restored
+ * if they are live. */
+static void or_callout(struct xlate *x, const struct insn *in, uint8_t *from, uint8_t *and_from,
+                       bool live)
+{
+    struct emitter *e = &x->e;
+    uint8_t *done = e_jmp_fwd(e);
+    e_fix_here(e, from);
+    if (and_from)
+        e_fix_here(e, and_from);
+    if (live)
+        lower_restore_flags(e);
+    emit_callout(x, in, true);
+    e_fix_here(e, done);
+    lower_forget_checks(x);
+}
+
 /* C code evicts user pages from the soft TLB, if there are any. */
 static void rule_clac(struct xlate *x, const struct insn *in, unsigned i)
 {
@@ -969,13 +986,7 @@ static void rule_clac(struct xlate *x, const struct insn *in, unsigned i)
     e32(e, ~0u);
     if (live)
         lower_restore_flags(e);
-    uint8_t *done = e_jmp_fwd(e);
-    e_fix_here(e, filled);
-    if (live)
-        lower_restore_flags(e);
-    emit_callout(x, in, true);
-    e_fix_here(e, done);
-    lower_forget_checks(x);
+    or_callout(x, in, filled, NULL, live);
 }
 
 static void rule_mov_from_cr(struct xlate *x, const struct insn *in)
@@ -1014,13 +1025,7 @@ static void rule_wrbase(struct xlate *x, const struct insn *in, unsigned i)
     e_store_gs(e, base, R10);
     if (!wide)
         return;
-    uint8_t *done = e_jmp_fwd(e);
-    e_fix_here(e, odd);
-    if (live)
-        lower_restore_flags(e);
-    emit_callout(x, in, true);
-    e_fix_here(e, done);
-    lower_forget_checks(x);
+    or_callout(x, in, odd, NULL, live);
 }
 
 /* With nothing pending STI only sets IF; a kick that comes right after it finds the shadow. */
@@ -1203,13 +1208,7 @@ static void rule_rdmsr(struct xlate *x, const struct insn *in, unsigned i)
         lower_restore_flags(e);
     e_load32_gs(e, RAX, off);
     e_load32_gs(e, RDX, off + 4);
-    uint8_t *done = e_jmp_fwd(e);
-    e_fix_here(e, other);
-    if (live)
-        lower_restore_flags(e);
-    emit_callout(x, in, true);
-    e_fix_here(e, done);
-    lower_forget_checks(x);
+    or_callout(x, in, other, NULL, live);
 }
 
 /* A value that is not canonical faults in C. */
@@ -1239,14 +1238,7 @@ static void rule_wrmsr(struct xlate *x, const struct insn *in, unsigned i)
     if (live)
         lower_restore_flags(e);
     e_store_gs(e, off, R10);
-    uint8_t *done = e_jmp_fwd(e);
-    e_fix_here(e, other);
-    e_fix_here(e, odd);
-    if (live)
-        lower_restore_flags(e);
-    emit_callout(x, in, true);
-    e_fix_here(e, done);
-    lower_forget_checks(x);
+    or_callout(x, in, other, odd, live);
 }
 
 static void rule_rdbase(struct xlate *x, const struct insn *in)
