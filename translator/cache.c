@@ -26,8 +26,7 @@
 #define MIN_CACHE     (2u << 20)
 #define DEFAULT_CACHE (64ull << 20)
 
-/* -- Blocks by address and key ------------------------------------------------------------------
- */
+/* -- Blocks by address and key -------------------------------------------------------------------- */
 
 #define TABLE_MIN_BITS 16u
 
@@ -126,8 +125,7 @@ struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32
     return NULL;
 }
 
-/* -- Memory ---------------------------------------------------------------------------------------
- */
+/* -- Memory --------------------------------------------------------------------------------------- */
 
 /*
  * Translated code is many times the size of what it stands for, and spread: on 4K pages the host
@@ -200,7 +198,8 @@ int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
     bt->page_tbs = mmap(NULL, bt->n_pages * sizeof *bt->page_tbs, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     bt->far = far_links_new();
-    if (!bt->far || table_init(&bt->table, TABLE_MIN_BITS) || bt->code_w == MAP_FAILED || x == MAP_FAILED || meta == MAP_FAILED ||
+    if (!bt->far || table_init(&bt->table, TABLE_MIN_BITS) || bt->code_w == MAP_FAILED ||
+        x == MAP_FAILED || meta == MAP_FAILED ||
         bt->page_tbs == MAP_FAILED) {
         snprintf(err, errlen,
                  "cannot map the code cache executable below 2 GiB: %s (a policy against "
@@ -373,6 +372,14 @@ static void put_on_list(struct link *l, struct tb *to)
     to->in = l;
 }
 
+static void take_off_list(struct link *l)
+{
+    *l->prev_in = l->next_in;
+    if (l->next_in)
+        l->next_in->prev_in = l->prev_in;
+    l->to = NULL;
+}
+
 void cache_link(struct bt_engine *bt, struct link *l, struct tb *to)
 {
     if (l->to || l->from->dead || to->dead)
@@ -386,10 +393,7 @@ void cache_unlink(struct bt_engine *bt, struct link *l)
 {
     if (!l->to)
         return;
-    *l->prev_in = l->next_in;
-    if (l->next_in)
-        l->next_in->prev_in = l->prev_in;
-    l->to = NULL;
+    take_off_list(l);
     if (link_is_far(l))
         far_links_drop((struct far_link *)l);
     cache_patch(bt, l, l->stub);
@@ -402,9 +406,7 @@ void cache_redirect(struct bt_engine *bt, struct tb *from, struct tb *to)
         next = l->next_in;
         if (l->from == from) /* it dies with it */
             continue;
-        *l->prev_in = l->next_in;
-        if (l->next_in)
-            l->next_in->prev_in = l->prev_in;
+        take_off_list(l);
         put_on_list(l, to);
         if (!link_is_far(l) || far_links_open((struct far_link *)l))
             cache_patch(bt, l, to->entry);

@@ -162,17 +162,12 @@ static void know(struct far_links *f, struct far_page *p, unsigned as)
     s->page[s->n++] = (uint16_t)(p - f->page);
 }
 
-static unsigned pcid_of(const struct vcpu *v, uint64_t cr3)
-{
-    return v->cr4 & CR4_PCIDE ? cr3 & 0xfff : 0;
-}
-
 /* The spaces of a PCID. */
 static uint32_t spaces_of(const struct vcpu *v, const struct far_links *f, unsigned pcid)
 {
     uint32_t mask = 0;
     for (unsigned as = 0; as < AS_GLOBAL; as++)
-        if (f->space[as].stamp && pcid_of(v, f->space[as].cr3) == pcid)
+        if (f->space[as].stamp && bt_pcid_of(v, f->space[as].cr3) == pcid)
             mask |= 1u << as;
     return mask;
 }
@@ -221,7 +216,7 @@ void far_links_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
         break;
     }
     case MMU_FLUSHED_NONGLOBAL:
-        forget_pcid(v, f, pcid_of(v, v->cr3));
+        forget_pcid(v, f, bt_pcid_of(v, v->cr3));
         use_space(v, f);
         close_unknown(bt);
         break;
@@ -239,7 +234,7 @@ void far_links_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
             struct far_page *p = &f->page[i];
             if ((p->gva & ~1ull) != page || !p->known)
                 continue;
-            forget_page(f, p, spaces_of(v, f, pcid_of(v, v->cr3)) | 1u << AS_GLOBAL);
+            forget_page(f, p, spaces_of(v, f, bt_pcid_of(v, v->cr3)) | 1u << AS_GLOBAL);
             if (p->open) {
                 set_open(bt, p, false);
                 f->unstable = true;

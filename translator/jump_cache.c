@@ -33,15 +33,10 @@ void jump_cache_insert(struct vcpu *v, struct tb *tb)
     *e = tb->entry_ind;
 }
 
-static unsigned pcid_of(const struct vcpu *v, uint64_t cr3)
-{
-    return v->cr4 & CR4_PCIDE ? cr3 & 0xfff : 0;
-}
-
 void jump_cache_flush_pcid(struct vcpu *v, unsigned pcid)
 {
     for (unsigned i = 0; i < AS_RECORDS; i++)
-        if (pcid_of(v, v->engine->as[i].cr3) == pcid)
+        if (bt_pcid_of(v, v->engine->as[i].cr3) == pcid)
             v->engine->as[i].stamp = 0;
 }
 
@@ -78,10 +73,10 @@ static void save_user_half(struct vcpu *v)
 void jump_cache_switch(struct vcpu *v, bool flushed)
 {
     struct engine_vcpu *ev = v->engine;
-    if (!flushed || pcid_of(v, ev->jc_cr3) != pcid_of(v, v->cr3))
+    if (!flushed || bt_pcid_of(v, ev->jc_cr3) != bt_pcid_of(v, v->cr3))
         save_user_half(v);
     if (flushed)
-        jump_cache_flush_pcid(v, pcid_of(v, v->cr3));
+        jump_cache_flush_pcid(v, bt_pcid_of(v, v->cr3));
     jump_cache_flush(v, true);
     ev->jc_cr3 = v->cr3;
     for (unsigned i = 0; i < AS_RECORDS && !flushed; i++) {

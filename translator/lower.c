@@ -582,6 +582,18 @@ static bool in_host_register(unsigned reg)
     return reg < 16 && reg != R10 && reg != R11;
 }
 
+/* The operand is at R10 + R11, address and delta. */
+static void refer_to_sum(struct xlate *x, const struct insn *in, struct access *a, body_fn body)
+{
+    if (needs_scratch(in, body)) {
+        e_lea(&x->e, R10, R10, R11, 1, 0);
+        a->ref = (struct memref){.base = R10, .index = KEEP, .disp = 0};
+        a->scratch = R11;
+    } else {
+        a->ref = (struct memref){.base = R10, .index = R11, .disp = 0};
+    }
+}
+
 /*
  * An index that is the value of 32 bits cannot leave the guards of the window that the rest of the
  * address is in (up to 34 GiB, and 1 GiB of drift), so only that is checked: nothing at all if it is a
@@ -601,7 +613,8 @@ static bool lower_bounded_index(struct xlate *x, const struct insn *in, const st
         if (!x->reg[index].ext || !window_id_ok(x->key & KEY_USER, id))
             return false;
         load_delta(x, id);
-        a->ref = (struct memref){.base = R11, .index = (uint8_t)index, .disp = disp, .scale = m->scale};
+        a->ref = (struct memref){
+            .base = R11, .index = (uint8_t)index, .disp = disp, .scale = m->scale};
         return true;
     }
     if (!in_host_register(base))
@@ -614,13 +627,7 @@ static bool lower_bounded_index(struct xlate *x, const struct insn *in, const st
     if (*result != BASE_DONE)
         return true;
     e_lea(e, R10, m->base, m->index, m->scale, disp);
-    if (needs_scratch(in, body)) {
-        e_lea(e, R10, R10, R11, 1, 0);
-        a->ref = (struct memref){.base = R10, .index = KEEP, .disp = 0};
-        a->scratch = R11;
-    } else {
-        a->ref = (struct memref){.base = R10, .index = R11, .disp = 0};
-    }
+    refer_to_sum(x, in, a, body);
     return true;
 }
 
@@ -685,13 +692,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         delta_by_table(x, R10);
     else if (!delta_checked(x, R10, id))
         return true;
-    if (needs_scratch(in, body)) {
-        e_lea(e, R10, R10, R11, 1, 0);
-        a.ref = (struct memref){.base = R10, .index = KEEP, .disp = 0};
-        a.scratch = R11;
-    } else {
-        a.ref = (struct memref){.base = R10, .index = R11, .disp = 0};
-    }
+    refer_to_sum(x, in, &a, body);
     window_body(x, in, &a, body);
     return true;
 }

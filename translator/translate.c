@@ -301,6 +301,11 @@ static bool far_page(const struct xlate *x, uint64_t target)
     return x->trace && (target ^ x->tb->gva) >= GUEST_PAGE_SIZE && can_link(x);
 }
 
+static bool linkable(const struct xlate *x, uint64_t target)
+{
+    return same_page(x, target) || far_page(x, target);
+}
+
 /* R10 = target, known: through its place in the jump cache. */
 static void jump_by_cache(struct xlate *x, uint64_t target)
 {
@@ -384,7 +389,7 @@ static void finish_links(struct xlate *x)
 
 static void jump_to(struct xlate *x, uint64_t target)
 {
-    if (same_page(x, target) || far_page(x, target))
+    if (linkable(x, target))
         jump_link(x, -1, target);
     else
         jump_unlinked(x, target);
@@ -393,7 +398,7 @@ static void jump_to(struct xlate *x, uint64_t target)
 static void jump_cond(struct xlate *x, unsigned cc, uint64_t taken, uint64_t fall)
 {
     struct emitter *e = &x->e;
-    if (same_page(x, taken) || far_page(x, taken)) {
+    if (linkable(x, taken)) {
         jump_link(x, (int)cc, taken);
         jump_to(x, fall);
     } else {
@@ -408,7 +413,7 @@ static void jump_cond(struct xlate *x, unsigned cc, uint64_t taken, uint64_t fal
 static void leave_trace(struct xlate *x, unsigned cc, uint64_t target)
 {
     struct emitter *e = &x->e;
-    if (same_page(x, target) || far_page(x, target)) {
+    if (linkable(x, target)) {
         jump_link(x, (int)cc, target);
         return;
     }
@@ -996,6 +1001,16 @@ static void rule_mov_from_cr(struct xlate *x, const struct insn *in)
     write_gpr(x, in->rm, R10, is_legacy(x) ? 4 : 8);
 }
 
+/* A jump that is taken if R10 is no canonical address. Uses R11 and the flags. */
+static uint8_t *unless_canonical(struct emitter *e)
+{
+    e_mov_rr(e, R11, R10);
+    e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xe3, 16}, 4); /* shl r11, 16 */
+    e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xfb, 16}, 4); /* sar r11, 16 */
+    e_bytes(e, (const uint8_t[]){0x4d, 0x39, 0xd3}, 3);     /* cmp r11, r10 */
+    return e_jcc_fwd(e, CC_NE);
+}
+
 /* A base that is not canonical faults in C. */
 static void rule_wrbase(struct xlate *x, const struct insn *in, unsigned i)
 {
@@ -1012,11 +1027,7 @@ static void rule_wrbase(struct xlate *x, const struct insn *in, unsigned i)
     if (wide) {
         if (live)
             lower_save_flags(e);
-        e_mov_rr(e, R11, R10);
-        e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xe3, 16}, 4); /* shl r11, 16 */
-        e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xfb, 16}, 4); /* sar r11, 16 */
-        e_bytes(e, (const uint8_t[]){0x4d, 0x39, 0xd3}, 3);     /* cmp r11, r10 */
-        odd = e_jcc_fwd(e, CC_NE);
+        odd = unless_canonical(e);
         if (live)
             lower_restore_flags(e);
     } else {
@@ -1181,6 +1192,17 @@ static bool plain_msr(uint32_t msr, uint32_t *off)
     }
 }
 
+/* The MSR to expect and where it is; false if it is for C to see to, which it then does. */
+static bool inline_msr(struct xlate *x, const struct insn *in, unsigned i, uint32_t *msr,
+                       uint32_t *off)
+{
+    if (guess_msr(x, i, msr) && plain_msr(*msr, off))
+        return true;
+    emit_callout(x, in, true);
+    lower_forget_checks(x);
+    return false;
+}
+
 /* cmp ecx, msr; jne */
 static uint8_t *unless_msr(struct emitter *e, uint32_t msr)
 {
@@ -1196,11 +1218,8 @@ static void rule_rdmsr(struct xlate *x, const struct insn *in, unsigned i)
     bool live = live_at(x, i);
     uint32_t msr, off;
 
-    if (!guess_msr(x, i, &msr) || !plain_msr(msr, &off)) {
-        emit_callout(x, in, true);
-        lower_forget_checks(x);
+    if (!inline_msr(x, in, i, &msr, &off))
         return;
-    }
     if (live)
         lower_save_flags(e);
     uint8_t *other = unless_msr(e, msr);
@@ -1218,11 +1237,8 @@ static void rule_wrmsr(struct xlate *x, const struct insn *in, unsigned i)
     bool live = live_at(x, i);
     uint32_t msr, off;
 
-    if (!guess_msr(x, i, &msr) || !plain_msr(msr, &off)) {
-        emit_callout(x, in, true);
-        lower_forget_checks(x);
+    if (!inline_msr(x, in, i, &msr, &off))
         return;
-    }
     e_mov32_rr(e, R10, RAX);
     e_mov32_rr(e, R11, RDX);
     if (live)
@@ -1230,11 +1246,7 @@ static void rule_wrmsr(struct xlate *x, const struct insn *in, unsigned i)
     uint8_t *other = unless_msr(e, msr);
     e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xe3, 32}, 4); /* shl r11, 32 */
     e_bytes(e, (const uint8_t[]){0x4d, 0x09, 0xda}, 3);     /* or r10, r11 */
-    e_mov_rr(e, R11, R10);
-    e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xe3, 16}, 4); /* shl r11, 16 */
-    e_bytes(e, (const uint8_t[]){0x49, 0xc1, 0xfb, 16}, 4); /* sar r11, 16 */
-    e_bytes(e, (const uint8_t[]){0x4d, 0x39, 0xd3}, 3);     /* cmp r11, r10 */
-    uint8_t *odd = e_jcc_fwd(e, CC_NE);
+    uint8_t *odd = unless_canonical(e);
     if (live)
         lower_restore_flags(e);
     e_store_gs(e, off, R10);
