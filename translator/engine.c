@@ -342,16 +342,14 @@ static bool on_global_page(const struct vcpu *v, const struct tb *tb)
     return v->engine->exec_tlb[(tb->gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)].gpa_page & 1;
 }
 
-/* Puts a block that has just been found into the jump cache. */
+/* Puts a block that has just been found into the jump cache. With the lock held. */
 static void remember_block(struct vcpu *v, struct tb *tb)
 {
     struct engine_vcpu *ev = v->engine;
     bool global = on_global_page(v, tb);
     jump_cache_insert(v, tb);
     note_exec_page(v, tb->gva);
-    bt_lock(ev->bt);
     far_links_seen(v, tb, global);
-    bt_unlock(ev->bt);
     if (!(tb->key & KEY_USER) && !global)
         ev->jc_sup_nonglobal = true;
 }
@@ -528,11 +526,13 @@ uint64_t bt_lookup(struct vcpu *v)
         return 1;
     bt_lock(bt);
     struct tb *tb = cache_lookup(bt, gva, gpa, key, bt_current_cs(v));
+    bool found = tb && tb->gpa2 == ~0ull;
+    if (found)
+        remember_block(v, tb);
     bt_unlock(bt);
-    if (!tb || tb->gpa2 != ~0ull)
+    if (!found)
         return 1;
     bt->stats.fast_lookups++;
-    remember_block(v, tb);
     v->bt.resume_target = tb->entry;
     return 0;
 }
@@ -765,7 +765,9 @@ static void bt_run(struct engine *e, struct vcpu *v)
             continue;
         }
         if (!one && !(bt->cfg.trace_mask & TRACE_ENTER)) {
+            bt_lock(bt);
             remember_block(v, tb);
+            bt_unlock(bt);
         }
         bool tf = v->rflags & FL_TF;
         if (bt->cfg.trace_mask & TRACE_ENTER)
