@@ -84,6 +84,11 @@ enum side_kind {
     SIDE_INSIDE,   /* within an instruction: step on to reach a boundary                      */
     SIDE_ELEMENT,  /* as BOUNDARY, before the next element of a repeated string instruction   */
     SIDE_XSAVE,    /* as INSIDE, and guest RAX/RDX wait in bt.xsave_rax/rdx                   */
+    /* As BOUNDARY, at a string instruction on host addresses: what they are more than the guest's is in
+     * R11, and if both are, for RSI in R10. */
+    SIDE_STRING_BOTH = 8,
+    SIDE_STRING_RSI,
+    SIDE_STRING_RDI,
     SIDE_SPILL = 16, /* plus a register: as INSIDE, and its guest value waits in scratch[SCR_SPILL] */
 };
 
@@ -203,6 +208,7 @@ struct callout {
     uint64_t rip;
     uint32_t resume; /* executable address of the next instruction; 0: the block ends here */
     uint8_t light;   /* LIGHT_* bits: what the light stub can do with it */
+    int32_t heat;    /* executions left until the block is translated again; 0: never */
     struct tb *tb;
 };
 enum {
@@ -297,6 +303,8 @@ struct site_info {
 };
 #define SITE_INFO_SIZE 8192u
 #define HOT_THRESHOLD  48
+/* Executions of a string instruction that was put back to C code until windows get another chance. */
+#define STRING_RETRY   16384
 
 enum { WATCH_DATA = 1, WATCH_ALIGN = 2 };
 
@@ -547,6 +555,13 @@ window_probe flat_probe(const struct window *w);
 /* Is this host address in the place of a window that has not been opened yet? Opens it. */
 bool flat_is_null(const struct vcpu *v, uint64_t hva);
 bool flat_open(struct vcpu *v);
+
+/* string_window.c: can this be done through windows, where there are any? */
+bool string_for_windows(uint32_t key, const struct insn *in);
+static inline bool side_is_string(unsigned kind)
+{
+    return kind >= SIDE_STRING_BOTH && kind <= SIDE_STRING_RDI;
+}
 
 /* gather.c */
 enum cpu_result gather_execute(struct vcpu *v, const struct insn *in);

@@ -428,6 +428,39 @@ uint64_t bt_deliver_fault(struct vcpu *v)
     return 0;
 }
 
+/* Translates a hot block again, for the second tier. v is at the instruction that made it hot. NULL if
+ * it stays as it is, or with v->exit. */
+static struct tb *heat_up(struct vcpu *v, struct tb *tb)
+{
+    struct bt_engine *bt = v->engine->bt;
+    if (tb->dead)
+        return NULL;
+    vcpu_fp_save(v);
+    enum host_cause was = host_time_switch(v, HOST_TRANSLATE);
+    struct tb *hot = translate_block(bt, v, tb->gva, tb->gpa, tb->key, tb);
+    host_time_switch(v, was);
+    bt->stats.hot_blocks++;
+    if (hot && !verified(v, hot))
+        return NULL;
+    if (hot && (bt->cfg.trace_mask & TRACE_BLOCKS))
+        trace_block(bt, hot);
+    return hot;
+}
+
+/* The place in its block of the instruction at v->rip. */
+static unsigned index_in(const struct vcpu *v, const struct tb *tb)
+{
+    unsigned index = 0;
+    int off = (int16_t)(bt_linear(v, v->rip) - tb->gva);
+    for (uint32_t i = 0; i < tb->n_side; i++)
+        if (tb->side[i].kind == SIDE_BOUNDARY) {
+            if (tb->side[i].guest_off == off)
+                break;
+            index++;
+        }
+    return index < 63 ? index : 63;
+}
+
 static uint64_t callout(struct vcpu *v, struct callout *c, bool light)
 {
     struct engine_vcpu *ev = v->engine;
@@ -496,8 +529,47 @@ static uint64_t callout(struct vcpu *v, struct callout *c, bool light)
     return 1;
 }
 
+/*
+ * A string instruction in C that has run often: its block is translated (again) for the second tier,
+ * where it may go through windows.  True if the callout is not to be done: its memory may be gone, or
+ * there is v->exit.
+ */
+static bool string_hot(struct vcpu *v, struct callout *c)
+{
+    struct bt_engine *bt = v->engine->bt;
+    struct tb *tb = c->tb;
+    struct site_info *s = site_lookup(v->engine, c->rip);
+    if (cpu_event_due(v)) /* later */
+        return false;
+    c->heat = 0;
+    if (tb->dead)
+        return false;
+    v->rip = c->rip;
+    tb->soft_form &= ~(1ull << index_in(v, tb));
+    if (s->rip == c->rip)
+        s->soft = false, s->soft_runs = s->streak = 0;
+    uint64_t evictions = bt->stats.evictions;
+    struct tb *hot = heat_up(v, tb);
+    if (v->exit != VCPU_EXIT_NONE) {
+        v->bt.exit_reason = EXIT_CALLOUT;
+        v->bt.exit_arg = CPU_EXIT;
+        return true;
+    }
+    if (hot)
+        jump_cache_insert(v, hot);
+    if (evictions == bt->stats.evictions)
+        return false;
+    v->bt.r10 = bt_linear(v, v->rip);
+    v->bt.exit_reason = EXIT_LOOKUP;
+    return true;
+}
+
 uint64_t bt_callout(struct vcpu *v, struct callout *c)
 {
+    if (c->heat > 1)
+        c->heat--;
+    else if (c->heat == 1 && string_hot(v, c))
+        return 1;
     enum host_cause was = host_time_switch(v, HOST_CALLOUT);
     uint64_t leave = callout(v, c, false);
     host_time_switch(v, was);
@@ -615,25 +687,6 @@ static bool take_traps(struct vcpu *v)
     return cpu_debug_trap(v, bits) != CPU_EXIT;
 }
 
-/* Translates a hot block again, for the second tier. v is at the instruction that made it hot. NULL if
- * it stays as it is, or with v->exit. */
-static struct tb *heat_up(struct vcpu *v, struct tb *tb)
-{
-    struct bt_engine *bt = v->engine->bt;
-    if (tb->dead)
-        return NULL;
-    vcpu_fp_save(v);
-    enum host_cause was = host_time_switch(v, HOST_TRANSLATE);
-    struct tb *hot = translate_block(bt, v, tb->gva, tb->gpa, tb->key, tb);
-    host_time_switch(v, was);
-    bt->stats.hot_blocks++;
-    if (hot && !verified(v, hot))
-        return NULL;
-    if (hot && (bt->cfg.trace_mask & TRACE_BLOCKS))
-        trace_block(bt, hot);
-    return hot;
-}
-
 uint64_t bt_mem_hot(struct vcpu *v, struct mem_site *s)
 {
     struct bt_engine *bt = v->engine->bt;
@@ -655,20 +708,6 @@ uint64_t bt_mem_hot(struct vcpu *v, struct mem_site *s)
     }
     /* The old block lives on until this execution of it ends. */
     return bt_mem_prepare(v, s);
-}
-
-/* The place in its block of the instruction at v->rip. */
-static unsigned index_in(const struct vcpu *v, const struct tb *tb)
-{
-    unsigned index = 0;
-    int off = (int16_t)(bt_linear(v, v->rip) - tb->gva);
-    for (uint32_t i = 0; i < tb->n_side; i++)
-        if (tb->side[i].kind == SIDE_BOUNDARY) {
-            if (tb->side[i].guest_off == off)
-                break;
-            index++;
-        }
-    return index < 63 ? index : 63;
 }
 
 /*

@@ -254,6 +254,12 @@ uint64_t bt_light_callout(struct vcpu *v, struct callout *c)
     enum host_cause was = host_time_switch(v, HOST_CALLOUT);
     enum light_result r = LIGHT_DECLINED;
 
+    if (c->heat > 1) {
+        c->heat--;
+    } else if (c->heat == 1) { /* bt_callout() sees to it, with all registers in v */
+        host_time_switch(v, was);
+        return LIGHT_DECLINED;
+    }
     if (c->light & LIGHT_SHORT_CUT)
         r = short_cut(v, c);
     if (r == LIGHT_DECLINED && (c->light & LIGHT_RULES) && !v->engine->bt->cfg.trace_mask) /* traces show registers */

@@ -577,6 +577,11 @@ static enum base_result delta_of_base(struct xlate *x, unsigned reg, bool table)
     return BASE_DONE;
 }
 
+void lower_delta(struct xlate *x, unsigned reg)
+{
+    delta_of_base(x, reg, true);
+}
+
 static bool in_host_register(unsigned reg)
 {
     return reg < 16 && reg != R10 && reg != R11;

@@ -147,6 +147,19 @@ void lower_slow_paths(struct xlate *x);
 /* Do windows not pay for this instruction? */
 bool lower_soft_site(const struct xlate *x);
 
+/* R11 = delta of the window that the value of this register of the guest's is in; there are windows for
+ * it.  Flag-free. */
+void lower_delta(struct xlate *x, unsigned reg);
+
+/* string_window.c: a string instruction. STRING_INLINE: done; else emit a callout, which ... */
+enum string_form {
+    STRING_INLINE,
+    STRING_IN_C,    /* ... stays one                                                        */
+    STRING_COUNTED, /* ... counts, so that the block comes to the second tier               */
+    STRING_RETRIED, /* ... may be tried with windows again after many executions            */
+};
+enum string_form lower_string(struct xlate *x, const struct insn *in);
+
 /* After an instruction has been emitted: what it did to the registers (guesses and facts). */
 void lower_track(struct xlate *x, const struct insn *in);
 

@@ -117,6 +117,15 @@ static bool in_stubs(const struct bt_engine *bt, uint64_t pc)
     return pc >= bt->stubs_x && pc < bt->stubs_end;
 }
 
+/* At a string instruction on host addresses: the guest's. */
+static void string_registers(const struct side_entry *se, greg_t *g)
+{
+    if (se->kind != SIDE_STRING_RDI)
+        g[REG_RSI] -= g[se->kind == SIDE_STRING_BOTH ? REG_R10 : REG_R11];
+    if (se->kind != SIDE_STRING_RSI)
+        g[REG_RDI] -= g[REG_R11];
+}
+
 /* Exit if the PC is an instruction boundary, else step on. */
 static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc)
 {
@@ -138,7 +147,11 @@ static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc)
     }
     struct tb *tb = cache_find_pc(bt, pc);
     const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;
-    if (se && side_host(tb, se) == pc && (se->kind == SIDE_BOUNDARY || se->kind == SIDE_ELEMENT)) {
+    bool string = se && side_is_string(se->kind);
+    if (se && side_host(tb, se) == pc &&
+        (se->kind == SIDE_BOUNDARY || se->kind == SIDE_ELEMENT || string)) {
+        if (string)
+            string_registers(se, uc->uc_mcontext.gregs);
         v->rip = bt_offset(v, side_gva(tb, se));
         leave(v, uc, EXIT_ASYNC);
         return;
@@ -194,6 +207,8 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
                                         REG_R12, REG_R13, REG_R14, REG_R15};
     if (se->kind >= SIDE_SPILL)
         g[greg_of[se->kind - SIDE_SPILL]] = (greg_t)v->scratch[SCR_SPILL];
+    if (side_is_string(se->kind))
+        string_registers(se, g);
     if (se->kind == SIDE_XSAVE) {
         g[REG_RAX] = (greg_t)v->bt.xsave_rax;
         g[REG_RDX] = (greg_t)v->bt.xsave_rdx;

@@ -424,14 +424,15 @@ static void leave_trace(struct xlate *x, unsigned cc, uint64_t target)
 
 /* -- Callouts ------------------------------------------------------------------------------------- */
 
-static void emit_callout(struct xlate *x, const struct insn *in, bool resume)
+static struct callout *emit_callout(struct xlate *x, const struct insn *in, bool resume)
 {
     struct emitter *e = &x->e;
     struct callout *c = cache_meta_alloc(x->r, sizeof *c);
     if (!c) {
         x->failed = true;
-        return;
+        return NULL;
     }
+    c->heat = 0;
     c->insn = *in;
     c->rip = x->cur_rip;
     c->tb = x->tb;
@@ -442,6 +443,7 @@ static void emit_callout(struct xlate *x, const struct insn *in, bool resume)
             e_store_gs(e, GPR_OFF(r), r);
     e_jmp(e, c->light ? x->bt->stub_light : x->bt->stub_callout);
     c->resume = resume ? (uint32_t)emit_here(e) : 0;
+    return c;
 }
 
 /* An instruction that only raises an exception. */
@@ -1335,6 +1337,17 @@ static bool rule_short_rep(struct xlate *x, const struct insn *in)
     return true;
 }
 
+/* In 64-bit code; any other instruction is a callout. */
+static void rule_string(struct xlate *x, const struct insn *in)
+{
+    enum string_form form = lower_string(x, in);
+    if (form == STRING_INLINE)
+        return;
+    struct callout *c = emit_callout(x, in, true);
+    if (c && form != STRING_IN_C)
+        c->heat = form == STRING_COUNTED ? x->heat : STRING_RETRY;
+}
+
 /* -- Branch rules --------------------------------------------------------------------------------- */
 
 /* R10 = new instruction pointer of this width; outside 64-bit mode it becomes a linear address. */
@@ -1521,7 +1534,7 @@ static void emit_insn(struct xlate *x, unsigned i)
         return;
     case RULE_CALLOUT:
         if (!rule_short_rep(x, in))
-            emit_callout(x, in, true);
+            rule_string(x, in);
         return;
     case RULE_CALLOUT_END:
         emit_callout(x, in, false);
@@ -1884,7 +1897,8 @@ static bool has_accesses(const struct xlate *x)
 {
     for (unsigned i = 0; i < x->n; i++) {
         const struct insn *in = &x->insn[i];
-        if (rule_of(in, x->key) == RULE_NATIVE && (in->flags & INSN_MEM))
+        if (string_for_windows(x->key, in) ||
+            (rule_of(in, x->key) == RULE_NATIVE && (in->flags & INSN_MEM)))
             return true;
         switch (in->op) {
         case OP_PUSH: case OP_PUSHF: case OP_POP: case OP_POPF: case OP_CALL: case OP_CALL_IND: case OP_RET:

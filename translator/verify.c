@@ -11,7 +11,8 @@
  *     [hva]              guest RAM or a bounce copy: an address that passed a soft-TLB check for at
  *                        least the operand's size, or that the prepare stub returned
  *     [address + delta]  a guest address in the window it was checked for or looked up by, at a
- *                        distance that the guard zones cover
+ *                        distance that the guard zones cover; of string instructions, which go on from
+ *                        there without a gap and so end at a guard zone, the first element
  *
  * and that control leaves only to instruction boundaries of the block, entries of other blocks, the
  * stubs, and through the jump cache.  No instruction is privileged, reveals host state, or uses the
@@ -46,7 +47,9 @@ enum meaning {
     M_BOUND,      /* value = something & a                                                      */
     M_TLB_OFFSET, /* address - tag of the TLB entry at index `of`; a = 1 if by the write tag     */
     M_TLB_IN,     /* the same, known to be at most b                                            */
-    M_HVA,        /* host address of at least a accessible bytes; b = 1 if they may be written  */
+    M_HVA,        /* host address of at least a accessible bytes; b = 1 if they may be written;
+                     of != 0: an address in reach of a window plus its delta, (of, of_drift)    */
+    M_NOT,        /* the complement of (of, drift)                                              */
     M_ROTATED,    /* RORX by 39 of value (of, drift)                                            */
     M_TOP,        /* that value's bits 39 and above                                             */
     M_ID,         /* its low 16 bits, zero-extended: the window id of (of, drift)               */
@@ -213,6 +216,11 @@ static bool meet_value(struct value *x, const struct value *y, uint32_t vn)
         changed |= a != x->a || b != x->b;
         x->a = a;
         x->b = b;
+        if (x->of && (x->of != y->of || x->of_drift != y->of_drift)) {
+            x->of = 0;
+            x->of_drift = 0;
+            changed = true;
+        }
     } else if (x->meaning != y->meaning || x->of != y->of || x->of_drift != y->of_drift ||
                x->a != y->a || x->b != y->b) {
         *x = (struct value){.vn = x->vn, .drift = x->drift};
@@ -685,11 +693,23 @@ static void not_taken(struct state *s, unsigned id)
     }
 }
 
+/* Wherever the guest's registers may be looked at, they hold none of ours: at instruction boundaries and
+ * where control leaves. */
+static bool no_host_address(struct verifier *v, const struct state *s)
+{
+    for (unsigned r = 0; r < 16; r++)
+        if (r != R10 && r != R11 && s->reg[r].meaning == M_HVA)
+            return reject(v, "a host address in register %u", r);
+    return true;
+}
+
 static bool check_jump(struct verifier *v, const cs_insn *in, const struct state *s)
 {
     const cs_x86 *x = &in->detail->x86;
     if (x->op_count != 1)
         return reject(v, "jump without one operand");
+    if (!no_host_address(v, s))
+        return false;
     if (x->operands[0].type == X86_OP_MEM) {
         struct operand o = {.size = x->operands[0].size, .jump = true};
         if (in->id != X86_INS_JMP)
@@ -828,6 +848,61 @@ static void set_extension(struct verifier *v, const cs_insn *in, struct state *s
         set_meaning(v, s, n, M_BOUND, 0xffffffff);
 }
 
+/* -- String instructions --------------------------------------------------------------------------
+ */
+
+/* Is what `value` has more than a guest address the delta in this register? */
+static bool has_delta_of(const struct value *value, const struct value *delta)
+{
+    return value->meaning == M_HVA && value->of && value->of == delta->vn &&
+           value->of_drift == delta->drift;
+}
+
+/* lea reg, [reg + ~delta + 1]: a guest address again? */
+static bool string_restored(const struct state *s, unsigned dst, const cs_x86_op *lea,
+                            const struct operand *o)
+{
+    if (o->base < 0 || o->index < 0 || dst != (unsigned)o->base || lea->mem.disp != 1 ||
+        lea->mem.scale != 1)
+        return false;
+    const struct value *x = &s->reg[o->base], *n = &s->reg[o->index];
+    return x->meaning == M_HVA && x->of && n->meaning == M_NOT && n->of == x->of &&
+           n->of_drift == x->of_drift;
+}
+
+/*
+ * Each operand is the sum of an address in reach of a window and its delta: accesses go on from there
+ * without a gap, so a guard zone ends them, however many they are.  The side table says what signals.c is
+ * to subtract, and from what.
+ */
+static bool check_string(struct verifier *v, const cs_insn *in, struct state *s,
+                         const struct verify_string *str)
+{
+    const struct side_entry *se = tb_side_lookup(v->tb, in->address);
+    unsigned kind = str->src && str->dst ? SIDE_STRING_BOTH
+                    : str->src           ? SIDE_STRING_RSI
+                                         : SIDE_STRING_RDI;
+    if (in->detail->x86.addr_size != 8 || !v->tb->window || (v->tb->key & KEY_LEGACY))
+        return reject(v, "a string instruction in a block that cannot have it");
+    if (!se || side_host(v->tb, se) != in->address || se->kind != kind)
+        return reject(v, "a string instruction that the side table does not know");
+    if (str->src && !has_delta_of(&s->reg[RSI], &s->reg[str->dst ? R10 : R11]))
+        return reject(v, "a string instruction without a check of RSI");
+    if (str->dst && (!has_delta_of(&s->reg[RDI], &s->reg[R11]) || (str->writes && !s->reg[RDI].b)))
+        return reject(v, "a string instruction without a check of RDI");
+    for (unsigned r = RSI; r <= RDI; r++)
+        if (r == RSI ? str->src : str->dst) { /* somewhere else now, good for nothing but the way back */
+            s->reg[r].vn = fresh(v->off, r);
+            s->reg[r].drift = 0;
+            s->reg[r].a = s->reg[r].b = 0;
+        }
+    if (str->repeat)
+        forget(v, s, RCX);
+    if (str->accumulator)
+        forget(v, s, RAX);
+    return true;
+}
+
 /* Effects that the analysis follows. True if the instruction was one of them (its memory operands
  * have been checked); everything else just makes the registers it writes unknown. */
 static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
@@ -903,9 +978,17 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
         if (!operand_of(v, r, &o))
             return true;
         o.size = 64;
-        if (o.base >= 0 && form_window(v, s, &o)) {
+        if (string_restored(s, dst, r, &o)) {
+            forget(v, s, dst);
+        } else if (o.base >= 0 && form_window(v, s, &o)) {
+            struct value delta = {0};
+            /* base + delta, as string instructions need it and only to be taken apart again */
+            if (o.index >= 0 && !r->mem.disp && dst == (unsigned)o.base)
+                delta = s->reg[o.index];
             set_meaning(v, s, dst, M_HVA, 512);
             s->reg[dst].b = 1;
+            s->reg[dst].of = delta.vn;
+            s->reg[dst].of_drift = delta.drift;
         } else if (o.index < 0 && o.base >= 0) {
             set_drift(v, s, dst, s->reg[o.base], r->mem.disp);
         } else if (o.index >= 0 && o.base >= 0) {
@@ -988,6 +1071,16 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
         }
         return true;
     }
+    case X86_INS_NOT:
+        if (!dreg || dw != 8)
+            return false;
+        {
+            struct value from = s->reg[dst];
+            set_meaning(v, s, dst, M_NOT, 0);
+            s->reg[dst].of = from.vn;
+            s->reg[dst].of_drift = from.drift;
+        }
+        return true;
     case X86_INS_INC:
     case X86_INS_DEC:
         if (!dreg || dw != 8)
@@ -1063,7 +1156,23 @@ static bool check_insn(struct verifier *v)
     const cs_insn *in = v->d.insn[v->off];
     struct state s = *v->in[v->off];
     const cs_x86 *x = &in->detail->x86;
+    const struct side_entry *se = tb_side_lookup(v->tb, in->address);
+    struct verify_string str;
 
+    if (se && side_host(v->tb, se) == in->address &&
+        (se->kind == SIDE_BOUNDARY || se->kind == SIDE_ELEMENT) && !no_host_address(v, &s))
+        return false;
+    if (verify_string(in, &str)) {
+        if (!check_string(v, in, &s, &str))
+            return false;
+        s.cmp = CMP_NONE;
+        if (!boundary(v, in->address + in->size))
+            return reject(v, "runs off the end of the block");
+        flow(v, v->off + in->size, &s);
+        return true;
+    }
+    if (se && side_is_string(se->kind))
+        return reject(v, "what the side table takes for a string instruction");
     if (verify_forbidden(&v->d, in))
         return reject(v, "forbidden");
     if (cs_insn_group(v->d.cs, in, X86_GRP_JUMP) || in->id == X86_INS_LOOP ||

@@ -111,6 +111,36 @@ bool verify_forbidden(const struct verify_code *v, const cs_insn *in)
            x->operands[0].type == X86_OP_MEM && x->operands[1].type == X86_OP_MEM;
 }
 
+bool verify_string(const cs_insn *in, struct verify_string *out)
+{
+    const uint8_t *b = in->bytes;
+    unsigned i = 0;
+    *out = (struct verify_string){.repeat = b[0] == 0xf2 || b[0] == 0xf3};
+    i += out->repeat;
+    i += b[i] == 0x66 || b[i] == 0x48;
+    if (in->size != i + 1)
+        return false;
+    switch (b[i] & 0xfe) {
+    case 0xa4: /* MOVS */
+        out->src = out->dst = out->writes = true;
+        return true;
+    case 0xa6: /* CMPS */
+        out->src = out->dst = true;
+        return true;
+    case 0xaa: /* STOS */
+        out->dst = out->writes = true;
+        return true;
+    case 0xac: /* LODS */
+        out->src = out->accumulator = true;
+        return true;
+    case 0xae: /* SCAS */
+        out->dst = true;
+        return true;
+    default:
+        return false;
+    }
+}
+
 /* Bytes that the instruction really accesses, where Capstone's operand size is not that. */
 unsigned verify_access_size(const cs_insn *in, const cs_x86_op *op)
 {

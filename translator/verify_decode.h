@@ -44,6 +44,15 @@ void verify_decode_free(struct verify_code *c);
 /* Not allowed in any form: what talks to the host kernel or the hypervisor, touches segments or the
  * host's stack, has memory operands that the encoding does not show, or reveals the host. */
 bool verify_forbidden(const struct verify_code *c, const cs_insn *in);
+/* A string instruction with 64-bit addresses and without segment override, in one of the encodings that
+ * are allowed under conditions: [F2 or F3] [66 or REX.W] opcode.  False if it is nothing of the kind. */
+struct verify_string {
+    bool src, dst;   /* [rsi], [rdi]              */
+    bool writes;     /* to [rdi]                  */
+    bool repeat;
+    bool accumulator; /* LODS writes RAX          */
+};
+bool verify_string(const cs_insn *in, struct verify_string *out);
 /* Upper bound of the bytes accessed, where Capstone's operand size is not that. For instructions
  * that Capstone does not know it is 1: only the form of their address can be checked. */
 unsigned verify_access_size(const cs_insn *in, const cs_x86_op *op);

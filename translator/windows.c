@@ -251,7 +251,11 @@ static bool open_operands(struct vcpu *v)
     }
     if (insn_decode(&in, buf, n, MODE_64) <= 0)
         return false;
-    bool opened = false;
+    bool opened = false, string = string_for_windows(0, &in);
+    if (string && in.gpr_read & (1u << RSI))
+        opened |= open_window(v, v->gpr[RSI]);
+    if (string && in.gpr_read & (1u << RDI))
+        opened |= open_window(v, v->gpr[RDI]);
     if (in.flags & INSN_MEM)
         opened |= open_window(v, callout_ea(v, &in));
     if ((in.gpr_read | in.gpr_written) & (1u << RSP))
