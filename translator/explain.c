@@ -271,7 +271,7 @@ static const char *callout_reason(const struct insn *in)
     case OP_INVALID: case OP_UD: case OP_VMCALL:
         return "raises #UD";
     case OP_MOVS: case OP_CMPS: case OP_STOS: case OP_LODS: case OP_SCAS:
-        return "a string instruction has two operands that move: done in C, page by page";
+        return "a string instruction whose operands move: done in C, page by page";
     case OP_INS: case OP_OUTS: case OP_IN: case OP_OUT:
         return "I/O goes to the device models, if IOPL and the I/O bitmap allow it";
     case OP_GATHER: case OP_SCATTER:
@@ -395,6 +395,9 @@ static void explain_insn(const struct view *w, const struct insn *in, const stru
     case OP_LEA:
         if (!verbatim && in->mem.base == BASE_RIP)
             add(why, size, "relative to the guest's RIP: a constant here");
+        break;
+    case OP_MOVS: case OP_CMPS: case OP_STOS: case OP_LODS: case OP_SCAS:
+        add(why, size, "the host's own, on host addresses; the deltas come off again behind it");
         break;
     default:
         explain_branch(w, in, f, why, size);

@@ -870,6 +870,33 @@ static bool string_restored(const struct state *s, unsigned dst, const cs_x86_op
            n->of_drift == x->of_drift;
 }
 
+/* Where a string instruction has left off: nothing but the way back may be done with it. */
+static bool is_swept(const struct state *s, unsigned reg)
+{
+    unsigned n, width;
+    return reg != X86_REG_INVALID && gpr_of(reg, &n, &width) && s->reg[n].meaning == M_HVA &&
+           s->reg[n].a == 0;
+}
+
+static bool uses_swept(struct verifier *v, const cs_insn *in, const struct state *s)
+{
+    const cs_x86 *x = &in->detail->x86;
+    for (unsigned i = 0; i < x->op_count; i++) {
+        const cs_x86_op *op = &x->operands[i];
+        struct operand o;
+        if (op->type == X86_OP_REG && is_swept(s, op->reg) &&
+            !(in->id == X86_INS_LEA && i == 0 && x->op_count == 2 && x->operands[1].mem.base == op->reg))
+            return true;
+        if (op->type != X86_OP_MEM || (!is_swept(s, op->mem.base) && !is_swept(s, op->mem.index)))
+            continue;
+        unsigned dst, width;
+        if (in->id != X86_INS_LEA || !gpr_of(x->operands[0].reg, &dst, &width) || width != 8 ||
+            !operand_of(v, op, &o) || !string_restored(s, dst, op, &o))
+            return true;
+    }
+    return false;
+}
+
 /*
  * Each operand is the sum of an address in reach of a window and its delta: accesses go on from there
  * without a gap, so a guard zone ends them, however many they are.  The side table says what signals.c is
@@ -1173,6 +1200,8 @@ static bool check_insn(struct verifier *v)
     }
     if (se && side_is_string(se->kind))
         return reject(v, "what the side table takes for a string instruction");
+    if (uses_swept(v, in, &s))
+        return reject(v, "calculates with a host address");
     if (verify_forbidden(&v->d, in))
         return reject(v, "forbidden");
     if (cs_insn_group(v->d.cs, in, X86_GRP_JUMP) || in->id == X86_INS_LOOP ||

@@ -102,6 +102,20 @@ static const uint8_t masks[] = {
     0x31, 0xc0,                   /* xor eax, eax     */
 };
 
+/* String instructions, with one operand and with two. */
+static const uint8_t strings[] = {
+    0x31, 0xc0,                   /* xor eax, eax  */
+    0xf3, 0xa4,                   /* rep movsb     */
+    0x48, 0xa5,                   /* movsq         */
+    0x83, 0xc1, 0x05,             /* add ecx, 5    */
+    0xf3, 0xab,                   /* rep stosd     */
+    0x66, 0xad,                   /* lodsw         */
+    0x83, 0xc1, 0x05,             /* add ecx, 5    */
+    0xf3, 0xa6,                   /* repe cmpsb    */
+    0xf2, 0xae,                   /* repne scasb   */
+    0x48, 0x8b, 0x44, 0x24, 0x10, /* mov rax, [rsp+16] */
+};
+
 /* A check that holds over more checks of other addresses than there are registers. */
 static unsigned put_long_lived(uint8_t *code)
 {
@@ -146,6 +160,8 @@ static void setup(unsigned mode)
         run(3, hoisted, sizeof hoisted);
     for (unsigned i = 0; i < 3 && __builtin_cpu_supports("avx512bw"); i++)
         run(3, masks, sizeof masks);
+    for (unsigned i = 0; i < 3; i++)
+        run(3, strings, sizeof strings);
     uint8_t code[256];
     unsigned len = put_long_lived(code);
     for (unsigned i = 0; i < 3; i++)
@@ -269,6 +285,28 @@ static const struct damage window_damage[] = {
     {"CDQE after a check of RAX", FIND(0x48, 0x99, 0x4a, 0x03, 0x4c, 0x18), PUT(-1, 0x98)},
     {"an unbounded table index", FIND(0x45, 0x0f, 0xb7, 0xdb, 0x65, 0x4e, 0x8b),
      PUT(0x0f, 0x1f, 0x40, 0x00)},
+    /* String instructions. */
+    {"RSI is the guest's", FIND(0x4a, 0x8d, 0x34, 0x16, 0x4a), PUT(0x0f, 0x1f, 0x40, 0x00)},
+    {"RDI is the guest's", FIND(0x4a, 0x8d, 0x3c, 0x1f, 0xf3), PUT(0x0f, 0x1f, 0x40, 0x00)},
+    {"RSI by RDI's delta", FIND(0x4a, 0x8d, 0x34, 0x16, 0x4a), PUT(-1, -1, -1, 0x1e)},
+    {"RSI off by a bit", FIND(0x4a, 0x8d, 0x34, 0x16, 0x4a), PUT(0x4a, 0x8d, 0x34, 0x56)},
+    {"RDI from RDX", FIND(0x4a, 0x8d, 0x3c, 0x1f, 0xf3), PUT(-1, -1, -1, 0x1a)},
+    {"the delta of another register", FIND(0xc4, 0x63, 0xfb, 0xf0, 0xde, 39, 0x45),
+     PUT(-1, -1, -1, -1, 0xdb)},
+    {"a delta lost before the instruction", FIND(0x4d, 0x89, 0xda), PUT(0x45, 0x31, 0xd2)},
+    {"RSI stays the host's", FIND(0x4a, 0x8d, 0x74, 0x16, 0x01), PUT(0x0f, 0x1f, 0x44, 0, 0)},
+    {"RDI stays the host's", FIND(0x4a, 0x8d, 0x7c, 0x1f, 0x01), PUT(0x0f, 0x1f, 0x44, 0, 0)},
+    {"one less than the guest's", FIND(0x4a, 0x8d, 0x74, 0x16, 0x01), PUT(-1, -1, -1, -1, 0)},
+    {"a delta that is added again", FIND(0x49, 0xf7, 0xd3), PUT(0x0f, 0x1f, 0x00)},
+    {"the negative delta, and one", FIND(0x49, 0xf7, 0xd2), PUT(-1, -1, 0xda)},
+    {"another string instruction", FIND(0xf3, 0xab), PUT(-1, 0xa5)},
+    {"one with the other operand", FIND(0xf3, 0xab), PUT(-1, 0xad)},
+    {"one with 32-bit addresses", FIND(0xf3, 0xa4), PUT(0x67)},
+    {"one with FS", FIND(0xf3, 0xa4), PUT(0x64)},
+    {"one with LOCK", FIND(0xf3, 0xa4), PUT(0xf0)},
+    {"REP INSB", FIND(0xf3, 0xa4), PUT(-1, 0x6c)},
+    {"REP OUTSB", FIND(0xf3, 0xa4), PUT(-1, 0x6e)},
+    {"no string instruction where the side table says so", FIND(0xf3, 0xab), PUT(0x90, 0x90)},
 };
 
 static const struct damage *list;
@@ -344,5 +382,36 @@ Test(translator_verify, survives_noise)
     setup(MEM_WINDOW);
     each_block(scramble);
     cr_expect_lt(accepted, applied / 2);
+    diff_guest_stop(&guest);
+}
+
+/* The side table decides what a fault in the middle of a string instruction does to the registers. */
+static void wrong_side_table(const struct tb *tb, uint8_t *copy, uint32_t size)
+{
+    for (uint32_t i = 0; i < tb->n_side; i++) {
+        unsigned kind = tb->side[i].kind;
+        for (unsigned k = SIDE_STRING_BOTH; k <= SIDE_STRING_RDI + 1; k++) {
+            unsigned put = k <= SIDE_STRING_RDI ? k : SIDE_INSIDE;
+            if (put == kind || (k > SIDE_STRING_RDI && !side_is_string(kind)) ||
+                (k <= SIDE_STRING_RDI && kind != SIDE_BOUNDARY && !side_is_string(kind)))
+                continue;
+            tb->side[i].kind = put & 31;
+            bool ok = bt_verify_bytes(engine(), tb, copy, true);
+            tb->side[i].kind = kind & 31;
+            /* Behind the last instruction's boundary may be nothing that runs. */
+            cr_expect(!ok || i + 1 == tb->n_side || side_host(tb, &tb->side[i]) == side_host(tb, &tb->side[i + 1]),
+                      "kind %u instead of %u accepted at +%#x", put, kind, tb->side[i].host);
+            applied++;
+            seen += side_is_string(kind);
+        }
+    }
+}
+
+Test(translator_verify, refuses_a_wrong_side_table)
+{
+    setup(MEM_WINDOW);
+    each_block(wrong_side_table);
+    cr_expect_gt(applied, 50);
+    cr_expect_gt(seen, 10);
     diff_guest_stop(&guest);
 }
