@@ -563,6 +563,27 @@ static bool has_subleaves(uint32_t leaf)
     return leaf == 4 || leaf == 7 || leaf == 0xb || leaf == 0xd || leaf == 0x1f;
 }
 
+void cpu_cpuid_forget(struct vcpu *v)
+{
+    /* A leaf that has another place. */
+    for (unsigned i = 0; i < CPUID_CACHE_SIZE; i++)
+        v->cpuid_cache.key[i].leaf = i == 0;
+}
+
+void cpu_cpuid_remember(struct vcpu *v, uint32_t leaf, uint32_t sub, uint32_t out[4])
+{
+    struct cpuid_cache *c = &v->cpuid_cache;
+    uint32_t offset = leaf << CPUID_CACHE_ROL | leaf >> (32 - CPUID_CACHE_ROL);
+    unsigned i = (offset & CPUID_CACHE_MASK) / 16;
+
+    cpu_cpuid(v, leaf, sub, out);
+    c->key[i].sub_mask = has_subleaves(leaf) ? ~0u : 0;
+    c->key[i].sub = sub & c->key[i].sub_mask;
+    c->key[i].leaf = leaf;
+    for (unsigned j = 0; j < 4; j++)
+        c->r[i][j] = out[j];
+}
+
 void cpu_cpuid(const struct vcpu *v, uint32_t leaf, uint32_t sub, uint32_t out[4])
 {
     const struct cpu_model *m = v->model;

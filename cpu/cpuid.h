@@ -64,4 +64,14 @@ void cpu_model_baseline(struct cpu_model *m, uint32_t cpus, uint64_t tsc_hz);
 /* CPUID with EAX = leaf, ECX = sub. */
 void cpu_cpuid(const struct vcpu *v, uint32_t leaf, uint32_t sub, uint32_t out[4]);
 
+/* The same for the CPU in 64-bit mode, which goes into v->cpuid_cache. */
+void cpu_cpuid_remember(struct vcpu *v, uint32_t leaf, uint32_t sub, uint32_t out[4]);
+/* To be called whenever what an answer depends on has changed: CR4.OSXSAVE, XCR0, the APIC's enable
+ * bit. */
+void cpu_cpuid_forget(struct vcpu *v);
+/* Place of a leaf in the cache: bit 31 and the lowest four, as a rotation by CPUID_CACHE_ROL and a mask
+ * put them into the offset of a 16-byte entry. */
+#define CPUID_CACHE_ROL  5
+#define CPUID_CACHE_MASK ((CPUID_CACHE_SIZE - 1) * 16u)
+
 #endif

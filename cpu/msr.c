@@ -329,8 +329,10 @@ static bool wrmsr(struct vcpu *v, uint32_t msr, uint64_t val)
         vcpu_fp_save(v);
         if (v->platform->ops->apic_write_msr(v->platform, v, msr, val))
             return false;
-        if (msr == MSR_APIC_BASE)
+        if (msr == MSR_APIC_BASE) {
             v->apic_base = val; /* for CPUID.01H:EDX.APIC */
+            cpu_cpuid_forget(v);
+        }
         return true;
     }
     if (msr >= MSR_MTRR_PHYSBASE0 && msr <= MSR_MTRR_PHYSMASK7)

@@ -56,6 +56,7 @@ static void common_reset(struct vcpu *v)
     v->idtr = (struct dtable){.limit = 0xffff};
 
     v->cr2 = v->cr3 = v->cr4 = v->cr8 = 0;
+    cpu_cpuid_forget(v);
     for (unsigned i = 0; i < 4; i++)
         v->pdpte[i] = 0;
     for (unsigned i = 0; i < 8; i++)

@@ -280,6 +280,8 @@ static enum cpu_result set_cr4(struct vcpu *v, uint64_t value)
         pae_paging(v->cr0, value, v->efer) && load_pdptes(v, v->cr3))
         return CPU_EXCEPTION;
     v->cr4 = value;
+    if (changed & CR4_OSXSAVE)
+        cpu_cpuid_forget(v);
     if (changed & (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP))
         mmu_flush_all(v);
     return CPU_NEXT;
@@ -540,6 +542,7 @@ enum cpu_result cpu_xsetbv(struct vcpu *v, uint32_t index, uint64_t value)
     if ((value & XCR0_AVX512) && ((value & XCR0_AVX512) != XCR0_AVX512 || !(value & XCR0_AVX)))
         return gp0(v);
     v->xcr0 = value;
+    cpu_cpuid_forget(v);
     return CPU_NEXT;
 }
 

@@ -162,6 +162,7 @@ enum { MMIO_TLB_WRITE = 1, MMIO_TLB_USER = 2 };
  * Words of the binary translator that emitted code addresses relative to the GS base.  Owned by
  * translator/ (bt.h says how each is used); here only because there is one GS base.
  */
+#define CPUID_CACHE_SIZE 32u
 #define JUMP_CACHE_SIZE  65536u
 #define BOUNCE_SIZE      16384u
 struct vcpu_bt {
@@ -249,6 +250,16 @@ struct vcpu {
     /* Guest FP/SIMD state while fp_saved; XSAVE standard format, all components of host XCR0. */
     uint64_t fp_host_mask;
     uint8_t *fp_area; /* 64-byte aligned, size from CPUID.0DH */
+
+    /* What CPUID has answered 64-bit code, for translated code to look up (cpu/cpuid.h). */
+    struct cpuid_cache {
+        struct {
+            uint32_t leaf, sub;
+            uint32_t sub_mask; /* 0: ECX does not matter */
+            uint32_t unused;
+        } key[CPUID_CACHE_SIZE];
+        uint32_t r[CPUID_CACHE_SIZE][4]; /* EAX, EBX, ECX, EDX */
+    } cpuid_cache;
 
     /* -- Soft TLB: one for user mode, one for supervisor mode. ---------------------------------- */
     struct soft_tlb_entry stlb[2][STLB_SIZE] __attribute__((aligned(64)));

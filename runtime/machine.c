@@ -497,7 +497,10 @@ static int platform_apic_write_msr(struct platform *p, struct vcpu *v, uint32_t 
     enum host_cause was = enter_devices(m, v);
     m->light.lapic_accesses++;
     err = lapic_write_msr(l, msr, value);
-    v->apic_base = l->base; /* CPUID shows whether it is enabled */
+    if (v->apic_base != l->base) { /* CPUID shows whether it is enabled */
+        v->apic_base = l->base;
+        cpu_cpuid_forget(v);
+    }
     leave_devices(m, v, was);
     return err;
 }

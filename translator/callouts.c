@@ -551,7 +551,10 @@ static enum cpu_result do_cpuid(struct vcpu *v)
 {
     uint32_t r[4];
 
-    cpu_cpuid(v, v->gpr[RAX], v->gpr[RCX], r);
+    if (vcpu_long64(v))
+        cpu_cpuid_remember(v, v->gpr[RAX], v->gpr[RCX], r);
+    else
+        cpu_cpuid(v, v->gpr[RAX], v->gpr[RCX], r);
     v->gpr[RAX] = r[0];
     v->gpr[RBX] = r[1];
     v->gpr[RCX] = r[2];

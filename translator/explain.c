@@ -71,6 +71,16 @@ static enum field name_field(uint64_t off, char *name, size_t size)
                  space[(off - stlb) / (STLB_SIZE * sizeof(struct soft_tlb_entry))],
                  part[(off - stlb) % sizeof(struct soft_tlb_entry) / 8]);
         return F_STLB;
+    } else if (off - offsetof(struct vcpu, cpuid_cache) < sizeof(struct cpuid_cache)) {
+        uint64_t in = off - offsetof(struct vcpu, cpuid_cache);
+        static const char *const part[4] = {"leaf", "sub", "sub_mask", "?"};
+        if (in < offsetof(struct cpuid_cache, r))
+            snprintf(name, size, "vcpu.cpuid_cache.%s", part[in % 16 / 4]);
+        else
+            snprintf(name, size, "vcpu.cpuid_cache.%s", gpr_name[in % 16 / 4 == 1   ? RBX
+                                                                 : in % 16 / 4 == 2 ? RCX
+                                                                 : in % 16 / 4 == 3 ? RDX
+                                                                                    : RAX]);
     } else if (off - jc < sizeof(((struct vcpu *)0)->jump_cache)) {
         uint64_t i = (off - jc) / 8;
         int n = snprintf(name, size, "vcpu.jump_cache.%s", space[i / JUMP_CACHE_SIZE]);
@@ -389,6 +399,9 @@ static void explain_insn(const struct view *w, const struct insn *in, const stru
     case OP_RDTSCP: case OP_RDPID:
         add(why, size, "sensitive: TSC_AUX is virtual");
         break;
+    case OP_CPUID:
+        add(why, size, "sensitive: the virtual CPU's answer, remembered; asked for in C the first time");
+        return;
     case OP_RDTSC:
         add(why, size, "the guest's TSC is the host's here");
         break;

@@ -141,6 +141,10 @@ void e_ref_load(struct emitter *e, unsigned size, unsigned reg, const struct mem
 void e_ref_store(struct emitter *e, unsigned size, const struct memref *ref, unsigned reg);
 void e_ref_lea(struct emitter *e, unsigned reg, const struct memref *ref);
 
+/* cpuid_inline.c: CPUID up to where it is done. False: nothing emitted, it is for C.  What leads to
+ * miss[] comes with the flags put aside and no register changed; it is for C, too. */
+bool lower_cpuid(struct xlate *x, uint8_t *miss[2]);
+
 /* Emits what lower_access() put off to the end of the block. */
 void lower_slow_paths(struct xlate *x);
 

@@ -1337,6 +1337,22 @@ static bool rule_short_rep(struct xlate *x, const struct insn *in)
     return true;
 }
 
+static void rule_cpuid(struct xlate *x, const struct insn *in)
+{
+    struct emitter *e = &x->e;
+    uint8_t *miss[2], *done = NULL;
+    bool inl = lower_cpuid(x, miss);
+    if (inl) {
+        done = e_jmp_fwd(e);
+        e_fix_here(e, miss[0]);
+        e_fix_here(e, miss[1]);
+        lower_restore_flags(e);
+    }
+    emit_callout(x, in, true);
+    if (inl)
+        e_fix_here(e, done);
+}
+
 /* In 64-bit code; any other instruction is a callout. */
 static void rule_string(struct xlate *x, const struct insn *in)
 {
@@ -1533,7 +1549,9 @@ static void emit_insn(struct xlate *x, unsigned i)
         emit_branch(x, in, i);
         return;
     case RULE_CALLOUT:
-        if (!rule_short_rep(x, in))
+        if (in->op == OP_CPUID)
+            rule_cpuid(x, in);
+        else if (!rule_short_rep(x, in))
             rule_string(x, in);
         return;
     case RULE_CALLOUT_END:

@@ -6,8 +6,8 @@
  * memory hold, each memory operand of each reachable instruction is one of
  *
  *     gs:[field]         vCPU state that emitted code may read, or may write
- *     gs:[table + index] an entry of the soft TLB, the jump cache (only to jump through it) or the
- *                        window table, with an index that was just bounded
+ *     gs:[table + index] an entry of the soft TLB, the jump cache (only to jump through it), the
+ *                        window table or CPUID's answers, with an index that was just bounded
  *     [hva]              guest RAM or a bounce copy: an address that passed a soft-TLB check for at
  *                        least the operand's size, or that the prepare stub returned
  *     [address + delta]  a guest address in the window it was checked for or looked up by, at a
@@ -368,17 +368,21 @@ static bool form_table(struct verifier *v, const struct state *s, const struct o
 {
     const struct vcpu *t = NULL;
     uint64_t off = (uint64_t)o->op->mem.disp;
-    if (o->write || o->size != 8)
+    if (o->write || (o->size != 8 && o->size != 4))
         return false;
     if (o->index < 0 && o->base >= 0) { /* TLB: the index is a byte offset of an entry */
         const struct value *x = &s->reg[o->base];
         uint64_t table = VOFF(stlb) + view_of(v) * sizeof t->stlb[0], field = off - table;
+        if (o->size == 4)
+            return !o->jump && x->meaning == M_BOUND && x->a == sizeof t->cpuid_cache.r - 16 &&
+                   off % 4 == 0 &&
+                   (off - VOFF(cpuid_cache.key) < 16 || off - VOFF(cpuid_cache.r) < 16);
         return !o->jump && x->meaning == M_BOUND &&
                x->a == (STLB_SIZE - 1) * sizeof(struct soft_tlb_entry) &&
                field < sizeof(struct soft_tlb_entry) && field % 8 == 0 &&
                field != offsetof(struct soft_tlb_entry, info);
     }
-    if (o->base >= 0 || o->op->mem.scale != 8)
+    if (o->size != 8 || o->base >= 0 || o->op->mem.scale != 8)
         return false;
     const struct value *x = &s->reg[o->index];
     bool bounded = x->meaning == M_ID || (x->meaning == M_BOUND && x->a <= 0xffff);

@@ -1018,6 +1018,61 @@ TEST(cpuid, mirrors_cr4)
     CHECK(base & 0x800);
 }
 
+TEST(cpuid, asked_again)
+{
+    /* The second answer may come from somewhere else: it is the same, by leaf and, where that matters,
+     * sub-leaf, and it touches no flag; it changes with what it depends on. */
+    static const u32 leaves[] = {0,  1,  2,  4,   5,          7,          0xb,        0xd,        0x10, 0x11, 0x1f,
+                                 15, 16, 33, 513, 0x40000000, 0x80000000, 0x80000001, 0x80000002, 0x80000008,
+                                 0x7fffffff, 0xffffffff, 0x80000011};
+    u8 *code = SNIP("push %%rbp\n\tpopf\n\tcpuid\n\tpushf\n\tpop %%r8");
+    u8 *plain = SNIP("push %%rbp\n\tpopf\n\tmov %%rax, %%r9\n\tmov %%rcx, %%r10\n\tcpuid\n\t"
+                     "mov %%rax, %%r12\n\tmov %%rbx, %%r13\n\tmov %%rcx, %%r14\n\tmov %%rdx, %%r15\n\t"
+                     "mov %%r9, %%rax\n\tmov %%r10, %%rcx\n\tcpuid\n\tpushf\n\tpop %%r8");
+    BOTH_CPLS
+    {
+        for (unsigned round = 0; round < 3; round++)
+            for (unsigned i = 0; i < sizeof leaves / sizeof leaves[0]; i++)
+                for (unsigned sub = 0; sub < 4; sub++) {
+                    struct regs r = regs_for(cpl);
+                    context("cpl %u, leaf 0x%x, %u", cpl, leaves[i], sub);
+                    struct cpuid_regs want = cpuid(leaves[i], sub);
+                    r.rax = leaves[i] | 0xabcd00000000, r.rcx = sub | 0xffff00000000;
+                    r.rbp = 2 | (i & 1 ? F_CF | F_OF | F_ZF : F_SF | F_AF | F_PF);
+                    done(&r, round & 1 ? plain : code);
+                    EQ(T.r.rax, want.eax);
+                    EQ(T.r.rbx, want.ebx);
+                    EQ(T.r.rcx, want.ecx);
+                    EQ(T.r.rdx, want.edx);
+                    EQ(T.r.r8 & F_ARITH, r.rbp & F_ARITH);
+                    if (round & 1) {
+                        EQ(T.r.r12, want.eax);
+                        EQ(T.r.r13, want.ebx);
+                    }
+                }
+    }
+    if (feat.xsave) {
+        for (unsigned i = 0; i < 6; i++) {
+            write_cr4(i & 1 ? default_cr4 & ~CR4_OSXSAVE : default_cr4);
+            struct regs r = regs_for(0);
+            r.rax = 1, r.rcx = i, r.rbp = 2;
+            done(&r, code);
+            EQ(T.r.rcx >> 27 & 1, !(i & 1));
+        }
+        write_cr4(default_cr4);
+        for (unsigned i = 0; i < 6; i++) {
+            xsetbv(0, i & 1 ? 1 : feat.xcr0_supported & 0xe7);
+            struct regs r = regs_for(0);
+            r.rax = 0xd, r.rcx = 0, r.rbp = 2;
+            done(&r, code);
+            if (i & 1)
+                EQ(T.r.rbx, 576);
+            else if (feat.avx)
+                CHECK(T.r.rbx > 576);
+        }
+    }
+}
+
 TEST(cpuid, consistency)
 {
     struct cpuid_regs l1 = cpuid(1, 0), l7 = cpuid(7, 0), e1 = cpuid(0x80000001, 0);
