@@ -174,6 +174,7 @@ struct vcpu_bt {
     uint64_t exit_reason, exit_arg;
     uint64_t shadow_rip;    /* the instruction that an interrupt shadow protects                   */
     uint64_t xsave_rax, xsave_rdx; /* the guest's own RAX/RDX while an XSAVE runs with a masked one */
+    uint64_t flat_base;     /* what the GS base is for 16- and 32-bit code (flat_windows.c)        */
 };
 
 /* What a vCPU thread can be busy with (host_time.h). */

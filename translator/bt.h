@@ -545,8 +545,9 @@ static inline bool window_id_ok(bool user, unsigned id)
 /* flat_windows.c: windows at the GS base for 16- and 32-bit code. */
 void flat_init(struct vcpu *v);
 void flat_destroy(struct vcpu *v);
-/* Sets the GS base for the code that is about to run. To be called before every way back into
- * translated code; costs next to nothing if it is right already. */
+/* Sets the GS base for the code that is about to run, and cuts the registers of 16- and 32-bit code to
+ * 32 bits. To be called before every way back into translated code that loads registers; costs next to
+ * nothing if all is right already. */
 void flat_use(struct vcpu *v);
 void flat_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva);
 void flat_released(struct vcpu *v, struct window *w);
@@ -555,6 +556,8 @@ window_probe flat_probe(const struct window *w);
 /* Is this host address in the place of a window that has not been opened yet? Opens it. */
 bool flat_is_null(const struct vcpu *v, uint64_t hva);
 bool flat_open(struct vcpu *v);
+/* Was the fault of an access of this block (engine_vcpu.wfault_hva) outside the 4 GiB at the GS base? */
+bool flat_wrapped(const struct vcpu *v, const struct tb *from);
 
 /* string_window.c: can this be done through windows, where there are any? */
 bool string_for_windows(uint32_t key, const struct insn *in);
@@ -576,6 +579,12 @@ uint64_t bt_callout_light(struct vcpu *v, struct callout *c);
 /* engine.c: true if translated code can go on at v->rip, in whatever mode that is, without the
  * dispatcher: at bt.resume_target. */
 bool bt_resume_short(struct vcpu *v);
+/* Has this callout of 64-bit code led to compatibility mode?  The registers that the light stub keeps in
+ * the host's may then be too wide (flat_use()). */
+static inline bool bt_left_long64(const struct vcpu *v, const struct callout *c)
+{
+    return !(c->tb->key & KEY_LEGACY) && !vcpu_long64(v);
+}
 /* engine.c: delivers the fault in v->exc of the instruction at v->rip, with all registers in v: where
  * to resume, or 0 if the dispatcher must do it, or has to see to what comes then. */
 uint64_t bt_deliver_fault(struct vcpu *v);

@@ -64,6 +64,10 @@ static inline void e_bytes(struct emitter *e, const uint8_t *b, unsigned n)
 #define STATE_BIAS 0x800000u
 _Static_assert(sizeof(struct vcpu) <= STATE_BIAS, "the vCPU's fields are below the GS base");
 
+/* Bytes below the GS base where nothing is, so that an address may be that much below 0. */
+#define FLAT_BELOW 0x100000u
+_Static_assert(sizeof(struct vcpu) + FLAT_BELOW + 8192 <= STATE_BIAS, "nothing is between the two");
+
 /* Displacement from the GS base of an offset in struct vcpu. */
 #define STATE_OFF(offset) ((uint32_t)(offset) - STATE_BIAS)
 #define VCPU_OFF(field)   STATE_OFF(offsetof(struct vcpu, field))

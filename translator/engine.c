@@ -484,7 +484,7 @@ static uint64_t callout(struct vcpu *v, struct callout *c, bool light)
             v->rip = c->rip + c->insn.len;
         if (v->interrupt_shadow)
             v->bt.shadow_rip = v->rip;
-        if (!dispatcher_due(v) && !old_tf) {
+        if (!dispatcher_due(v) && !old_tf && !(light && bt_left_long64(v, c))) {
             if (r == CPU_NEXT && c->resume && !c->tb->dead) {
                 v->bt.resume_target = c->resume;
                 split_flags(v);
@@ -730,6 +730,16 @@ static bool give_up_window(struct vcpu *v, const struct tb *from)
     return true;
 }
 
+/* An address that left the flat window where it should have wrapped: true if this instruction of `from`
+ * is to go by the GS base from now on, where it does. */
+static bool wrap_at_gs(const struct vcpu *v, struct tb *from)
+{
+    uint64_t bit = 1ull << index_in(v, from);
+    bool done = from->table_form & bit;
+    from->table_form |= bit;
+    return !done;
+}
+
 /* Divisions that fault on the host before the instruction is translated with a check. */
 #define DIVIDE_FAULTS 3
 
@@ -889,6 +899,12 @@ static void bt_run(struct engine *e, struct vcpu *v)
                                    "the host refused to change memory mappings");
                 v->exit = VCPU_EXIT_ERROR;
                 goto out;
+            }
+            if (soft_once && !from->dead && flat_wrapped(v, from) && wrap_at_gs(v, from)) {
+                heat_up(v, from);
+                if (v->exit != VCPU_EXIT_NONE)
+                    goto out;
+                break;
             }
             struct site_info *s = site_lookup(ev, v->rip);
             bool storm = s->rip == v->rip && s->soft && s->streak >= 24;

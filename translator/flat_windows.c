@@ -6,7 +6,13 @@
  * address 0 in the address space and view at hand, and changes with them:
  *
  *     GS base - STATE_BIAS   struct vcpu, mapped once more (64-bit addresses reach it, as always)
+ *     GS base - FLAT_BELOW   nothing
  *     GS base                4 GiB of guest memory, or nothing at all while there is no window
+ *     GS base + 4 GiB        nothing, for 34 GiB and more
+ *
+ * Nothing is where addresses of registers and a displacement end up that go by vcpu.bt.flat_base, the
+ * same address in a register, and do not wrap (lower.c).  Such a register must not be wider than 32
+ * bits: flat_use() sees to that, and translated code keeps it so.
  *
  * Views: user code sees pages with U/S = 1, supervisor code the others only (an access to user
  * memory takes the soft form, where SMAP is checked); without paging there is one view.  64-bit code
@@ -23,8 +29,9 @@
 
 #define ALIAS_SIZE ((sizeof(struct vcpu) + GUEST_PAGE_SIZE - 1) & ~(uint64_t)(GUEST_PAGE_SIZE - 1))
 #define FLAT_SIZE  (4ull << 30)
-/* Above the window: an operand may reach past 4 GiB. */
-#define FLAT_TAIL  65536u
+/* Above the window: a register times 8 and a displacement, which may be up to 38 GiB together. */
+#define FLAT_TAIL  (36ull << 30)
+_Static_assert(WINDOW_SIZE >= FLAT_SIZE + FLAT_TAIL, "windows have room for it");
 
 /* Kinds of windows, in window_key.tag: no PCID has these bits. */
 enum { FLAT_IDENTITY = 0x8000, FLAT_USER, FLAT_SUPERVISOR, FLAT_COMPAT = 0x9000 };
@@ -159,7 +166,20 @@ static void set_gs(struct vcpu *v, uint64_t gs)
     if (gs == ev->flat.gs)
         return;
     __asm__ volatile("wrgsbase %0" : : "r"(gs));
-    ev->flat.gs = gs;
+    ev->flat.gs = v->bt.flat_base = gs;
+}
+
+/* 64-bit code may have left more than 32 bits in the registers; what they are then is undefined (SDM
+ * vol. 1, 3.4.1.1). */
+static void truncate_registers(struct vcpu *v)
+{
+    uint64_t all = 0;
+    for (unsigned r = 0; r < 8; r++)
+        all |= v->gpr[r];
+    if (__builtin_expect(!(all >> 32), 1))
+        return;
+    for (unsigned r = 0; r < 8; r++)
+        v->gpr[r] = (uint32_t)v->gpr[r];
 }
 
 void flat_use(struct vcpu *v)
@@ -171,6 +191,7 @@ void flat_use(struct vcpu *v)
         set_gs(v, (uint64_t)(uintptr_t)v + STATE_BIAS);
         return;
     }
+    truncate_registers(v);
     if (ev->flat.resets != ev->ws.stats.resets)
         after_reset(v);
     uint64_t gs = ev->flat.view[v->cpl == 3 ? 0 : 1];
@@ -251,6 +272,12 @@ bool flat_open(struct vcpu *v)
 bool flat_is_null(const struct vcpu *v, uint64_t hva)
 {
     return v->engine->flat.on && hva - v->engine->flat.null_gs < FLAT_SIZE + FLAT_TAIL;
+}
+
+bool flat_wrapped(const struct vcpu *v, const struct tb *from)
+{
+    return (from->key & KEY_LEGACY) && v->engine->flat.on &&
+           v->engine->wfault_hva - v->engine->flat.gs >= FLAT_SIZE;
 }
 
 /* -- Life cycle ----------------------------------------------------------------------------------- */

@@ -202,7 +202,7 @@ static enum light_result transfer(struct vcpu *v, const struct callout *c)
     if ((c->insn.op == OP_INT ? cpu_int_n(v, (uint8_t)c->insn.imm, next)
                               : cpu_iret(v, c->insn.op_size, next)) != CPU_JUMP)
         return LIGHT_DECLINED;
-    if (bt_resume_short(v))
+    if (!bt_left_long64(v, c) && bt_resume_short(v))
         return LIGHT_RESUME;
     v->bt.hflags = (v->rflags & FL_HOST) | FL_FIXED1 | FL_IF;
     v->bt.exit_reason = EXIT_CALLOUT;

@@ -702,6 +702,40 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
     return true;
 }
 
+bool lower_plain_flat(const struct xlate *x, unsigned seg)
+{
+    return x->window && !(x->key & KEY_SLOW_MEM) && key_seg_class(x->key, seg) == SEG_FLAT &&
+           !lower_soft_site(x);
+}
+
+/*
+ * A segment base other than 0 costs Intel's CPUs two cycles of a load and every other store
+ * (docs/performance.md).  So an address of one register goes by R11 = the window's base instead:
+ *
+ *     mov   r11, gs:[flat_base]         once, as long as R11 lasts
+ *     op    [base + r11 + disp]
+ *
+ * It does not wrap at 4 GiB: what does, reaches memory that is never there, up to 38 GiB above the
+ * window, or between the window and the state below it (FLAT_BELOW); an instruction that does so
+ * repeatedly is translated with the GS base (xlate.tb->table_form).  This relies on the upper halves of
+ * the eight registers being 0, which flat_use() and the encodings of 32-bit code see to.
+ *
+ * The stack stays with the GS base: an index would keep the CPU from passing what was pushed to its
+ * loads without going through memory.
+ */
+static bool by_flat_base(const struct xlate *x, const struct insn *in, const struct insn_mem *m,
+                         int32_t disp)
+{
+    const struct vcpu *v = x->v;
+    bool one = (m->base != REG_NONE) != (m->index != REG_NONE);
+    if (!one || (in->flags & (INSN_HIGH8 | INSN_VSIB)) || disp < -(int32_t)FLAT_BELOW ||
+        (x->tb->table_form >> x->index & 1) || m->base == RSP)
+        return false;
+    if (x->bt->cfg.chaos && (x->cur_rip & 2))
+        return false;
+    return m->base != RBP || (uint32_t)(v->gpr[RBP] - v->gpr[RSP]) > 1 << 20;
+}
+
 /*
  * 16- and 32-bit code: guest memory is at the GS base, and a 32-bit address wraps as the guest's
  * does, so a flat segment's operand is the guest's own with two prefixes.
@@ -714,12 +748,21 @@ static bool lower_flat(struct xlate *x, const struct insn *in, const struct insn
         class == SEG_ODD || (m->seg == SEG_CS && (a.kind & MMU_WRITE)) || lower_soft_site(x))
         return false;
     if (class == SEG_FLAT && addr_size == 4) {
+        int32_t disp = (int32_t)((uint32_t)m->disp + (uint32_t)extra);
         a.scratch = R10;
-        a.ref = (struct memref){m->base, m->index, (int32_t)((uint32_t)m->disp + (uint32_t)extra),
-                                m->scale, true};
-        body(x, in, &a);
+        a.ref = (struct memref){m->base, m->index, disp, m->scale, true};
+        if (by_flat_base(x, in, m, disp)) {
+            if (x->r11_id != R11_FLAT)
+                e_load_gs(&x->e, R11, VCPU_OFF(bt.flat_base));
+            x->r11_id = R11_FLAT;
+            a.ref = m->index == REG_NONE
+                        ? (struct memref){.base = m->base, .index = R11, .disp = disp}
+                        : (struct memref){R11, m->index, disp, m->scale, false};
+        }
+        window_body(x, in, &a, body);
         return true;
     }
+    x->r11_id = 0;
     if (class == SEG_LIMITED && a.flags_live)
         return false;
     legacy_ea(x, m, addr_size, extra);

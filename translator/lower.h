@@ -73,6 +73,7 @@ struct pending_link {
 enum follow { FOLLOW_NOT, FOLLOW_NEXT, FOLLOW_TARGET };
 
 #define R11_OF_REGS ~0u
+#define R11_FLAT    (R11_OF_REGS - 1) /* in xlate.r11_id: R11 is the flat window's base */
 
 struct xlate {
     struct emitter e;
@@ -163,6 +164,10 @@ enum string_form {
     STRING_RETRIED, /* ... may be tried with windows again after many executions            */
 };
 enum string_form lower_string(struct xlate *x, const struct insn *in);
+
+/* Is an access through this segment with a 32-bit address, by the instruction at hand, nothing but the
+ * guest's own operand at the GS base, which needs no register? */
+bool lower_plain_flat(const struct xlate *x, unsigned seg);
 
 /* After an instruction has been emitted: what it did to the registers (guesses and facts). */
 void lower_track(struct xlate *x, const struct insn *in);

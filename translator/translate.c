@@ -551,6 +551,7 @@ static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
         return;
     }
     if (is_legacy(x) && in->enc == ENC_LEGACY) {
+        x->r11_kept = true;
         if (in->map == MAP_ONE && in->opcode >= 0x40 && in->opcode <= 0x4f) {
             /* The short forms of INC and DEC are REX prefixes to the host. */
             if (in->op_size == 2)
@@ -614,6 +615,14 @@ static void write_gpr(struct xlate *x, unsigned reg, unsigned src, unsigned size
 static void rule_lea(struct xlate *x, const struct insn *in)
 {
     if (is_legacy(x)) {
+        x->r11_kept = true;
+        if (in->addr_size == 4 && in->mem.base != REG_NONE) { /* what a sum has above is dropped */
+            if (in->op_size == 2)
+                e8(&x->e, 0x66);
+            e_lea32(&x->e, in->reg, in->mem.base, in->mem.index, in->mem.scale,
+                    (int32_t)in->mem.disp);
+            return;
+        }
         lower_ea(x, in, &in->mem, in->addr_size, 0, false);
         write_gpr(x, in->reg, R10, in->op_size);
         return;
@@ -650,8 +659,8 @@ static void body_push_reg(struct xlate *x, const struct insn *in, const struct a
 static void body_push_imm(struct xlate *x, const struct insn *in, const struct access *a)
 {
     struct emitter *e = &x->e;
-    if (a->size == 8 && (int64_t)a->imm == (int32_t)a->imm) {
-        e_ref_op(e, true, 0xc7, 0, &a->ref); /* mov qword, imm32 */
+    if (a->size == 4 || (a->size == 8 && (int64_t)a->imm == (int32_t)a->imm)) {
+        e_ref_op(e, a->size == 8, 0xc7, 0, &a->ref); /* mov, imm32 */
         e32(e, (uint32_t)a->imm);
         return;
     }
@@ -1366,19 +1375,25 @@ static void rule_string(struct xlate *x, const struct insn *in)
 
 /* -- Branch rules --------------------------------------------------------------------------------- */
 
-/* R10 = new instruction pointer of this width; outside 64-bit mode it becomes a linear address. */
-static void target_to_linear(struct xlate *x, unsigned width)
+/* R10 = new instruction pointer, zero-extended; outside 64-bit mode it becomes a linear address. */
+static void target_to_linear(struct xlate *x)
 {
     struct emitter *e = &x->e;
     uint32_t base = (uint32_t)x->tb->cs;
-    if (!is_legacy(x))
-        return;
-    if (width == 2)
-        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xd2}, 4); /* movzx r10d, r10w */
-    if (base)
+    if (is_legacy(x) && base)
         e_lea32(e, R10, R10, 0xff, 1, (int32_t)base);
-    else if (width != 2)
-        e_mov32_rr(e, R10, R10);
+}
+
+/* R10 = an instruction pointer in a register. */
+static void target_from_register(struct xlate *x, unsigned reg, unsigned width)
+{
+    struct emitter *e = &x->e;
+    if (!is_legacy(x))
+        e_mov_rr(e, R10, reg);
+    else if (width == 2)
+        e_bytes(e, (const uint8_t[]){0x44, 0x0f, 0xb7, (uint8_t)(0xd0 | reg)}, 4); /* movzx r10d */
+    else
+        e_mov32_rr(e, R10, reg);
 }
 
 /* Is this instruction pointer past the limit of CS? A branch there is #GP(0) of the branch, before it
@@ -1394,8 +1409,6 @@ static void check_limit(struct xlate *x, const struct insn *in, unsigned i, unsi
     struct emitter *e = &x->e;
     if (!past_limit(x, width == 2 ? 0xffff : 0xffffffff))
         return;
-    if (width == 2)
-        e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xd2}, 4); /* movzx r10d, r10w */
     if (live_at(x, i))
         lower_save_flags(e);
     e_bytes(e, (const uint8_t[]){0x41, 0x81, 0xfa}, 3); /* cmp r10d, limit */
@@ -1499,27 +1512,39 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
     case OP_JMP_IND: case OP_CALL_IND: {
         unsigned reg = in->rm;
         bool mem = in->flags & INSN_MEM, call = in->op == OP_CALL_IND;
+        /* Where nothing comes in between, or only a push that needs no register, it stays in R10. */
+        bool direct = is_legacy(x) && mem &&
+                      (!call || (width == 4 && lower_plain_flat(x, SEG_SS) && stack_addr_size(x) == 4));
         if (mem) {
             struct access a = {.size = (uint16_t)width, .flags = stack_flag(&in->mem),
                                .flags_live = live_at(x, i)};
-            lower_mem(x, in, &in->mem, in->addr_size, 0, a, body_load_target);
+            lower_mem(x, in, &in->mem, in->addr_size, 0, a,
+                      direct ? body_load_r10 : body_load_target);
         } else if (reg == RSP) {
-            e_store_gs(e, VCPU_OFF(scratch[SCR_TARGET]), RSP);
+            if (width == 2)
+                e_bytes(e, (const uint8_t[]){0x44, 0x0f, 0xb7, 0xd4}, 4); /* movzx r10d, sp */
+            e_store_gs(e, VCPU_OFF(scratch[SCR_TARGET]), width == 2 ? R10 : RSP);
         }
         if (call) {
             stack_access(x, in, i, MMU_WRITE, width, -(int32_t)width,
                          (struct access){.imm = next_rip}, body_push_imm);
         }
-        if (mem || reg == RSP)
+        if (direct)
+            ;
+        else if (mem)
+            e_load_gs(e, R10, VCPU_OFF(scratch[SCR_TARGET]));
+        else if (reg == RSP && width < 8)
+            e_load32_gs(e, R10, VCPU_OFF(scratch[SCR_TARGET]));
+        else if (reg == RSP)
             e_load_gs(e, R10, VCPU_OFF(scratch[SCR_TARGET]));
         else if (reg == R10 || reg == R11)
             e_load_gs(e, R10, GPR_OFF(reg));
         else
-            e_mov_rr(e, R10, reg);
+            target_from_register(x, reg, width);
         check_limit(x, in, i, width);
         if (call)
             add_rsp(x, -(int32_t)width);
-        target_to_linear(x, width);
+        target_to_linear(x);
         jump_indirect(x);
         break;
     }
@@ -1527,7 +1552,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         stack_access(x, in, i, MMU_READ, width, 0, (struct access){0}, body_load_r10);
         check_limit(x, in, i, width);
         add_rsp(x, (int32_t)(width + (uint16_t)in->imm));
-        target_to_linear(x, width);
+        target_to_linear(x);
         jump_indirect(x);
         break;
     }
@@ -1647,7 +1672,7 @@ static void emit_insn(struct xlate *x, unsigned i)
         break;
     case OP_RDPID:
         e_load32_gs(e, R10, VCPU_OFF(tsc_aux));
-        write_gpr(x, in->rm, R10, 8);
+        write_gpr(x, in->rm, R10, is_legacy(x) ? 4 : 8);
         break;
     case OP_FXRSTOR: case OP_FLDENV: case OP_FRSTOR:
         if (is_legacy(x)) /* on a copy: see legacy_state.c */
@@ -1760,7 +1785,7 @@ static void make_host_encoding(struct insn *in)
                    (op == 0x2a || op == 0x2c || op == 0x2d || op == 0x7b || op == 0x78 || op == 0x79);
     bool move = in->map == MAP_0F ? pp == 1 && (op == 0x6e || op == 0x7e)
                                   : in->map == MAP_0F3A && (op == 0x16 || op == 0x22 ||
-                                                            op == 0x60 || op == 0x61);
+                                                            (op >= 0x60 && op <= 0x63));
     bool dword = convert || move;
     if (dword || (in->flags & (INSN_REG_GPR | INSN_RM_GPR | INSN_VVVV_GPR)))
         v[2] &= 0x7f;

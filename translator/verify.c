@@ -13,6 +13,9 @@
  *     [address + delta]  a guest address in the window it was checked for or looked up by, at a
  *                        distance that the guard zones cover; of string instructions, which go on from
  *                        there without a gap and so end at a guard zone, the first element
+ *     gs:[32 bits]       16- and 32-bit code only: the flat window's memory or nothing
+ *     [flat base + reg]  the same, by a register that holds no more than 32 bits and a displacement
+ *                        that does not reach what lies below
  *
  * and that control leaves only to instruction boundaries of the block, entries of other blocks, the
  * stubs, and through the jump cache.  No instruction is privileged, reveals host state, or uses the
@@ -58,6 +61,7 @@ enum meaning {
     M_DELTA_OF,   /* the delta of the window that (of, drift) is in                             */
     M_DELTA_ID,   /* the delta of window a                                                      */
     M_HOST_STACK, /* the VMM's stack pointer, a bytes down                                      */
+    M_FLAT,       /* the base of the flat window                                                */
 };
 
 struct value {
@@ -68,6 +72,8 @@ struct value {
     uint64_t a;
     uint32_t b;
     uint8_t meaning;
+    bool narrow; /* of blocks of 16- and 32-bit code: bits 32 to 63 are 0. The eight registers of such
+                  * code are that whenever a block is entered or left.                          */
 };
 
 #define MAX_FACTS 32u
@@ -203,7 +209,8 @@ static void forget(struct verifier *v, struct state *s, unsigned reg)
  */
 static bool meet_value(struct value *x, const struct value *y, uint32_t vn)
 {
-    bool changed = false;
+    bool changed = x->narrow && !y->narrow;
+    x->narrow &= y->narrow;
     if ((x->vn != y->vn || x->drift != y->drift) && (x->vn != vn || x->drift)) {
         x->vn = vn;
         x->drift = 0;
@@ -223,10 +230,15 @@ static bool meet_value(struct value *x, const struct value *y, uint32_t vn)
         }
     } else if (x->meaning != y->meaning || x->of != y->of || x->of_drift != y->of_drift ||
                x->a != y->a || x->b != y->b) {
-        *x = (struct value){.vn = x->vn, .drift = x->drift};
+        *x = (struct value){.vn = x->vn, .drift = x->drift, .narrow = x->narrow};
         changed = true;
     }
     return changed;
+}
+
+static void unknown_but_narrow(struct value *x, uint32_t vn)
+{
+    *x = (struct value){.vn = vn, .narrow = x->narrow};
 }
 
 static void make_dirty(struct verifier *v, uint32_t off)
@@ -276,9 +288,9 @@ static void flow(struct verifier *v, uint32_t to, const struct state *s)
          * that follows; each state by itself, for the one from before the loop has passed. */
         if (v->done[to] && v->rank[to] <= v->rank[v->off]) {
             for (unsigned r = 0; r < 16; r++)
-                unknown(&in->reg[r], merged(to, r));
+                unknown_but_narrow(&in->reg[r], merged(to, r));
             for (unsigned i = 0; i < N_SCRATCH; i++)
-                unknown(&in->scratch[i], merged(to, 16 + i));
+                unknown_but_narrow(&in->scratch[i], merged(to, 16 + i));
             in->n_facts = 0;
             in->cmp = CMP_NONE;
             changed = !v->loop[to];
@@ -355,6 +367,8 @@ static bool form_field(struct verifier *v, const struct state *s, const struct o
     if (o->write)
         return false;
     if (sup && (FIELD(ac_filled) || FIELD(cr0) || FIELD(cr2) || FIELD(cr3) || FIELD(cr4)))
+        return true;
+    if ((v->tb->key & KEY_LEGACY) && FIELD(bt.flat_base))
         return true;
     if (FIELD(rflags) || FIELD(events) || FIELD(seg) || FIELD(tsc_aux) || FIELD(host_rsp))
         return true;
@@ -467,6 +481,55 @@ static bool form_window(struct verifier *v, const struct state *s, const struct 
     return delta_fits(s, b, x, disp) || delta_fits(s, x, b, disp);
 }
 
+/* [flat base + reg * scale + disp] */
+static bool form_flat(struct verifier *v, const struct state *s, const struct operand *o)
+{
+    int64_t disp = o->op->mem.disp;
+    if (!(v->tb->key & KEY_LEGACY) || !v->tb->window || o->base < 0 || o->index < 0 ||
+        o->size > GUEST_PAGE_SIZE || disp < -(int64_t)FLAT_BELOW || disp > INT32_MAX)
+        return false;
+    const struct value *b = &s->reg[o->base], *i = &s->reg[o->index];
+    if (b->meaning == M_FLAT && b->drift == 0 && i->narrow)
+        return true;
+    return i->meaning == M_FLAT && i->drift == 0 && o->op->mem.scale == 1 && b->narrow;
+}
+
+/* Are the registers of 16- and 32-bit code as whatever comes next expects them? */
+static bool all_narrow(struct verifier *v, const struct state *s)
+{
+    for (unsigned r = 0; r < 8 && (v->tb->key & KEY_LEGACY); r++)
+        if (!s->reg[r].narrow)
+            return reject(v, "leaves with register %u wider than 32 bits", r);
+    return true;
+}
+
+/* What C code leaves in them. */
+static void make_narrow(const struct verifier *v, struct state *s)
+{
+    for (unsigned r = 0; r < 8 && (v->tb->key & KEY_LEGACY); r++)
+        s->reg[r].narrow = true;
+}
+
+/*
+ * After an instruction, `before` says what was narrow before.  Operands of up to 32 bits keep the upper
+ * half as it is or clear it; of 64-bit results only those that are followed are known.
+ */
+static void keep_narrow(const struct verifier *v, const cs_insn *in, const struct state *before,
+                        struct state *s)
+{
+    const cs_x86 *x = &in->detail->x86;
+    bool vector, wide = verify_wide_encoding(v->d.code + v->off, in->size, &vector);
+    if (!(v->tb->key & KEY_LEGACY) || in->id == X86_INS_POP)
+        return;
+    for (unsigned i = 0; i < x->op_count && !vector; i++) {
+        unsigned n, width;
+        if (x->operands[i].type == X86_OP_REG && gpr_of(x->operands[i].reg, &n, &width) && width == 8)
+            return;
+    }
+    for (unsigned r = 0; r < 8 && !wide; r++)
+        s->reg[r].narrow = before->reg[r].narrow;
+}
+
 static bool operand_of(struct verifier *v, const cs_x86_op *op, struct operand *o)
 {
     unsigned n, width;
@@ -504,7 +567,7 @@ static bool check_memory(struct verifier *v, const struct state *s, const struct
     default:
         break;
     }
-    if (!o->jump && (form_hva(v, s, o) || form_window(v, s, o)))
+    if (!o->jump && (form_hva(v, s, o) || form_window(v, s, o) || form_flat(v, s, o)))
         return true;
     return reject(v, "memory %s of %u bytes without a check", o->write ? "write" : "read", o->size);
 }
@@ -541,6 +604,7 @@ static void set_drift(struct verifier *v, struct state *s, unsigned reg, struct 
                       int64_t by)
 {
     int64_t d = from.drift + by;
+    from.narrow = from.narrow && !by;
     if (from.meaning == M_CONST)
         from.a += (uint64_t)by;
     else if (by)
@@ -584,6 +648,8 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     const struct value *r10 = &s->reg[R10], *r11 = &s->reg[R11];
     if (s->reg[RSP].meaning == M_HOST_STACK)
         return reject(v, "leaves with the host's stack");
+    if (!all_narrow(v, s))
+        return false;
     if (to == bt->stub_lookup || to == bt->stub_stepped)
         return true;
     if (to == bt->stub_exit_link) {
@@ -623,6 +689,7 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
             if (i < 8 || (c->insn.gpr_written >> (R10 + i - 8) & 1))
                 unknown(&out.scratch[i], fresh(v->off, 16 + i));
         out.cmp = CMP_NONE;
+        make_narrow(v, &out);
         return resume(v, c->resume, &out);
     }
     bool prepare = to == bt->stub_prepare, commit = to == bt->stub_commit;
@@ -722,7 +789,7 @@ static bool check_jump(struct verifier *v, const cs_insn *in, const struct state
             return reject(v, "leaves with the host's stack");
         if (x->operands[0].mem.segment != X86_REG_GS)
             return reject(v, "indirect jump through memory");
-        return operand_of(v, &x->operands[0], &o) && check_memory(v, s, &o);
+        return all_narrow(v, s) && operand_of(v, &x->operands[0], &o) && check_memory(v, s, &o);
     }
     if (x->operands[0].type != X86_OP_IMM)
         return reject(v, "indirect jump by register");
@@ -738,6 +805,8 @@ static bool check_jump(struct verifier *v, const cs_insn *in, const struct state
         struct tb *other = cache_find_pc(v->bt, to);
         if (!other || (to != other->entry && to != other->entry_ind))
             return reject(v, "jumps to no instruction, stub or block");
+        if (!all_narrow(v, s))
+            return false;
     }
     if (in->id == X86_INS_JMP)
         return true;
@@ -975,6 +1044,8 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
                     set_meaning(v, s, RSP, M_HOST_STACK, 0);
                 else
                     reject(v, "reads the host's stack pointer");
+            } else if (o.base < 0 && o.index < 0 && off == VOFF(bt.flat_base)) {
+                set_meaning(v, s, dst, M_FLAT, 0);
             } else if (o.base < 0 && o.index < 0 && inside(off, 8, deltas, 8 * 65536)) {
                 set_meaning(v, s, dst, M_DELTA_ID, (off - deltas) / 8);
             } else if (o.index >= 0 && o.base < 0 && off == deltas && idx.meaning == M_ID) {
@@ -1211,7 +1282,7 @@ static bool check_insn(struct verifier *v)
     if (cs_insn_group(v->d.cs, in, X86_GRP_JUMP) || in->id == X86_INS_LOOP ||
         in->id == X86_INS_LOOPE || in->id == X86_INS_LOOPNE) {
         if (in->id == X86_INS_LOOP || in->id == X86_INS_LOOPE || in->id == X86_INS_LOOPNE)
-            forget(v, &s, RCX);
+            s.reg[RCX] = (struct value){.vn = fresh(v->off, RCX), .narrow = s.reg[RCX].narrow};
         return check_jump(v, in, &s);
     }
     s.cmp = CMP_NONE;
@@ -1251,6 +1322,7 @@ static bool check_insn(struct verifier *v)
         return false;
     if (!boundary(v, in->address + in->size))
         return reject(v, "runs off the end of the block");
+    keep_narrow(v, in, v->in[v->off], &s);
     flow(v, v->off + in->size, &s);
     return true;
 }
@@ -1384,6 +1456,7 @@ static bool verify(struct bt_engine *bt, struct verify_kit *kit, const struct tb
             unknown(&s.reg[r], 1 + r);
         for (unsigned i = 0; i < N_SCRATCH; i++)
             unknown(&s.scratch[i], 17 + i);
+        make_narrow(&v, &s);
         v.off = 0;
         flow(&v, 0, &s);
         flow(&v, tb->entry - tb->entry_ind, &s);

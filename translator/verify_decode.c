@@ -659,6 +659,19 @@ void verify_kit_free(struct verify_kit *kit)
     free(kit);
 }
 
+bool verify_wide_encoding(const uint8_t *b, size_t size, bool *vector)
+{
+    size_t i = 0;
+    while (i < size && (b[i] == 0x66 || b[i] == 0xf2 || b[i] == 0xf3 || b[i] == 0xf0 || b[i] == 0x2e ||
+                        b[i] == 0x36 || b[i] == 0x3e || b[i] == 0x26 || b[i] == 0x64 || b[i] == 0x65 ||
+                        b[i] == 0x67))
+        i++;
+    *vector = i < size && (b[i] == 0xc4 || b[i] == 0xc5 || b[i] == 0x62);
+    if (*vector)
+        return b[i] != 0xc5 && i + 2 < size && (b[i + 2] & 0x80);
+    return i < size && (b[i] & 0xf8) == 0x48;
+}
+
 static cs_insn *new_insn(struct verify_code *v)
 {
     struct verify_lot *l = v->kit->lot;

@@ -61,4 +61,8 @@ bool verify_reads_only(const cs_insn *in);
 /* General registers that it writes without naming them, as a mask; -1 if regs_write is right. */
 int verify_implicit_writes(const cs_insn *in);
 
+/* REX.W, VEX.W or EVEX.W; is it one of the latter two, which say more reliably than Capstone how wide a
+ * general register is that is written? */
+bool verify_wide_encoding(const uint8_t *bytes, size_t size, bool *vector);
+
 #endif
