@@ -123,6 +123,11 @@ struct far_link {
     uint32_t closed;               /* executable address of the way through the jump cache */
 };
 
+/* A probing door loads DOOR_PROBE[target - address], as quadwords and in 32 bits: the first one is
+ * there, all others are not. */
+#define DOOR_PROBE 0x7ffffff8u
+#define DOOR_FAULTS 2u /* how often that may fault before the block's slow door is used */
+
 struct tb {
     uint64_t gva;        /* linear address */
     uint64_t cs;         /* outside 64-bit mode CS's limit and base (bt_current_cs), else 0 */
@@ -145,6 +150,9 @@ struct tb {
     struct link *out;    /* n_out of them */
     struct far_link *far; /* n_far of them */
     uint8_t n_out, n_far;
+    uint32_t slow_door;  /* of code with a probing door: one that tests, for blocks that share their place
+                          * in the jump cache with another; else 0                                     */
+    uint32_t door_faults; /* jumps to other blocks that came to the probing door                       */
     uint64_t minus_gva;  /* what the door of the first tier adds to R10: 0 if this is the block */
     uint64_t door;       /* where it goes then: entry                                        */
     /* Bytes of the page that decide what the block is, besides those from gva on: the rest of a trace,
@@ -327,6 +335,7 @@ struct bt_engine {
     unsigned cur_region;
     int code_fd;
     bool bmi2;
+    bool probe;         /* the page at DOOR_PROBE is there (cache.c) */
     uint8_t *code_w;
     uint32_t code_x;
     uint64_t code_size, meta_bytes;

@@ -673,10 +673,14 @@ void explain_print(struct bt_engine *bt, const struct tb *tb, FILE *out)
                "the jump cache may have guessed wrong: r10 must be this block's address");
     print_main(&w);
     print_slow(&w);
-    range(&w, w.exits, tb->host_end, &first, &last);
+    range(&w, w.exits, tb->slow_door ? tb->slow_door : tb->host_end, &first, &last);
     if (first < last)
         print_rows(&w, "(exit stubs)", first, last,
                    "taken until a direct jump is linked");
+    range(&w, tb->slow_door ? tb->slow_door : tb->host_end, tb->host_end, &first, &last);
+    if (first < last)
+        print_rows(&w, "(slow door)", first, last,
+                   "the door for a block that shares its place in the jump cache with another");
     if (w.host)
         cs_free(w.host, w.n);
     cs_close(&w.guest_cs);

@@ -199,6 +199,12 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
     struct bt_engine *bt = v && v->engine ? v->engine->bt : NULL;
     struct tb *tb = bt && !in_stubs(bt, pc) && !sent(si) ? cache_find_pc(bt, pc) : NULL;
     const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;
+    if (tb && tb->slow_door && pc < tb->entry && g[REG_TRAPNO] == EXC_PF) { /* a probing door */
+        tb->door_faults++;
+        g[REG_RIP] = bt->stub_lookup;
+        g[REG_EFL] &= ~(greg_t)FL_TF;
+        return;
+    }
     if (!se)
         fatal_signal(sig, si, uc);
     bt->stats.signals_fault++;

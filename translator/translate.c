@@ -1689,15 +1689,10 @@ static void emit_insn(struct xlate *x, unsigned i)
  * The door for indirect jumps: R10 must be this block's address. The check touches no flag even if
  * this block needs none, for when it fails the flags belong to another block, which may.
  */
-static void emit_entry_check(struct xlate *x)
+static void emit_testing_door(struct xlate *x)
 {
     struct emitter *e = &x->e;
     uint64_t minus = -x->tb->gva;
-    if (!x->hot) {
-        e_mov_imm(e, R11, (uintptr_t)x->tb);
-        e_jmp(e, x->bt->stub_door);
-        return;
-    }
     e_mov_rr(e, R11, RCX);
     if ((int64_t)minus == (int32_t)minus) {
         e_lea(e, RCX, R10, 0xff, 1, (int32_t)minus);
@@ -1710,6 +1705,41 @@ static void emit_entry_check(struct xlate *x)
     e_mov_rr(e, RCX, R11);
     e_jmp(e, x->bt->stub_lookup);
     e_mov_rr(e, RCX, R11);
+}
+
+/*
+ * Hot 16- and 32-bit code probes instead of testing: the distance from the target to this block picks a
+ * quadword of which only the first is there.  Two instructions and no jump, which would also be one more
+ * in the history that the CPU predicts indirect jumps by.  A fault goes on at the lookup stub
+ * (signals.c); a block to which that happens again gets into the jump cache by its slow door.
+ */
+static bool probing_door(const struct xlate *x)
+{
+    return x->hot && is_legacy(x) && x->bt->probe && !(x->bt->cfg.chaos && (x->tb->gva & 4));
+}
+
+static void emit_entry_check(struct xlate *x)
+{
+    struct emitter *e = &x->e;
+    if (!x->hot) {
+        e_mov_imm(e, R11, (uintptr_t)x->tb);
+        e_jmp(e, x->bt->stub_door);
+    } else if (probing_door(x)) {
+        e_lea32(e, R11, R10, 0xff, 1, (int32_t)-x->tb->gva);
+        e_op_mem(e, true, 0x8b, R11, 0xff, R11, 8, (int32_t)DOOR_PROBE);
+    } else {
+        emit_testing_door(x);
+    }
+}
+
+static void emit_slow_door(struct xlate *x)
+{
+    x->tb->slow_door = 0;
+    if (!probing_door(x))
+        return;
+    x->tb->slow_door = (uint32_t)emit_here(&x->e);
+    emit_testing_door(x);
+    e_jmp(&x->e, x->tb->entry);
 }
 
 /* Executions of an access of the first tier up to the second. */
@@ -2070,6 +2100,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->guest_off = 0;
         side_mark(x, SIDE_INSIDE);
         finish_links(x);
+        emit_slow_door(x);
         if (!x->failed && !x->e.overflow)
             break;
         if (x->n <= 1)

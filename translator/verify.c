@@ -494,6 +494,14 @@ static bool form_flat(struct verifier *v, const struct state *s, const struct op
     return i->meaning == M_FLAT && i->drift == 0 && o->op->mem.scale == 1 && b->narrow;
 }
 
+/* What a probing door loads: a quadword of a page of its own, or nothing. */
+static bool form_probe(struct verifier *v, const struct state *s, const struct operand *o)
+{
+    const struct value *i = o->index < 0 ? NULL : &s->reg[o->index];
+    return v->bt->probe && !o->write && o->size == 8 && o->base < 0 && i && i->meaning == M_BOUND &&
+           i->a <= 0xffffffff && o->op->mem.scale == 8 && o->op->mem.disp == DOOR_PROBE;
+}
+
 /* Are the registers of 16- and 32-bit code as whatever comes next expects them? */
 static bool all_narrow(struct verifier *v, const struct state *s)
 {
@@ -567,7 +575,8 @@ static bool check_memory(struct verifier *v, const struct state *s, const struct
     default:
         break;
     }
-    if (!o->jump && (form_hva(v, s, o) || form_window(v, s, o) || form_flat(v, s, o)))
+    if (!o->jump && (form_hva(v, s, o) || form_window(v, s, o) || form_flat(v, s, o) ||
+                      form_probe(v, s, o)))
         return true;
     return reject(v, "memory %s of %u bytes without a check", o->write ? "write" : "read", o->size);
 }
@@ -1390,8 +1399,9 @@ static bool find_order(struct verifier *v)
     uint8_t *tried = calloc(v->d.size, 1);
     uint32_t *post = calloc(v->d.size, sizeof *post), n = 0;
     bool ok = stack && tried && post;
-    uint32_t roots[2] = {v->tb->entry - v->tb->entry_ind, 0};
-    for (unsigned r = 0; ok && r < 2; r++) {
+    uint32_t roots[3] = {v->tb->entry - v->tb->entry_ind, 0,
+                         v->tb->slow_door ? v->tb->slow_door - v->tb->entry_ind : 0};
+    for (unsigned r = 0; ok && r < 3; r++) {
         uint32_t depth = 0;
         if (v->rank[roots[r]])
             continue;
@@ -1446,7 +1456,7 @@ static bool verify(struct bt_engine *bt, struct verify_kit *kit, const struct tb
         v.failed = true;
     } else if (!v.in || !v.order || !v.rank || !v.dirty || !v.done || !v.loop) {
         v.failed = true;
-    } else if (!boundary(&v, tb->entry)) {
+    } else if (!boundary(&v, tb->entry) || (tb->slow_door && !boundary(&v, tb->slow_door))) {
         reject(&v, "the entry is no instruction");
     } else if (!find_order(&v)) {
         v.failed = true;
@@ -1460,6 +1470,8 @@ static bool verify(struct bt_engine *bt, struct verify_kit *kit, const struct tb
         v.off = 0;
         flow(&v, 0, &s);
         flow(&v, tb->entry - tb->entry_ind, &s);
+        if (tb->slow_door)
+            flow(&v, tb->slow_door - tb->entry_ind, &s);
         for (v.next = 0; !v.failed && v.next < v.n_order;) {
             uint32_t place = v.next++;
             if (!v.dirty[place])
