@@ -124,6 +124,33 @@ TEST(compat, code32)
     }
 }
 
+/* What 64-bit code leaves in the upper halves does not reach 32-bit addresses, in hot code neither: with
+ * the first entry, and with one from a loop of entries. */
+TEST(compat, upper_halves_do_not_address)
+{
+    BOTH_CPLS
+    {
+        struct regs r = regs32(cpl);
+        u64 high = 0xdead000000000000ul, at = at_cpl(cpl, buffer);
+        u8 *code = SNIP32(DS "mov $200, %%ecx\n"
+                             "1: mov 8(%%ebx), %%eax\n\tadd %%eax, 16(%%ebp)\n\t"
+                             "mov (,%%esi,4), %%eax\n\tadd %%eax, (%%edi)\n\t"
+                             "lea 4(%%ebx), %%edx\n\tmov %%edi, 20(%%edx)\n\t"
+                             "dec %%ecx\n\tjnz 1b");
+        for (unsigned i = 0; i < 20; i++) {
+            memset(buffer, 0, 64);
+            *(u32 *)(buffer + 8) = 3, *(u32 *)(buffer + 32) = 5;
+            r.rbx = high | at, r.rbp = ~(u64)0xffffffff | at, r.rdi = (high ^ (u64)i << 33) | (at + 4);
+            r.rsi = 1ul << 40 | (at + 32) / 4;
+            done(&r, code);
+            EQ(*(u32 *)(buffer + 16), 600);
+            EQ(*(u32 *)(buffer + 4), 1000);
+            EQ(*(u32 *)(buffer + 24), (u32)(at + 4));
+            EQ(*(u32 *)(buffer + 28), 0);
+        }
+    }
+}
+
 TEST(compat, segments_have_limits)
 {
     TCG_SKIP("no segment limits");
