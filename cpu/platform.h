@@ -37,6 +37,9 @@ struct platform_ops {
     void (*set_cr8)(struct platform *p, struct vcpu *v, uint8_t tpr_class);
     uint8_t (*get_cr8)(struct platform *p, struct vcpu *v);
 
+    /* EV_TIMER was raised, by the engine's handler of its timer signal. */
+    void (*run_timers)(struct platform *p, struct vcpu *v);
+
     /*
      * Light forms of the above, which the vCPU's thread may call with the guest's FP state still in
      * the registers: no libc, and they never wait.  False: nothing has happened, save the FP state and

@@ -115,6 +115,7 @@ enum vcpu_event {
     EV_STOP = 1u << 2, /* leave engine->run()                                                  */
     EV_FLUSH = 1u << 3, /* the engine has cross-vCPU work for this vCPU (shoot-down)           */
     EV_A20 = 1u << 4,  /* the A20 gate has moved: translations are void (vcpu_set_a20)         */
+    EV_TIMER = 1u << 5, /* a timer of this vCPU's is due: call the platform's run_timers       */
 };
 
 struct exception {

@@ -47,6 +47,9 @@ struct engine_ops {
     void (*run)(struct engine *e, struct vcpu *v);
     /* Makes run() notice v->events soon.  Any thread; async-signal-safe. */
     void (*kick)(struct engine *e, struct vcpu *v);
+    /* A signal that, sent to a vCPU's thread by a timer (SI_TIMER), raises EV_TIMER as kick() would: run()
+     * then calls the platform's run_timers.  0: there is none. */
+    int timer_signal;
     /* Human-readable counters for --stats. */
     void (*print_stats)(struct engine *e, FILE *out);
 };

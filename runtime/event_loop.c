@@ -66,8 +66,7 @@ static uint64_t timers_now(void *opaque)
     return l->frozen ? l->frozen_at : monotonic_now() - l->behind;
 }
 
-/* When the host's clock shows this deadline of the timers' clock. */
-static uint64_t host_deadline(const struct event_loop *l, uint64_t deadline)
+uint64_t event_loop_host_deadline(const struct event_loop *l, uint64_t deadline)
 {
     return l->frozen || deadline > TIMER_NEVER - l->behind ? TIMER_NEVER : deadline + l->behind;
 }
@@ -75,7 +74,7 @@ static uint64_t host_deadline(const struct event_loop *l, uint64_t deadline)
 /* A deadline of the timers' clock; TIMER_NEVER disarms. */
 static void arm(struct event_loop *l, uint64_t deadline)
 {
-    uint64_t host = host_deadline(l, deadline);
+    uint64_t host = event_loop_host_deadline(l, deadline);
     /* To the kernel, zero means "disarm". */
     uint64_t at = host == TIMER_NEVER ? 0 : host ? host : 1;
     struct itimerspec its = {
@@ -86,14 +85,19 @@ static void arm(struct event_loop *l, uint64_t deadline)
     timerfd_settime(l->timer_fd, TFD_TIMER_ABSTIME, &its, NULL);
 }
 
+void event_loop_stay_near(struct event_loop *l)
+{
+    if (l->follow && l->started && !pthread_equal(pthread_self(), l->thread))
+        near_thread_follow(&l->near);
+}
+
 static void sooner(void *opaque, uint64_t deadline)
 {
     struct event_loop *l = opaque;
 
     if (l->dispatching || l->frozen || deadline >= l->armed)
         return;
-    if (l->follow && l->started && !pthread_equal(pthread_self(), l->thread))
-        near_thread_follow(&l->near);
+    event_loop_stay_near(l);
     arm(l, deadline);
 }
 
@@ -115,7 +119,7 @@ static void arm_sooner(struct event_loop *l, uint64_t deadline)
 
 bool event_loop_adopt_timers(struct event_loop *l, uint64_t *deadline)
 {
-    *deadline = host_deadline(l, timer_queue_next(&l->timers));
+    *deadline = event_loop_host_deadline(l, timer_queue_next(&l->timers));
     if (l->adopted)
         return false;
     l->adopted = true;
@@ -126,7 +130,7 @@ bool event_loop_adopt_timers(struct event_loop *l, uint64_t *deadline)
 
 uint64_t event_loop_run_adopted(struct event_loop *l)
 {
-    return host_deadline(l, run_timers(l));
+    return event_loop_host_deadline(l, run_timers(l));
 }
 
 void event_loop_hand_back_timers(struct event_loop *l)

@@ -32,6 +32,12 @@ void event_loop_stop(struct event_loop *l);
 /* The timers the thread runs.  Their clock is CLOCK_MONOTONIC less the time spent frozen. */
 struct timer_queue *event_loop_timers(struct event_loop *l);
 
+/* When CLOCK_MONOTONIC shows this deadline of theirs; TIMER_NEVER while that clock is frozen. */
+uint64_t event_loop_host_deadline(const struct event_loop *l, uint64_t deadline);
+/* For a thread that has a timer of its own instead: keeps the I/O thread near, as arming one of these
+ * would. */
+void event_loop_stay_near(struct event_loop *l);
+
 /* Stops the timers' clock: none fires until thaw, and then as late as it was stopped.  Nobody has
  * adopted the timers. */
 void event_loop_freeze(struct event_loop *l);

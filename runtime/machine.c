@@ -61,6 +61,7 @@
 #include "runtime/storage.h"
 #include "runtime/trace.h"
 #include "runtime/tsc.h"
+#include "runtime/vcpu_timers.h"
 
 /* PCI slots 0 to 2 are the bridges' and the display's. */
 #define FIRST_FREE_SLOT 3
@@ -79,6 +80,7 @@ struct machine_vcpu {
     struct machine *machine;
     struct vcpu *v;
     struct lapic lapic;
+    struct vcpu_timers timers; /* the local APIC's */
     _Atomic pthread_t thread;
     bool has_thread;       /* a thread of ours, to be joined */
     _Atomic bool sleeping; /* in futex_wait on v->events */
@@ -476,6 +478,15 @@ static int platform_intr_ack(struct platform *p, struct vcpu *v)
     return vector;
 }
 
+static void platform_run_timers(struct platform *p, struct vcpu *v)
+{
+    struct machine *m = machine_of(p);
+
+    enum host_cause was = enter_devices(m, v);
+    vcpu_timers_run(&cpu_of(v)->timers);
+    leave_devices(m, v, was);
+}
+
 static int platform_apic_read_msr(struct platform *p, struct vcpu *v, uint32_t msr, uint64_t *value)
 {
     struct machine *m = machine_of(p);
@@ -531,6 +542,7 @@ static const struct platform_ops platform_ops = {
     .mmio_read = platform_mmio_read,
     .mmio_write = platform_mmio_write,
     .intr_ack = platform_intr_ack,
+    .run_timers = platform_run_timers,
     .apic_read_msr = platform_apic_read_msr,
     .apic_write_msr = platform_apic_write_msr,
     .set_cr8 = platform_set_cr8,
@@ -790,6 +802,11 @@ static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
     machine_unlock(m);
     atomic_store(&c->sleeping, true);
     while (!awake(v, events = atomic_load(&v->events), wait_sipi)) {
+        if (events & EV_TIMER) {
+            atomic_fetch_and(&v->events, ~(uint32_t)EV_TIMER);
+            platform_run_timers(v->platform, v);
+            continue;
+        }
         futex_wait(&v->events, events, adopted ? deadline : TIMER_NEVER);
         if (!adopted || atomic_load(&v->events) != events)
             continue;
@@ -855,6 +872,10 @@ static int attach(struct machine_vcpu *c)
         stop_with_message(m, STOP_ERROR, "cannot set up vCPU %u: %s", c->v->id, strerror(-err));
     else
         c->attached = true;
+    /* What came before was for nobody. */
+    machine_lock(m);
+    vcpu_timers_run(&c->timers);
+    machine_unlock(m);
     return err;
 }
 
@@ -907,6 +928,16 @@ static void prepare_thread(struct machine_vcpu *c)
     c->v->host_time.on = c->machine->cfg.stats;
     c->v->host_time.since = __rdtsc();
     prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
+    machine_lock(c->machine);
+    vcpu_timers_begin(&c->timers, c->machine->engine->ops->timer_signal);
+    machine_unlock(c->machine);
+}
+
+static void finish_thread(struct machine_vcpu *c)
+{
+    machine_lock(c->machine);
+    vcpu_timers_end(&c->timers);
+    machine_unlock(c->machine);
 }
 
 /* Runs until somebody stops the machine. */
@@ -981,6 +1012,7 @@ static void *vcpu_thread(void *opaque)
             run_vcpu(c);
         detach(c);
     }
+    finish_thread(c);
     return NULL;
 }
 
@@ -1090,6 +1122,7 @@ enum machine_result machine_run(struct machine *m, char *msg, unsigned msglen)
     }
     tell(m, MACHINE_EVENT_SHUTDOWN);
     end_threads(m);
+    finish_thread(&m->cpu[0]);
     event_loop_stop(m->loop);
     if (err)
         return MACHINE_REFUSED;
@@ -1157,7 +1190,8 @@ static int create_vcpu(struct machine *m, unsigned i)
     if (err)
         return err;
     vcpu_reset(v);
-    return lapic_init(&c->lapic, &apic, &m->light.apic_bus, event_loop_timers(m->loop));
+    vcpu_timers_init(&c->timers, m->loop);
+    return lapic_init(&c->lapic, &apic, &m->light.apic_bus, &c->timers.queue);
 }
 
 static int add_port(struct machine *m, uint16_t port, unsigned count, const struct io_ops *ops,
@@ -1490,8 +1524,10 @@ static void release(struct machine *m, bool quiet)
 
         /* Both clocks lose the same stretch, so they still agree with each other. */
         event_loop_thaw(m->loop);
-        for (unsigned i = 0; i < m->cfg.cpus; i++)
+        for (unsigned i = 0; i < m->cfg.cpus; i++) {
             m->cpu[i].v->tsc_offset -= lost;
+            vcpu_timers_run(&m->cpu[i].timers);
+        }
         atomic_store(&m->paused, false);
         if (!quiet)
             tell(m, MACHINE_EVENT_RESUME);

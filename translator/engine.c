@@ -773,7 +773,13 @@ static void bt_run(struct engine *e, struct vcpu *v)
     v->exit = VCPU_EXIT_NONE;
     atomic_store(&v->host_tid, (int)syscall(SYS_gettid));
     for (;;) {
-        atomic_store(&v->exit_request, 0);
+        do {
+            if (atomic_fetch_and(&v->events, ~(uint32_t)EV_TIMER) & EV_TIMER) {
+                vcpu_fp_save(v);
+                v->platform->ops->run_timers(v->platform, v);
+            }
+            atomic_store(&v->exit_request, 0);
+        } while (atomic_load(&v->events) & EV_TIMER);
         if ((ev->step_pending || ev->db_bits) && !take_traps(v))
             break;
         far_links_tick(v);
@@ -1107,5 +1113,6 @@ const struct engine_ops bt_engine_ops = {
     .vcpu_destroy = bt_vcpu_destroy,
     .run = bt_run,
     .kick = bt_kick,
+    .timer_signal = BT_KICK_SIGNAL,
     .print_stats = bt_print_stats,
 };

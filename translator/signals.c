@@ -167,6 +167,10 @@ static void on_kick(int sig, siginfo_t *si, void *ctx)
     if (!v || !v->engine)
         return;
     v->engine->bt->stats.signals_kick++;
+    if (si->si_code == SI_TIMER) {
+        atomic_fetch_or(&v->events, EV_TIMER);
+        atomic_store(&v->exit_request, 1);
+    }
     if (!atomic_load(&v->exit_request))
         return; /* already dealt with */
     if (cache_contains(v->engine->bt, pc))

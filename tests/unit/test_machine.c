@@ -13,6 +13,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <signal.h>
 #include <unistd.h>
 #include <x86intrin.h>
 
@@ -24,6 +25,7 @@
 #include "runtime/event_loop.h"
 #include "runtime/machine.h"
 #include "runtime/tsc.h"
+#include "runtime/vcpu_timers.h"
 
 /* -- A fake engine
  * --------------------------------------------------------------------------------- */
@@ -626,6 +628,100 @@ Test(event_loop, periodic_timer_keeps_its_phase, .timeout = 100)
     end = timer.deadline;
     light_lock_release(&lock);
     cr_assert_eq(end, start + 49 * 1000000ull);
+    event_loop_destroy(loop);
+}
+
+/* -- A vCPU's own timers */
+
+static struct vcpu_timers own;
+static _Atomic unsigned signals;
+static pthread_t run_by;
+
+static void on_own_timer(void *opaque)
+{
+    run_by = pthread_self();
+    if (++fired < 20)
+        vm_timer_set(&timer, timer_next_period(timer.deadline, 1000000, timer.deadline));
+}
+
+static void on_timer_signal(int sig, siginfo_t *si, void *ctx)
+{
+    signals += si->si_code == SI_TIMER;
+}
+
+static void start_own_timers(int signal, bool accepted)
+{
+    cr_assert_eq(event_loop_create(&loop, &lock), 0);
+    cr_assert_eq(event_loop_start(loop), 0);
+    light_lock_take(&lock);
+    vcpu_timers_init(&own, loop);
+    vm_timer_init(&timer, &own.queue, on_own_timer, NULL);
+    vm_timer_set(&timer, timer_now(&own.queue) + 1000000);
+    cr_assert_eq(vcpu_timers_begin(&own, signal), accepted);
+    light_lock_release(&lock);
+}
+
+/* Without a timer of the kernel's the I/O thread does the work. */
+Test(vcpu_timers, relayed, .timeout = 100)
+{
+    start_own_timers(0, false);
+    wait_for(20);
+    cr_expect(!pthread_equal(run_by, pthread_self()));
+    light_lock_take(&lock);
+    vcpu_timers_end(&own);
+    light_lock_release(&lock);
+    event_loop_destroy(loop);
+}
+
+Test(vcpu_timers, refused, .timeout = 100)
+{
+    start_own_timers(999, false); /* no such signal: as if a filter were in the way */
+    wait_for(20);
+    event_loop_destroy(loop);
+}
+
+Test(vcpu_timers, by_signal, .timeout = 100)
+{
+    struct sigaction sa = {.sa_sigaction = on_timer_signal, .sa_flags = SA_SIGINFO | SA_RESTART};
+    uint64_t begin;
+
+    sigaction(SIGUSR2, &sa, NULL);
+    start_own_timers(SIGUSR2, true);
+    begin = timer.deadline;
+    for (unsigned seen = 0; fired < 20;) {
+        while (signals == seen)
+            usleep(100);
+        seen = signals;
+        light_lock_take(&lock);
+        vcpu_timers_run(&own);
+        light_lock_release(&lock);
+    }
+    cr_expect(pthread_equal(run_by, pthread_self()));
+    cr_expect_eq(timer.deadline, begin + 19 * 1000000ull);
+    /* While the clock stands still nothing is due; afterwards it comes as late as that took. */
+    light_lock_take(&lock);
+    event_loop_freeze(loop);
+    vm_timer_set(&timer, timer_now(&own.queue) + 5000000);
+    light_lock_release(&lock);
+    usleep(30000);
+    light_lock_take(&lock);
+    vcpu_timers_run(&own);
+    cr_expect_eq(fired, 20);
+    event_loop_thaw(loop);
+    vcpu_timers_run(&own);
+    unsigned before = signals;
+    light_lock_release(&lock);
+    for (unsigned i = 0; i < 10000 && signals == before; i++)
+        usleep(100);
+    light_lock_take(&lock);
+    vcpu_timers_run(&own);
+    cr_expect_eq(fired, 21);
+    /* Back to the I/O thread when this one ends. */
+    vm_timer_set(&timer, timer_now(&own.queue) + 3000000);
+    vcpu_timers_end(&own);
+    light_lock_release(&lock);
+    wait_for(22);
+    cr_expect(!pthread_equal(run_by, pthread_self()));
     event_loop_destroy(loop);
 }
 
