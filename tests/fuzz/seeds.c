@@ -1,6 +1,6 @@
 /*
- * Under libFuzzer: with FUZZ_WRITE_SEEDS=DIR in the environment a harness writes its seeds to DIR and
- * is done, as with driver.c's --write-seeds.  scripts/fuzz starts a corpus this way.
+ * Under libFuzzer: with FUZZ_WRITE_SEEDS=DIR in the environment a harness writes its seeds to DIR
+ * and is done, as with driver.c's --write-seeds.  scripts/fuzz starts a corpus this way.
  */
 #include <errno.h>
 #include <stdio.h>

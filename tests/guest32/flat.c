@@ -1,7 +1,7 @@
 /*
- * Flat segments in code that is hot: addresses that wrap at 4 GiB in every way, and indirect calls whose
- * targets are alike in their lower bits.  A translator may reach memory by another way there, and find
- * targets in a table of its own.
+ * Flat segments in code that is hot: addresses that wrap at 4 GiB in every way, and indirect calls
+ * whose targets are alike in their lower bits.  A translator may reach memory by another way there,
+ * and find targets in a table of its own.
  */
 #include "guest32.h"
 
@@ -21,11 +21,11 @@ TEST(flat, wrap)
         struct regs r = regs_for(m);
         fill();
         r.ecx = RUNS;
-        r.ebx = 0xffff0000;            /* + 10000h + DS_BASE */
-        r.edx = 0x80000000 + DS_BASE;  /* - 7fffff00h, + 80000040h as an unsigned displacement */
-        r.esi = (u32)-8;               /* an index below 0 */
+        r.ebx = 0xffff0000;           /* + 10000h + DS_BASE */
+        r.edx = 0x80000000 + DS_BASE; /* - 7fffff00h, + 80000040h as an unsigned displacement */
+        r.esi = (u32)-8;              /* an index below 0 */
         r.edi = DS_BASE + 0x800;
-        r.ebp = 0xfffffffc;            /* no frame pointer */
+        r.ebp = 0xfffffffc; /* no frame pointer */
         r.eax = 0;
         if (!done(&r, SNIP32("1: add 0x30004(%%ebx), %%eax\n\t"
                              "add -0x7fffff00(%%edx), %%eax\n\t"
