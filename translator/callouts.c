@@ -210,6 +210,18 @@ static int push(struct vcpu *v, uint64_t value, unsigned size)
     return 0;
 }
 
+/* With an operand size of 32 bits Intel's processors write the selector only and leave the upper half of
+ * its place alone; AMD's write four bytes (SDM vol. 2, PUSH, allows both). */
+static int push_selector(struct vcpu *v, uint16_t selector, unsigned size)
+{
+    if (size != 4 || v->model->vendor != CPU_VENDOR_INTEL)
+        return push(v, selector, size);
+    if (stack_store(v, v->gpr[RSP] - 4, selector, 2))
+        return -1;
+    set_rsp(v, v->gpr[RSP] - 4);
+    return 0;
+}
+
 static int peek_stack(struct vcpu *v, uint64_t *value, unsigned size)
 {
     return stack_load(v, v->gpr[RSP], value, size);
@@ -843,8 +855,8 @@ static enum cpu_result execute(struct vcpu *v, const struct insn *in)
 
     /* Segments. */
     case OP_PUSH_SEG:
-        return push(v, v->seg[in->opcode >> 3 & 7].sel, stack_size(v, in)) ? CPU_EXCEPTION
-                                                                           : CPU_NEXT;
+        return push_selector(v, v->seg[in->opcode >> 3 & 7].sel, stack_size(v, in)) ? CPU_EXCEPTION
+                                                                                    : CPU_NEXT;
     case OP_POP_SEG:
         return do_pop_seg(v, in);
     case OP_MOV_FROM_SEG:

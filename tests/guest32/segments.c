@@ -876,6 +876,33 @@ TEST(segment, store)
     }
 }
 
+/* PUSH of a segment register: with 32 bits, Intel's processors leave the upper half of the place
+ * alone and AMD's clear it (SDM vol. 2, PUSH). */
+TEST(segment, push)
+{
+    TCG_SKIP("writes all four bytes whatever the vendor");
+    struct snip l = SNIP("pushl %%fs\n\tpushl $0\n\tpopl %%eax"),
+                w = SNIP("pushw %%fs\n\tpushw $0\n\tpopw %%ax");
+    u32 id[4];
+    asm("cpuid" : "=a"(id[0]), "=b"(id[1]), "=c"(id[2]), "=d"(id[3]) : "a"(0));
+    bool intel = id[1] == 0x756e6547; /* "Genu" */
+    EACH_MODE(m, M(U32) | M(S32) | M(U16) | M(V86))
+    {
+        struct regs r = regs_for(m);
+        u32 at = esp_base(m) + r.esp;
+        *mem32(at - 4) = 0x99999999;
+        if (done(&r, code_for(m, l))) {
+            EQ(*mem32(at - 4), (intel ? 0x99990000 : 0) | r.fs);
+            EQ(T.r.esp, r.esp - 4);
+        }
+        *mem32(at - 4) = 0x99999999;
+        if (done(&r, code_for(m, w))) {
+            EQ(*mem32(at - 4) >> 16, r.fs);
+            EQ(T.r.esp, r.esp - 2);
+        }
+    }
+}
+
 /* -- Real and unreal mode --------------------------------------------------------------------- */
 
 TEST(segment, unreal)

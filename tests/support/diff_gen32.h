@@ -26,8 +26,7 @@ static inline bool diff32_allowed(const struct diff_gen32 *g, const struct insn 
     const struct diff_case *c = g->g.c;
     bool user = c->cpl == 3 && c->world != DIFF_REAL;
     switch (in->op) {
-    case OP_PUSH_SEG: /* 32 bits: zero-extended or a 16-bit write, as the CPU likes (SDM, PUSH) */
-        return g->protected && user && in->op_size == 2;
+    case OP_PUSH_SEG:
     case OP_MOV_FROM_SEG:
     case OP_MOV_TO_SEG:
     case OP_POP_SEG:
