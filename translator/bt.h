@@ -90,7 +90,19 @@ enum side_kind {
     SIDE_STRING_RSI,
     SIDE_STRING_RDI,
     SIDE_SPILL = 16, /* plus a register: as INSIDE, and its guest value waits in scratch[SCR_SPILL] */
+    /* 16- and 32-bit code only, which has no registers to spill from here on: as INSIDE at the first byte
+     * of an instruction, and ESP is yet to be moved: side_esp(). */
+    SIDE_ESP = 24,
 };
+#define SIDE_ESP_MAX 16 /* by so much either way, in steps of 4 */
+static inline unsigned side_of_esp(int distance)
+{
+    return (unsigned)(distance < 0 ? SIDE_ESP + 4 + distance / 4 : SIDE_ESP + 3 + distance / 4);
+}
+static inline int side_esp(unsigned kind)
+{
+    return kind < SIDE_ESP + 4 ? ((int)kind - SIDE_ESP - 4) * 4 : ((int)kind - SIDE_ESP - 3) * 4;
+}
 
 /* Host address -> guest instruction, sorted by host address.  There are as many of them as bytes of
  * code, nearly, so they are packed. */
@@ -166,6 +178,16 @@ struct tb {
     bool hot;            /* second tier                                                      */
     bool window;         /* second tier, accesses through windows                            */
 };
+
+static inline bool side_is_esp(const struct tb *tb, const struct side_entry *se)
+{
+    return (tb->key & KEY_LEGACY) && se->kind >= SIDE_ESP;
+}
+/* Does an instruction start here? */
+static inline bool side_starts(const struct tb *tb, const struct side_entry *se)
+{
+    return se->kind == SIDE_BOUNDARY || side_is_esp(tb, se);
+}
 
 /* Of a side entry: where its code is, and the guest address of its instruction. */
 static inline uint32_t side_host(const struct tb *tb, const struct side_entry *se)
@@ -489,9 +511,9 @@ const struct side_entry *tb_side_lookup(const struct tb *tb, uint64_t x);
 /* jump_cache.c. The index mixes page bits into the low 16, by instructions that touch no flag (RORX,
  * LEA); without BMI2 it is the low 16 bits alone. */
 #define JUMP_CACHE_ROT 6
-static inline unsigned jump_cache_index(const struct bt_engine *bt, uint64_t gva)
+static inline unsigned jump_cache_index(const struct bt_engine *bt, uint64_t gva, bool legacy)
 {
-    uint64_t mix = bt->bmi2 ? gva >> JUMP_CACHE_ROT | gva << (64 - JUMP_CACHE_ROT) : 0;
+    uint64_t mix = bt->bmi2 && !legacy ? gva >> JUMP_CACHE_ROT | gva << (64 - JUMP_CACHE_ROT) : 0;
     return (unsigned)(gva + mix) & (JUMP_CACHE_SIZE - 1);
 }
 void jump_cache_init(struct vcpu *v);

@@ -388,7 +388,7 @@ static bool resume_short(struct vcpu *v)
     /* The jump cache knows, or its miss stub brings us back. */
     v->bt.r10 = bt_linear(v, v->rip);
     v->bt.resume_target =
-        v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(ev->bt, v->bt.r10)];
+        v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(ev->bt, v->bt.r10, !vcpu_long64(v))];
     split_flags(v);
     flat_use(v);
     if (v->fp_saved)
@@ -453,7 +453,7 @@ static unsigned index_in(const struct vcpu *v, const struct tb *tb)
     unsigned index = 0;
     int off = (int16_t)(bt_linear(v, v->rip) - tb->gva);
     for (uint32_t i = 0; i < tb->n_side; i++)
-        if (tb->side[i].kind == SIDE_BOUNDARY) {
+        if (side_starts(tb, &tb->side[i])) {
             if (tb->side[i].guest_off == off)
                 break;
             index++;

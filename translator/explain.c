@@ -548,9 +548,9 @@ static void print_main(const struct view *w)
     for (uint32_t s = 0; s < tb->n_side && side_host(tb, &tb->side[s]) < w->slow; s++) {
         const struct side_entry *se = &tb->side[s];
         uint32_t e = s + 1;
-        if (se->kind != SIDE_BOUNDARY || side_host(tb, se) < w->main)
+        if (!side_starts(tb, se) || side_host(tb, se) < w->main)
             continue;
-        while (e < tb->n_side && tb->side[e].kind != SIDE_BOUNDARY &&
+        while (e < tb->n_side && !side_starts(tb, &tb->side[e]) &&
                side_host(tb, &tb->side[e]) < w->slow)
             e++;
         uint32_t end = e < tb->n_side && side_host(tb, &tb->side[e]) < w->slow
@@ -594,7 +594,7 @@ static void print_slow(const struct view *w)
     for (uint32_t s = 0; s < tb->n_side; s++) {
         const struct side_entry *se = &tb->side[s];
         if (side_host(tb, se) < w->slow || side_host(tb, se) >= w->exits ||
-            se->kind == SIDE_BOUNDARY)
+            side_starts(tb, se))
             continue;
         uint32_t end = s + 1 < tb->n_side && side_host(tb, &tb->side[s + 1]) < w->exits
                            ? side_host(tb, &tb->side[s + 1])
@@ -618,7 +618,7 @@ static void find_parts(struct view *w)
     uint32_t last = 0, insns = 0;
     w->main = tb->entry;
     for (uint32_t s = 0; s < tb->n_side; s++)
-        if (tb->side[s].kind == SIDE_BOUNDARY) {
+        if (side_starts(tb, &tb->side[s])) {
             if (!insns++)
                 w->main = side_host(tb, &tb->side[s]);
             last = s;

@@ -23,11 +23,11 @@ void jump_cache_insert(struct vcpu *v, struct tb *tb)
 {
     struct engine_vcpu *ev = v->engine;
     unsigned sup = tb->key & KEY_USER ? 0 : 1;
-    uint64_t *e = &v->jump_cache[sup][jump_cache_index(v->engine->bt, tb->gva)];
+    uint64_t *e = &v->jump_cache[sup][jump_cache_index(v->engine->bt, tb->gva, tb->key & KEY_LEGACY)];
     if (*e == ev->bt->stub_lookup) {
         const uint32_t max = sizeof ev->jc_used[0] / sizeof ev->jc_used[0][0];
         if (ev->jc_n[sup] < max)
-            ev->jc_used[sup][ev->jc_n[sup]] = jump_cache_index(ev->bt, tb->gva);
+            ev->jc_used[sup][ev->jc_n[sup]] = jump_cache_index(ev->bt, tb->gva, tb->key & KEY_LEGACY);
         ev->jc_n[sup]++; /* beyond max: the next flush clears the whole table */
     }
     *e = tb->slow_door && tb->door_faults >= DOOR_FAULTS ? tb->slow_door : tb->entry_ind;
@@ -127,9 +127,9 @@ void jump_cache_flush_page(struct vcpu *v, uint64_t gva)
     uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
     /* Blocks of this page, and one that straddles into it from the page before. Other pages whose
      * addresses end alike keep theirs. */
-    for (int sup = 0; sup < 2; sup++)
+    for (int way = 0; way < (gva >> 32 ? 2 : 4); way++)
         for (uint64_t a = page - 15; a != page + GUEST_PAGE_SIZE; a++) {
-            uint64_t *e = &v->jump_cache[sup][jump_cache_index(bt, a)];
+            uint64_t *e = &v->jump_cache[way & 1][jump_cache_index(bt, a, way >> 1)];
             if (*e == bt->stub_lookup)
                 continue;
             struct tb *tb = cache_find_pc(bt, *e);
@@ -141,7 +141,7 @@ void jump_cache_flush_page(struct vcpu *v, uint64_t gva)
 void jump_cache_forget(struct vcpu *v, struct tb *tb)
 {
     unsigned sup = tb->key & KEY_USER ? 0 : 1;
-    uint64_t *e = &v->jump_cache[sup][jump_cache_index(v->engine->bt, tb->gva)];
+    uint64_t *e = &v->jump_cache[sup][jump_cache_index(v->engine->bt, tb->gva, tb->key & KEY_LEGACY)];
     if (*e == tb->entry_ind || (tb->slow_door && *e == tb->slow_door))
         *e = v->engine->bt->stub_lookup;
 }

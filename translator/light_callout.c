@@ -186,7 +186,7 @@ static bool system_call(struct vcpu *v, const struct callout *c)
     v->bt.hflags = (v->rflags & FL_HOST) | FL_FIXED1 | FL_IF;
     v->bt.r10 = v->rip;
     v->bt.resume_target = bt_jump_cache_valid(v)
-                              ? v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(bt, v->bt.r10)]
+                              ? v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(bt, v->bt.r10, false)]
                               : bt->stub_lookup;
     return true;
 }

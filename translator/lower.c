@@ -749,6 +749,8 @@ static bool lower_flat(struct xlate *x, const struct insn *in, const struct insn
         return false;
     if (class == SEG_FLAT && addr_size == 4) {
         int32_t disp = (int32_t)((uint32_t)m->disp + (uint32_t)extra);
+        if (m->base == RSP)
+            disp = (int32_t)((uint32_t)disp + (uint32_t)x->esp_off);
         a.scratch = R10;
         a.ref = (struct memref){m->base, m->index, disp, m->scale, true};
         if (by_flat_base(x, in, m, disp)) {

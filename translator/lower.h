@@ -87,6 +87,10 @@ struct xlate {
      * instruction that is not known to keep it clears r11_kept. */
     unsigned r11_id;
     bool r11_kept;
+    /* 32-bit code: the guest's ESP is that of the host plus this, for instructions that emit_insn() knows to
+     * work with that (translate.c, may_defer()): what moves ESP, moves this. */
+    int32_t esp_off;
+    bool defer;
     unsigned n_miss;
     struct {
         uint8_t *jcc;

@@ -215,7 +215,9 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
     static const uint8_t greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
                                         REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
                                         REG_R12, REG_R13, REG_R14, REG_R15};
-    if (se->kind >= SIDE_SPILL)
+    if (side_is_esp(tb, se))
+        g[REG_RSP] = (uint32_t)(g[REG_RSP] + side_esp(se->kind));
+    else if (se->kind >= SIDE_SPILL)
         g[greg_of[se->kind - SIDE_SPILL]] = (greg_t)v->scratch[SCR_SPILL];
     if (side_is_string(se->kind))
         string_registers(se, g);

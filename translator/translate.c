@@ -270,7 +270,7 @@ static void jump_indirect(struct xlate *x)
         e_jmp(e, x->bt->stub_lookup);
         return;
     }
-    if (x->bt->bmi2) {
+    if (x->bt->bmi2 && !is_legacy(x)) {
         e_rorx(e, R11, R10, JUMP_CACHE_ROT);
         e_lea(e, R11, R11, R10, 1, 0);
         e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xdb}, 4); /* movzx r11d, r11w */
@@ -312,7 +312,7 @@ static void jump_by_cache(struct xlate *x, uint64_t target)
     struct emitter *e = &x->e;
     e_mov_imm(e, R10, target);
     e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[off] */
-    e32(e, jump_cache_off(x) + jump_cache_index(x->bt, target) * 8);
+    e32(e, jump_cache_off(x) + jump_cache_index(x->bt, target, is_legacy(x)) * 8);
 }
 
 static void jump_unlinked(struct xlate *x, uint64_t target)
@@ -456,6 +456,119 @@ static void emit_raise(struct xlate *x, const struct insn *in, unsigned vector)
     emit_callout(x, &fault, false);
 }
 
+/* -- Moving the stack pointer ----------------------------------------------------------------------- */
+
+static unsigned stack_addr_size(const struct xlate *x)
+{
+    return !is_legacy(x) ? 8 : x->key & KEY_STACK16 ? 2 : 4;
+}
+
+/* Stack pointer = base + n, in the width that the stack segment gives it. */
+static void set_rsp(struct xlate *x, unsigned base, int32_t n)
+{
+    unsigned width = stack_addr_size(x);
+    if (width == 2)
+        e8(&x->e, 0x66);
+    e_op_mem(&x->e, width == 8, 0x8d, RSP, base, 0xff, 1, n);
+    x->esp_off = 0;
+}
+
+static void add_rsp(struct xlate *x, int32_t n)
+{
+    if (x->defer)
+        x->esp_off += n;
+    else
+        set_rsp(x, RSP, n);
+}
+
+/* Is this instruction pointer past the limit of CS? A branch there is #GP(0) of the branch, before it
+ * has changed a register (SDM vol. 2, JMP, CALL, RET). */
+static bool past_limit(const struct xlate *x, uint64_t rip)
+{
+    return is_legacy(x) && rip > x->tb->cs >> 32;
+}
+
+/*
+ * 32-bit code: PUSH and POP are a move and an LEA, of which the LEAs are put off: a run of pushes, pops and
+ * instructions that do not mind has one at its end.  Meanwhile ESP is the host's plus xlate.esp_off, which
+ * displacements take into account; the side table knows it for instructions that fault, and nobody stops
+ * in between (enum side_kind, SIDE_ESP).
+ */
+
+static void settle_esp(struct xlate *x)
+{
+    if (x->esp_off)
+        set_rsp(x, RSP, x->esp_off);
+    x->esp_off = 0;
+}
+
+/* ADD or SUB ESP, imm? */
+static bool moves_esp(const struct insn *in, int32_t *by)
+{
+    unsigned ext = in->modrm >> 3 & 7;
+    if (in->op != OP_COPY || in->enc != ENC_LEGACY || in->map != MAP_ONE || in->op_size != 4 ||
+        (in->opcode != 0x81 && in->opcode != 0x83) || in->mod != 3 || in->rm != RSP ||
+        (ext != 0 && ext != 5))
+        return false;
+    *by = (int32_t)(ext ? -(uint32_t)in->imm : (uint32_t)in->imm);
+    return true;
+}
+
+/* Can instruction i be done, as the rules here do it, with ESP not yet where it belongs? */
+static bool may_defer(const struct xlate *x, unsigned i)
+{
+    const struct insn *in = &x->insn[i];
+    bool mem = in->flags & INSN_MEM, plain = !mem || (in->addr_size == 4 && lower_plain_flat(x, in->mem.seg));
+    int32_t by;
+    if (!x->window || !is_legacy(x) || (x->key & KEY_ONE_INSN) || stack_addr_size(x) != 4 ||
+        !lower_plain_flat(x, SEG_SS) || fpu_fault(in, x->key) >= 0)
+        return false;
+    switch (in->op) {
+    case OP_NOP:
+        return true;
+    case OP_JMP:
+        return x->follow[i];
+    case OP_PUSH: case OP_POP:
+        return in->op_size == 4 && (in->stack_operand == STK_REG ? in->rm != RSP
+                                                                 : in->stack_operand == STK_IMM);
+    case OP_CALL:
+        return in->op_size == 4 &&
+               !past_limit(x, (uint32_t)(x->cur_rip + in->len + (uint64_t)in->imm));
+    case OP_CALL_IND:
+        return in->op_size == 4 && plain && (mem || in->rm != RSP) && !past_limit(x, 0xffffffff);
+    case OP_RET:
+        return in->op_size == 4 && !past_limit(x, 0xffffffff);
+    case OP_LEAVE:
+        return in->op_size == 4;
+    case OP_LEA:
+        return in->addr_size == 4 && in->op_size == 4 && in->mem.base != REG_NONE && in->reg != RSP;
+    case OP_COPY:
+        if (moves_esp(in, &by))
+            return !(x->live[i + 1] & FL_ARITH) && by % 4 == 0;
+        if (divisor_checked(x, in, i) || !plain || (in->gpr_written >> RSP & 1) ||
+            (in->flags & (INSN_HIGH8 | INSN_VSIB)))
+            return false;
+        if (!mem)
+            return !(in->gpr_read >> RSP & 1);
+        return !((in->flags & INSN_REG_GPR) && in->reg == RSP) &&
+               !((in->flags & INSN_VVVV_GPR) && in->vvvv == RSP) &&
+               !(in->mem.seg == SEG_CS && (in->flags & INSN_MEM_WRITE));
+    default:
+        return false;
+    }
+}
+
+/* Before instruction i: puts ESP right, unless that can wait. */
+static void prepare_esp(struct xlate *x, unsigned i)
+{
+    const struct insn *in = &x->insn[i];
+    int32_t after = x->esp_off;
+    x->defer = may_defer(x, i);
+    after += in->op == OP_PUSH ? -4 : in->op == OP_POP ? 4 : 0;
+    if (!x->defer || after > SIDE_ESP_MAX || after < -SIDE_ESP_MAX)
+        settle_esp(x);
+}
+
 /* -- Memory rules --------------------------------------------------------------------------------- */
 
 static bool live_at(const struct xlate *x, unsigned i)
@@ -550,6 +663,14 @@ static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
         lower_mem(x, in, &in->mem, in->addr_size, 0, copy_access(x, in, i), body_copy);
         return;
     }
+    int32_t by;
+    if (x->defer && moves_esp(in, &by)) {
+        x->esp_off = (int32_t)((uint32_t)x->esp_off + (uint32_t)by);
+        x->r11_kept = true;
+        if (x->esp_off > SIDE_ESP_MAX || x->esp_off < -SIDE_ESP_MAX)
+            settle_esp(x);
+        return;
+    }
     if (is_legacy(x) && in->enc == ENC_LEGACY) {
         x->r11_kept = true;
         if (in->map == MAP_ONE && in->opcode >= 0x40 && in->opcode <= 0x4f) {
@@ -620,7 +741,7 @@ static void rule_lea(struct xlate *x, const struct insn *in)
             if (in->op_size == 2)
                 e8(&x->e, 0x66);
             e_lea32(&x->e, in->reg, in->mem.base, in->mem.index, in->mem.scale,
-                    (int32_t)in->mem.disp);
+                    (int32_t)in->mem.disp + (in->mem.base == RSP ? x->esp_off : 0));
             return;
         }
         lower_ea(x, in, &in->mem, in->addr_size, 0, false);
@@ -710,11 +831,6 @@ bool lower_keeps_r11(body_fn body)
 
 static const struct insn_mem stack_top = {.base = RSP, .index = REG_NONE, .scale = 1, .seg = SEG_SS};
 
-static unsigned stack_addr_size(const struct xlate *x)
-{
-    return !is_legacy(x) ? 8 : x->key & KEY_STACK16 ? 2 : 4;
-}
-
 static void stack_access(struct xlate *x, const struct insn *in, unsigned i, uint8_t kind,
                          unsigned size, int32_t disp, struct access a, body_fn body)
 {
@@ -723,20 +839,6 @@ static void stack_access(struct xlate *x, const struct insn *in, unsigned i, uin
     a.flags = SITE_STACK;
     a.flags_live = live_at(x, i);
     lower_mem(x, in, &stack_top, stack_addr_size(x), disp, a, body);
-}
-
-/* Stack pointer = base + n, in the width that the stack segment gives it. */
-static void set_rsp(struct xlate *x, unsigned base, int32_t n)
-{
-    unsigned width = stack_addr_size(x);
-    if (width == 2)
-        e8(&x->e, 0x66);
-    e_op_mem(&x->e, width == 8, 0x8d, RSP, base, 0xff, 1, n);
-}
-
-static void add_rsp(struct xlate *x, int32_t n)
-{
-    set_rsp(x, RSP, n);
 }
 
 static void rule_push(struct xlate *x, const struct insn *in, unsigned i)
@@ -1396,13 +1498,6 @@ static void target_from_register(struct xlate *x, unsigned reg, unsigned width)
         e_mov32_rr(e, R10, reg);
 }
 
-/* Is this instruction pointer past the limit of CS? A branch there is #GP(0) of the branch, before it
- * has changed a register (SDM vol. 2, JMP, CALL, RET). */
-static bool past_limit(const struct xlate *x, uint64_t rip)
-{
-    return is_legacy(x) && rip > x->tb->cs >> 32;
-}
-
 /* R10 = target of this width: #GP(0) if it is past the limit of CS. */
 static void check_limit(struct xlate *x, const struct insn *in, unsigned i, unsigned width)
 {
@@ -1507,6 +1602,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
             break;
         }
         add_rsp(x, -(int32_t)width);
+        settle_esp(x);
         jump_to(x, target);
         break;
     case OP_JMP_IND: case OP_CALL_IND: {
@@ -1544,6 +1640,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         check_limit(x, in, i, width);
         if (call)
             add_rsp(x, -(int32_t)width);
+        settle_esp(x);
         target_to_linear(x);
         jump_indirect(x);
         break;
@@ -1552,6 +1649,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         stack_access(x, in, i, MMU_READ, width, 0, (struct access){0}, body_load_r10);
         check_limit(x, in, i, width);
         add_rsp(x, (int32_t)(width + (uint16_t)in->imm));
+        settle_esp(x);
         target_to_linear(x);
         jump_indirect(x);
         break;
@@ -2062,6 +2160,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
                 hot_at = i;
         guess_entry(x, hot_at);
         x->r11_id = 0;
+        x->esp_off = 0;
         x->failed = false;
         compute_liveness(x);
         tb->entry_ind = (uint32_t)emit_here(&x->e);
@@ -2072,7 +2171,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             x->cur_rip = x->rip[i];
             x->index = (uint8_t)i;
             x->guest_off = (int16_t)(x->cur_rip - x->rip[0]);
-            side_mark(x, SIDE_BOUNDARY);
+            prepare_esp(x, i);
+            side_mark(x, x->esp_off ? side_of_esp(x->esp_off) : SIDE_BOUNDARY);
             if (i == hot_at)
                 guess_here(x);
             x->r11_kept = false;
@@ -2090,6 +2190,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         if (block_open_ended(x)) {
             /* Between the last instruction and the jump the state is that of the next one. */
             uint64_t rip = x->rip[x->n - 1] + x->insn[x->n - 1].len;
+            settle_esp(x);
             x->guest_off = (int16_t)(rip - x->rip[0]);
             side_mark(x, SIDE_BOUNDARY);
             side_mark(x, SIDE_INSIDE);

@@ -181,6 +181,91 @@ static void crossing(void)
     pf(&u, push, PF_U | PF_W, TEST_VA + 0xffc);
 }
 
+/* Pushes and pops in a row, hot, of which one faults: all that came before it has happened, ESP
+ * included, and nothing else. */
+static void stack_runs(void)
+{
+    u8 *push = SNIP32("1: push %%eax\n\tpush $0x12345678\n\tlea 8(%%esp), %%edx\n\tpush %%ebx\n\t"
+                      "mov 8(%%esp), %%esi\n\tadd $5, %%edi\n\tpush %%edx\n\tadd (%%esp), %%edi\n\t"
+                      "pop %%edx\n\tpop %%eax\n\tadd $8, %%esp\n\tmov %%esi, %%eax\n\t"
+                      "dec %%ecx\n\tjnz 1b"),
+       *pop = SNIP32(
+           "1: pop %%eax\n\tadd $1, %%edi\n\tpop %%ebx\n\tmov -4(%%esp), %%esi\n\tpop %%edx\n\t"
+           "pop %%ebp\n\tsub $16, %%esp\n\tdec %%ecx\n\tjnz 1b");
+    struct regs r = regs_for(U32), start;
+    r.eax = 0xa1, r.ebx = 0xb2, r.edi = 1;
+    for (unsigned page = 0; page < 2; page++)
+        set(page, URW);
+    r.ecx = 300, r.esp = TEST_VA + 4096 + 8;
+    if (done(&r, push)) {
+        EQ(T.r.esp, r.esp);
+        EQ(T.r.eax, 0xa1);
+        EQ(T.r.esi, 0xa1);
+        EQ(T.r.edx, r.esp);
+        EQ(T.r.edi, 1 + 300 * (5 + r.esp));
+        EQ(*(u32 *)(data[1] + 4), 0xa1);
+        EQ(*(u32 *)(data[1]), 0x12345678);
+        EQ(*(u32 *)(data[0] + 4092), 0xb2);
+    }
+    for (unsigned k = 0; k < 4; k++) { /* the write to page 0 faults */
+        set(0, k & 1 ? P | U : 0);
+        memset(data, 0, sizeof(data));
+        r.ecx = 1 + k;
+        start = r;
+        run_at(&start, push);
+        expect(PF, (k & 1 ? PF_P : 0) | PF_W | PF_U);
+        EQ(T.cr2, TEST_VA + 4092);
+        EQ(T.r.eip, (u32)push + 10);
+        EQ(T.r.esp, r.esp - 8);
+        EQ(T.r.edx, r.esp);
+        EQ(T.r.edi, 1);
+        EQ(*(u32 *)(data[1] + 4), 0xa1);
+        EQ(*(u32 *)(data[1]), 0x12345678);
+    }
+    set(0, URW);
+    r.ecx = 300, r.esp = TEST_VA + 4096 - 8, r.ebp = 0;
+    for (u32 i = 0; i < 4; i++)
+        *(u32 *)(data[0] + 4088 + 4 * i) = 0x100 + i;
+    if (done(&r, pop)) {
+        EQ(T.r.esp, r.esp);
+        EQ(T.r.eax, 0x100);
+        EQ(T.r.ebx, 0x101);
+        EQ(T.r.esi, 0x101);
+        EQ(T.r.edx, 0x102);
+        EQ(T.r.ebp, 0x103);
+        EQ(T.r.edi, 301);
+    }
+    for (unsigned k = 0; k < 3; k++) {
+        set(1, 0);
+        r.ecx = 1 + k;
+        start = r;
+        run_at(&start, pop);
+        expect(PF, PF_U);
+        EQ(T.cr2, TEST_VA + 4096);
+        EQ(T.r.eip, (u32)pop + 9);
+        EQ(T.r.esp, TEST_VA + 4096);
+        EQ(T.r.eax, 0x100);
+        EQ(T.r.ebx, 0x101);
+        EQ(T.r.esi, 0x101);
+        EQ(T.r.edx, r.edx);
+        EQ(T.r.edi, 2);
+    }
+}
+
+TEST(paging, stack_runs_32)
+{
+    paging_on(false);
+    stack_runs();
+}
+
+TEST(paging, stack_runs_pae)
+{
+    if (!feat.pae)
+        SKIP("no PAE");
+    paging_on(true);
+    stack_runs();
+}
+
 TEST(paging, crossing_32)
 {
     paging_on(false);
