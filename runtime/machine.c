@@ -784,13 +784,13 @@ static bool awake(const struct vcpu *v, uint32_t events, bool wait_sipi)
 
 /*
  * Sleeps until then.  What a halted vCPU waits for is nearly always its own timer, so it takes the
- * timers over while it sleeps: one wake-up instead of two, and the I/O thread stays asleep.
+ * timers over, its own and those of the I/O thread, while it sleeps: one wake-up instead of two, and the I/O thread stays asleep.
  */
 static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
 {
     struct machine *m = c->machine;
     struct vcpu *v = c->v;
-    uint64_t deadline;
+    uint64_t deadline, own;
     uint32_t events;
     bool adopted;
 
@@ -799,29 +799,32 @@ static void wait_for_events(struct machine_vcpu *c, bool wait_sipi)
     enum host_cause was = host_time_switch(v, HOST_IDLE);
     machine_lock(m);
     adopted = event_loop_adopt_timers(m->loop, &deadline);
+    vcpu_timers_sleep(&c->timers);
+    own = vcpu_timers_deadline(&c->timers);
     machine_unlock(m);
     atomic_store(&c->sleeping, true);
     while (!awake(v, events = atomic_load(&v->events), wait_sipi)) {
-        if (events & EV_TIMER) {
-            atomic_fetch_and(&v->events, ~(uint32_t)EV_TIMER);
-            platform_run_timers(v->platform, v);
-            continue;
+        if (!(events & EV_TIMER)) {
+            futex_wait(&v->events, events, adopted && deadline < own ? deadline : own);
+            if (atomic_load(&v->events) != events)
+                continue;
         }
-        futex_wait(&v->events, events, adopted ? deadline : TIMER_NEVER);
-        if (!adopted || atomic_load(&v->events) != events)
-            continue;
         host_time_switch(v, HOST_DEVICE);
         machine_lock(m);
-        deadline = event_loop_run_adopted(m->loop);
+        atomic_fetch_and(&v->events, ~(uint32_t)EV_TIMER);
+        vcpu_timers_run(&c->timers);
+        if (adopted)
+            deadline = event_loop_run_adopted(m->loop);
+        own = vcpu_timers_deadline(&c->timers);
         machine_unlock(m);
         host_time_switch(v, HOST_IDLE);
     }
     atomic_store(&c->sleeping, false);
-    if (adopted) {
-        machine_lock(m);
+    machine_lock(m);
+    if (adopted)
         event_loop_hand_back_timers(m->loop);
-        machine_unlock(m);
-    }
+    vcpu_timers_wake(&c->timers);
+    machine_unlock(m);
     host_time_switch(v, was);
 }
 

@@ -52,7 +52,31 @@ void vcpu_timers_run(struct vcpu_timers *t)
     uint64_t next = timer_queue_run(&t->queue);
     t->running = false;
     t->armed = TIMER_NEVER;
-    arm(t, next);
+    if (!t->asleep)
+        arm(t, next);
+}
+
+void vcpu_timers_sleep(struct vcpu_timers *t)
+{
+    struct itimerspec off = {.it_value = {0}};
+
+    if (t->id < 0)
+        return;
+    if (t->armed != TIMER_NEVER)
+        syscall(SYS_timer_settime, t->id, 0, &off, NULL);
+    t->armed = TIMER_NEVER;
+    t->asleep = true;
+}
+
+uint64_t vcpu_timers_deadline(const struct vcpu_timers *t)
+{
+    return t->asleep ? event_loop_host_deadline(t->loop, timer_queue_next(&t->queue)) : TIMER_NEVER;
+}
+
+void vcpu_timers_wake(struct vcpu_timers *t)
+{
+    t->asleep = false;
+    arm(t, timer_queue_next(&t->queue));
 }
 
 static void relay(void *opaque)

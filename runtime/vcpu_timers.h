@@ -27,6 +27,7 @@ struct vcpu_timers {
     struct vm_timer relay; /* of the I/O thread's */
     int id;                /* the kernel's timer; -1: there is none */
     uint64_t armed;        /* what it waits for, TIMER_NEVER if for nothing */
+    bool asleep;           /* between vcpu_timers_sleep() and vcpu_timers_wake()       */
     bool running;          /* whoever runs the timers arms at the end */
 };
 
@@ -39,5 +40,13 @@ void vcpu_timers_end(struct vcpu_timers *t);
 /* Calls what is due, and arms for what comes next: also whenever a signal may have been lost, and
  * when the clock has been set going again. */
 void vcpu_timers_run(struct vcpu_timers *t);
+/*
+ * The thread is about to sleep, and does not need a signal to wake up: it calls vcpu_timers_run()
+ * itself when CLOCK_MONOTONIC shows vcpu_timers_deadline() (TIMER_NEVER: no need to), which is to
+ * be asked again then.
+ */
+void vcpu_timers_sleep(struct vcpu_timers *t);
+uint64_t vcpu_timers_deadline(const struct vcpu_timers *t);
+void vcpu_timers_wake(struct vcpu_timers *t);
 
 #endif

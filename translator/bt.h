@@ -664,6 +664,13 @@ static inline uint64_t bt_offset(const struct vcpu *v, uint64_t linear)
     return vcpu_long64(v) ? linear : (uint32_t)(linear - v->seg[SEG_CS].base);
 }
 
+/* boundary.c, of a signal's context. Has nothing but scratch been touched between this boundary and pc? */
+bool boundary_behind(const struct bt_engine *bt, const struct tb *tb, const struct side_entry *se,
+                     uint64_t pc);
+/* Executes the host instruction at g[REG_RIP], of code that ends at `end` (helper: one of those in
+ * stubs.c), if it is of a known kind. */
+bool boundary_ahead(struct vcpu *v, uint64_t end, bool helper, long long *g);
+
 /* signals.c */
 int signals_init_process(char *err, unsigned errlen);
 int signals_init_thread(struct vcpu *v);

@@ -126,35 +126,74 @@ static void string_registers(const struct side_entry *se, greg_t *g)
         g[REG_RDI] -= g[REG_R11];
 }
 
-/* Exit if the PC is an instruction boundary, else step on. */
-static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc)
+/* Is R10 what bt_mem_prepare() has read from a device, perhaps?  Then it is not to be read again. */
+static bool on_copy(const struct vcpu *v, const greg_t *g)
+{
+    uint64_t r10 = (uint64_t)g[REG_R10];
+    return r10 - (uint64_t)(uintptr_t)v->bounce < sizeof v->bounce ||
+           r10 - (uint64_t)(uintptr_t)v->engine->guard < GUARD_SIZE;
+}
+
+/* In translated code: leaves if this is an instruction boundary, or as good as one. */
+static bool leave_here(struct vcpu *v, ucontext_t *uc, const struct tb *tb, uint64_t pc, bool back)
+{
+    greg_t *g = uc->uc_mcontext.gregs;
+    const struct side_entry *se = tb_side_lookup(tb, pc);
+    if (pc == tb->entry_ind && pc != tb->entry) { /* an indirect jump's target */
+        v->rip = bt_offset(v, (uint64_t)g[REG_R10]);
+        leave(v, uc, EXIT_ASYNC);
+        return true;
+    }
+    if (!se)
+        return false;
+    bool string = side_is_string(se->kind);
+    bool exact = side_host(tb, se) == pc &&
+                 (se->kind == SIDE_BOUNDARY || se->kind == SIDE_ELEMENT || string);
+    if (!exact && !(back && !on_copy(v, g) && boundary_behind(v->engine->bt, tb, se, pc)))
+        return false;
+    if (string)
+        string_registers(se, g);
+    v->rip = bt_offset(v, side_gva(tb, se));
+    leave(v, uc, EXIT_ASYNC);
+    return true;
+}
+
+/* How many instructions are executed here before the host is to do it. */
+#define AHEAD_MAX 40
+
+/*
+ * Leaves if there is a boundary, goes on to the next one here, or has the host step on to it.  Not back
+ * to the last one when stepping: C code that has asked for it, and come back to the middle of an
+ * instruction, wants to see that instruction done (a store to the block's own page).
+ */
+static void leave_or_step(struct vcpu *v, ucontext_t *uc, uint64_t pc, bool back)
 {
     struct bt_engine *bt = v->engine->bt;
-    greg_t *efl = &uc->uc_mcontext.gregs[REG_EFL];
-    if (pc >= bt->through && pc < bt->through_end) { /* comes out in translated code */
-        *efl |= FL_TF;
-        return;
-    }
-    if (in_stubs(bt, pc)) {
-        if (pc >= bt->stub_resume && pc < bt->stub_resume_end && !(*efl & FL_TF))
-            uc->uc_mcontext.gregs[REG_RIP] = bt->stub_resume;
-        else if (pc >= bt->light_resume && pc < bt->light_resume_end) {
-            uc->uc_mcontext.gregs[REG_RIP] = bt->light_resume;
-            *efl &= ~(greg_t)FL_TF;
-        } else if (!(pc >= bt->stub_resume && pc < bt->stub_resume_end))
-            *efl &= ~(greg_t)FL_TF; /* the C side looks at exit_request */
-        return;
-    }
-    struct tb *tb = cache_find_pc(bt, pc);
-    const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;
-    bool string = se && side_is_string(se->kind);
-    if (se && side_host(tb, se) == pc &&
-        (se->kind == SIDE_BOUNDARY || se->kind == SIDE_ELEMENT || string)) {
-        if (string)
-            string_registers(se, uc->uc_mcontext.gregs);
-        v->rip = bt_offset(v, side_gva(tb, se));
-        leave(v, uc, EXIT_ASYNC);
-        return;
+    greg_t *g = uc->uc_mcontext.gregs, *efl = &g[REG_EFL];
+    bool step = bt->cfg.chaos && (++v->engine->chaos_light & 2);
+    for (unsigned i = 0;; i++, pc = (uint64_t)g[REG_RIP]) {
+        bool helper = pc >= bt->through && pc < bt->through_end;
+        const struct tb *tb = NULL;
+        if (!cache_contains(bt, pc)) /* cannot be */
+            break;
+        if (in_stubs(bt, pc) && !helper) {
+            if (pc >= bt->stub_resume && pc < bt->stub_resume_end && !(*efl & FL_TF))
+                g[REG_RIP] = bt->stub_resume;
+            else if (pc >= bt->light_resume && pc < bt->light_resume_end) {
+                g[REG_RIP] = bt->light_resume;
+                *efl &= ~(greg_t)FL_TF;
+            } else if (!(pc >= bt->stub_resume && pc < bt->stub_resume_end))
+                *efl &= ~(greg_t)FL_TF; /* the C side looks at exit_request */
+            return;
+        }
+        if (!helper) {
+            tb = cache_find_pc(bt, pc);
+            if (tb && leave_here(v, uc, tb, pc, back && !step))
+                return;
+        }
+        if (step || i >= AHEAD_MAX || (!helper && !tb) ||
+            !boundary_ahead(v, helper ? bt->through_end : tb->host_end, helper, g))
+            break;
     }
     *efl |= FL_TF;
 }
@@ -174,7 +213,7 @@ static void on_kick(int sig, siginfo_t *si, void *ctx)
     if (!atomic_load(&v->exit_request))
         return; /* already dealt with */
     if (cache_contains(v->engine->bt, pc))
-        leave_or_step(v, uc, pc);
+        leave_or_step(v, uc, pc, true);
     else
         uc->uc_mcontext.gregs[REG_EFL] &= ~(greg_t)FL_TF;
 }
@@ -191,7 +230,7 @@ static void on_trap(int sig, siginfo_t *si, void *ctx)
         uc->uc_mcontext.gregs[REG_EFL] &= ~(greg_t)FL_TF;
         return;
     }
-    leave_or_step(v, uc, pc);
+    leave_or_step(v, uc, pc, false);
 }
 
 static void on_fault(int sig, siginfo_t *si, void *ctx)

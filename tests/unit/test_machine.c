@@ -716,6 +716,26 @@ Test(vcpu_timers, by_signal, .timeout = 100)
     light_lock_take(&lock);
     vcpu_timers_run(&own);
     cr_expect_eq(fired, 21);
+    /* A sleeper looks after itself, unless a deadline comes nearer. */
+    vm_timer_set(&timer, timer_now(&own.queue) + 3000000);
+    vcpu_timers_sleep(&own);
+    cr_expect_leq(vcpu_timers_deadline(&own), now_ns(CLOCK_MONOTONIC) + 3000000);
+    before = signals;
+    light_lock_release(&lock);
+    usleep(20000);
+    cr_expect_eq(signals, before);
+    light_lock_take(&lock);
+    vm_timer_set(&timer, timer_now(&own.queue) + 1000000);
+    vm_timer_cancel(&timer);
+    vm_timer_set(&timer, timer_now(&own.queue) + 1000000);
+    light_lock_release(&lock);
+    for (unsigned i = 0; i < 10000 && signals == before; i++)
+        usleep(100);
+    cr_expect_gt(signals, before);
+    light_lock_take(&lock);
+    vm_timer_cancel(&timer);
+    vcpu_timers_wake(&own);
+    cr_expect_eq(vcpu_timers_deadline(&own), TIMER_NEVER);
     /* Back to the I/O thread when this one ends. */
     vm_timer_set(&timer, timer_now(&own.queue) + 3000000);
     vcpu_timers_end(&own);
