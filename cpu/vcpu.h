@@ -174,6 +174,9 @@ struct vcpu_bt {
     uint64_t helper_rax, helper_rcx; /* the guest's while an assembly helper uses the registers    */
     uint64_t exit_reason, exit_arg;
     uint64_t shadow_rip;    /* the instruction that an interrupt shadow protects                   */
+    /* 64-bit code: the host's RSP is the guest's plus a delta (translator/native_stack.c). */
+    uint64_t stack_not;     /* ~delta                                                              */
+    uint64_t stack_host;    /* what the resume stub loads RSP with                                 */
     uint64_t xsave_rax, xsave_rdx; /* the guest's own RAX/RDX while an XSAVE runs with a masked one */
     uint64_t flat_base;     /* what the GS base is for 16- and 32-bit code (flat_windows.c)        */
 };

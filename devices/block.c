@@ -103,7 +103,6 @@ void block_submit(struct block_device *d, struct block_request *r)
 
     r->dev = d;
     r->image = d->image;
-    r->running = false;
     d->inflight++;
     if (err || (r->len == 0 && r->op != BLOCK_FLUSH))
         block_queue_finish(d->queue, r, err);

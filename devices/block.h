@@ -52,7 +52,6 @@ struct block_request {
     struct block_device *dev;
     struct block_image *image;
     struct block_request *next;
-    bool running; /* in io_uring or with a worker */
 };
 
 struct block_geometry {

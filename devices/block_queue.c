@@ -3,12 +3,6 @@
  * liburing and the kernel allows it; everything else, and what io_uring leaves unfinished, on a
  * few worker threads.
  *
- * A small write that nothing else is under way with is done by the submitter: into the host's page
- * cache it is a copy, for which io_uring would take a thread of its own (file systems that cannot
- * tell whether a write will wait, ext4 among them, refuse to do it without waiting) and be some
- * hundred microseconds later.  Where writes do wait, for a disk or because too much is dirty, the
- * next ones go the long way.
- *
  * One eventfd announces ended requests of both kinds.  The ring is only touched with the machine
  * lock held; `lock` is a leaf lock for the two lists.
  */
@@ -21,8 +15,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
-#include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "devices/block_image.h"
@@ -34,9 +26,6 @@
 #define MAX_THREADS  4
 #define RING_ENTRIES 128
 #define REAP_ROUNDS  8
-#define QUICK_BYTES  65536     /* of a write that the submitter does */
-#define QUICK_NS     200000ull /* it has waited if it took longer... */
-#define QUICK_PAUSE  256       /* ...and so many do not try */
 
 struct request_list {
     struct block_request *first, **last;
@@ -51,9 +40,6 @@ struct block_queue {
     bool stop;
     pthread_t thread[MAX_THREADS];
     bool has_ring;
-    unsigned running;   /* requests in the ring or with a worker */
-    unsigned not_quick; /* writes yet to come that are not tried at once */
-    bool ended_at_once; /* and nobody has been told */
 #ifdef HAVE_LIBURING
     struct io_uring ring;
     unsigned in_ring;
@@ -272,49 +258,10 @@ static void ring_poll(struct block_queue *q)
 
 #endif
 
-/* -- At once ----------------------------------------------------------------------------------- */
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
-
-/* True if the write has been done; otherwise all of it is still to do. */
-static bool write_at_once(struct block_queue *q, struct block_request *r)
-{
-    int fd = r->image->direct_fd;
-    uint64_t start;
-    ssize_t n;
-
-    if (r->op != BLOCK_WRITE || fd < 0 || r->len > QUICK_BYTES || r->iovcnt > IOV_MAX || q->running)
-        return false;
-    if (q->not_quick) {
-        q->not_quick--;
-        return false;
-    }
-    start = now_ns();
-    n = pwritev(fd, r->iov, (int)r->iovcnt, (off_t)r->offset);
-    if (now_ns() - start > QUICK_NS)
-        q->not_quick = QUICK_PAUSE;
-    if (n < 0 || (uint64_t)n != r->len)
-        return false;
-    block_queue_finish(q, r, 0);
-    q->ended_at_once = true;
-    return true;
-}
-
 /* -- The queue --------------------------------------------------------------------------------- */
 
 void block_queue_start(struct block_queue *q, struct block_request *r)
 {
-    r->running = false;
-    if (write_at_once(q, r))
-        return;
-    q->running++;
-    r->running = true;
     if (!ring_start(q, r))
         hand_to_worker(q, r);
 }
@@ -330,8 +277,6 @@ static void tell_ended(struct block_queue *q)
         pthread_mutex_unlock(&q->lock);
         if (!r)
             break;
-        q->running -= r->running;
-        r->running = false;
         block_request_ended(r);
     }
 }
@@ -350,10 +295,8 @@ void block_queue_reap(struct block_queue *q)
 {
     /* The next piece may have ended, too.  Not for ever: the vCPU waits, and the event loop has
      * been told anyway. */
-    for (unsigned i = 0; i < REAP_ROUNDS && (ring_ready(q) || q->ended_at_once); i++) {
-        q->ended_at_once = false;
+    for (unsigned i = 0; i < REAP_ROUNDS && ring_ready(q); i++)
         tell_ended(q);
-    }
 }
 
 void block_queue_wait(struct block_queue *q)

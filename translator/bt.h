@@ -8,7 +8,8 @@
  * This header is private to the folder.  What emitted code may assume:
  *
  *   gs:            host GS base = struct vcpu
- *   rsp            holds the guest's RSP as a plain value; no host stack while in translated code
+ *   rsp            the guest's RSP, in 64-bit code as an address of the host's (native_stack.c); no
+ *                  host stack while in translated code
  *   r10, r11       scratch; the guest's r10/r11 live in vcpu.gpr[]
  *   other GPRs     hold the guest's
  *   EFLAGS         the guest's arithmetic flags and DF (FL_HOST); all else is virtual
@@ -84,6 +85,7 @@ enum side_kind {
     SIDE_INSIDE,   /* within an instruction: step on to reach a boundary                      */
     SIDE_ELEMENT,  /* as BOUNDARY, before the next element of a repeated string instruction   */
     SIDE_XSAVE,    /* as INSIDE, and guest RAX/RDX wait in bt.xsave_rax/rdx                   */
+    SIDE_PLAIN_RSP, /* as INSIDE, and RSP is the guest's plain value                          */
     /* As BOUNDARY, at a string instruction on host addresses: what they are more than the guest's is in
      * R11, and if both are, for RSI in R10. */
     SIDE_STRING_BOTH = 8,
@@ -135,11 +137,6 @@ struct far_link {
     uint32_t closed;               /* executable address of the way through the jump cache */
 };
 
-/* A probing door loads DOOR_PROBE[target - address], as quadwords and in 32 bits: the first one is
- * there, all others are not. */
-#define DOOR_PROBE 0x7ffffff8u
-#define DOOR_FAULTS 2u /* how often that may fault before the block's slow door is used */
-
 struct tb {
     uint64_t gva;        /* linear address */
     uint64_t cs;         /* outside 64-bit mode CS's limit and base (bt_current_cs), else 0 */
@@ -150,6 +147,7 @@ struct tb {
     uint16_t n_insns;
     uint32_t entry_ind;  /* for indirect jumps: checks r10 against gva */
     uint32_t entry;      /* for direct jumps and the dispatcher */
+    uint32_t side_door;  /* of a block whose door probes (door.c): the other one; else 0 */
     uint32_t host_end;
     uint32_t n_side;
     struct side_entry *side;
@@ -162,11 +160,9 @@ struct tb {
     struct link *out;    /* n_out of them */
     struct far_link *far; /* n_far of them */
     uint8_t n_out, n_far;
-    uint32_t slow_door;  /* of code with a probing door: one that tests, for blocks that share their place
-                          * in the jump cache with another; else 0                                     */
-    uint32_t door_faults; /* jumps to other blocks that came to the probing door                       */
     uint64_t minus_gva;  /* what the door of the first tier adds to R10: 0 if this is the block */
     uint64_t door;       /* where it goes then: entry                                        */
+    uint32_t door_heat;  /* jumps through the side door up to door_hot()                     */
     /* Bytes of the page that decide what the block is, besides those from gva on: the rest of a trace,
      * and what was looked at to see which flags are dead. */
     uint16_t peek_lo, peek_hi;
@@ -175,6 +171,8 @@ struct tb {
     uint64_t table_form, soft_form;
     uint64_t check_divisor; /* divisions by zero, or that overflow, were met here              */
     bool dead;
+    bool probing;        /* jumps come in by the door that probes                            */
+    bool missed;         /* a jump to another block has come there                           */
     bool hot;            /* second tier                                                      */
     bool window;         /* second tier, accesses through windows                            */
 };
@@ -230,6 +228,7 @@ enum {
     SITE_FIP = 16,    /* the image written holds x87 FIP/FDP          */
     SITE_ALIGNED = 32, /* #GP(0) if not aligned, before any #PF       */
     SITE_SEG = 64,    /* R10 is an offset in a segment that C checks */
+    SITE_COUNT = 128, /* no access at all: it counts executions      */
 };
 
 /* An instruction done in C. */
@@ -301,7 +300,7 @@ struct bt_stats {
     uint64_t rejected; /* blocks that the verifier refused */
     uint64_t signals_kick, signals_step, signals_fault, exceptions[32], interrupts;
     uint64_t flushes[3];
-    uint64_t hot_blocks, wfaults, wmisses, soft_sites;
+    uint64_t door_misses, hot_blocks, wfaults, wmisses, soft_sites;
     uint64_t callouts[OP_COUNT];
     uint64_t translate_ns;
 };
@@ -333,6 +332,7 @@ struct site_info {
 };
 #define SITE_INFO_SIZE 8192u
 #define HOT_THRESHOLD  48
+#define DOOR_HEAT      256
 /* Executions of a string instruction that was put back to C code until windows get another chance. */
 #define STRING_RETRY   16384
 
@@ -357,7 +357,8 @@ struct bt_engine {
     unsigned cur_region;
     int code_fd;
     bool bmi2;
-    bool probe;         /* the page at DOOR_PROBE is there (cache.c) */
+    bool native_stack; /* there are windows: 64-bit code has the host's RSP (native_stack.c) */
+    bool probe32;      /* the page at DOOR_PROBE is there (door.c) */
     uint8_t *code_w;
     uint32_t code_x;
     uint64_t code_size, meta_bytes;
@@ -376,11 +377,13 @@ struct bt_engine {
     /* Fixed pieces of emitted code (executable addresses). */
     uint32_t stub_enter, stub_resume, stub_resume_end, light_resume, light_resume_end,
         stub_exit_common, stub_exit_link, stub_lookup, stub_callout, stub_light, stub_prepare,
-        stub_commit, stub_hot, stub_stepped, stub_wmiss;
+        stub_commit, stub_hot, stub_stepped, stub_wmiss, stub_door_hot;
     /* What translated code passes through on its way from one place in it to another. */
     uint32_t through, through_end;
     uint32_t stub_door, stub_access[ACCESS_STUBS]; /* by access_stub_index() */
+    uint32_t stub_count[2];                        /* flags dead, flags live */
     uint32_t stubs_x, stubs_end;
+    uint32_t probe; /* door.c; 0: doors branch */
 };
 
 /* The engine's per-vCPU state. */
@@ -527,6 +530,19 @@ void jump_cache_flush_pcid(struct vcpu *v, unsigned pcid);
 void jump_cache_flush_page(struct vcpu *v, uint64_t gva);
 void jump_cache_forget(struct vcpu *v, struct tb *tb);
 
+/* door.c. What doors of 16- and 32-bit code load is DOOR_PROBE[distance], as quadwords. */
+#define DOOR_PROBE 0x7ffffff8u
+struct emitter;
+void door_init(struct bt_engine *bt);
+void door_destroy(struct bt_engine *bt);
+/* Do the doors of hot blocks with this key probe? */
+bool door_probes(const struct bt_engine *bt, uint32_t key);
+void door_emit_probe(const struct bt_engine *bt, struct emitter *e, uint64_t gva, uint32_t key);
+/* From the side door, whose heat has come to 0: where to go on. */
+uint64_t door_hot(struct vcpu *v, struct tb *tb);
+/* A fault in this block: was it its door's? Then R10 is the address of another, to be looked up. */
+bool door_missed(struct bt_engine *bt, struct tb *tb, uint64_t pc);
+
 /* stubs.c */
 void stubs_emit(struct bt_engine *bt, struct cache_region *r);
 
@@ -595,6 +611,29 @@ bool string_for_windows(uint32_t key, const struct insn *in);
 static inline bool side_is_string(unsigned kind)
 {
     return kind >= SIDE_STRING_BOTH && kind <= SIDE_STRING_RDI;
+}
+
+/* native_stack.c */
+
+/* How far the host's RSP may be outside its window where code passes from one block to another. */
+#define STACK_SLACK (1ll << 30)
+/* How far from its window an address may be that is used without a check.  The upper end of a guard
+ * zone may hold a vCPU's state (flat_windows.c). */
+#define STACK_REACH ((int64_t)WINDOW_GUARD - (16ll << 20))
+/* Is the host's RSP the guest's plus a delta in code with this key? */
+static inline bool stack_is_native(const struct bt_engine *bt, uint32_t key)
+{
+    return bt->native_stack && !(key & KEY_LEGACY);
+}
+/* Sets what the resume stubs load the host's RSP with, from v->gpr[RSP]. To be called before every way
+ * back into translated code. */
+static inline void stack_use(struct vcpu *v)
+{
+    uint64_t rsp = v->gpr[RSP], delta = 0;
+    if (v->engine->bt->native_stack && vcpu_long64(v))
+        delta = v->window_delta[v->cpl != 3][rsp >> WINDOW_SHIFT & 0xffff];
+    v->bt.stack_host = rsp + delta;
+    v->bt.stack_not = ~delta;
 }
 
 /* gather.c */

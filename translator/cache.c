@@ -175,26 +175,6 @@ static void *map_writable(uint64_t size, int fd)
     return w;
 }
 
-/*
- * The last quadword of the last page below 2 GiB, and nothing for 32 GiB above it: what the doors of
- * hot 16- and 32-bit blocks load from, to see if a jump was meant for them.  Another engine of this
- * process may have the place; then doors test and branch.
- */
-#define PROBE_PAGE  (DOOR_PROBE & ~(uint64_t)(GUEST_PAGE_SIZE - 1))
-#define PROBE_GUARD (33ull << 30)
-
-static bool map_probe(void)
-{
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
-    uint64_t size = GUEST_PAGE_SIZE + PROBE_GUARD;
-    void *at = (void *)PROBE_PAGE, *p = mmap(at, size, PROT_NONE, flags, -1, 0);
-    if (p == at && mprotect(p, GUEST_PAGE_SIZE, PROT_READ) == 0)
-        return true;
-    if (p != MAP_FAILED)
-        munmap(p, size);
-    return false;
-}
-
 int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
 {
     if (!size)
@@ -228,7 +208,6 @@ int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
         return -ENOMEM;
     }
     bt->code_x = (uint32_t)(uintptr_t)x;
-    bt->probe = map_probe();
     bt->meta = meta;
     uint32_t rc = (uint32_t)(size / CACHE_REGIONS), rm = (uint32_t)(bt->meta_bytes / CACHE_REGIONS);
     for (unsigned i = 0; i < CACHE_REGIONS; i++) {
@@ -251,8 +230,6 @@ void cache_destroy(struct bt_engine *bt)
     far_links_free(bt->far);
     if (bt->code_w && bt->code_w != MAP_FAILED)
         munmap(bt->code_w, bt->code_size);
-    if (bt->probe)
-        munmap((void *)PROBE_PAGE, GUEST_PAGE_SIZE + PROBE_GUARD);
     if (bt->code_x)
         munmap((void *)(uintptr_t)bt->code_x, bt->code_size);
     if (bt->meta && bt->meta != MAP_FAILED)

@@ -391,6 +391,7 @@ static bool resume_short(struct vcpu *v)
         v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(ev->bt, v->bt.r10, !vcpu_long64(v))];
     split_flags(v);
     flat_use(v);
+    stack_use(v);
     if (v->fp_saved)
         vcpu_fp_restore(v);
     return true;
@@ -489,6 +490,7 @@ static uint64_t callout(struct vcpu *v, struct callout *c, bool light)
                 v->bt.resume_target = c->resume;
                 split_flags(v);
                 flat_use(v);
+                stack_use(v);
                 if (v->fp_saved)
                     vcpu_fp_restore(v);
                 return 0;
@@ -606,6 +608,7 @@ uint64_t bt_lookup(struct vcpu *v)
         return 1;
     bt->stats.fast_lookups++;
     v->bt.resume_target = tb->entry;
+    stack_use(v);
     return 0;
 }
 
@@ -648,6 +651,7 @@ static void enter(struct vcpu *v, uint64_t host)
     v->bt.resume_target = host;
     split_flags(v);
     flat_use(v);
+    stack_use(v);
     if (v->fp_saved)
         vcpu_fp_restore(v);
     v->engine->bt->stats.enters++;
@@ -707,7 +711,22 @@ uint64_t bt_mem_hot(struct vcpu *v, struct mem_site *s)
         }
     }
     /* The old block lives on until this execution of it ends. */
-    return bt_mem_prepare(v, s);
+    return s->flags & SITE_COUNT ? bt_resume_at(v, s->resume) : bt_mem_prepare(v, s);
+}
+
+/*
+ * Accesses of one instruction that no window could serve before it gets the soft form.  Where a stack
+ * grows they are page faults of the guest, and will be over.
+ */
+#define SOFT_RUNS       6
+#define STACK_SOFT_RUNS 100
+
+/* Was the fault at hand at the stack, by the host's RSP? */
+static bool at_stack(const struct vcpu *v)
+{
+    uint64_t rsp = v->gpr[RSP] + ~v->bt.stack_not;
+    return v->bt.stack_not != ~0ull &&
+           v->engine->wfault_hva - rsp + GUEST_PAGE_SIZE < 16 * GUEST_PAGE_SIZE;
 }
 
 /*
@@ -715,14 +734,14 @@ uint64_t bt_mem_hot(struct vcpu *v, struct mem_site *s)
  * instruction of `from` is to be soft from now on.  That may be decided already, by another block with
  * this instruction, which a jump into this one's middle makes.
  */
-static bool give_up_window(struct vcpu *v, const struct tb *from)
+static bool give_up_window(struct vcpu *v, const struct tb *from, bool stack)
 {
     struct site_info *s = site_lookup(v->engine, v->rip);
     if (s->rip != v->rip)
         *s = (struct site_info){.rip = v->rip};
     if (s->soft && s->streak < 24)
         return !(from->soft_form >> index_in(v, from) & 1);
-    if (!s->soft && ++s->soft_runs < 6)
+    if (!s->soft && ++s->soft_runs < (stack ? STACK_SOFT_RUNS : SOFT_RUNS))
         return false;
     s->streak = 0;
     s->soft = true;
@@ -914,7 +933,10 @@ static void bt_run(struct engine *e, struct vcpu *v)
             }
             struct site_info *s = site_lookup(ev, v->rip);
             bool storm = s->rip == v->rip && s->soft && s->streak >= 24;
-            if ((soft_once || storm) && !from->dead && give_up_window(v, from)) {
+            bool stack = at_stack(v);
+            if (stack && storm)
+                s->soft = storm = false;
+            if ((soft_once || storm) && !from->dead && give_up_window(v, from, stack)) {
                 from->soft_form |= 1ull << index_in(v, from);
                 heat_up(v, from);
                 if (v->exit != VCPU_EXIT_NONE)
@@ -957,11 +979,13 @@ static int bt_create(const struct engine_config *cfg, struct guest_ram *ram, str
     bt->ram = ram;
     bt->code_fd = -1;
     bt->bmi2 = __builtin_cpu_supports("bmi2");
+    door_init(bt);
     int r = cache_init(bt, cfg->chaos && !cfg->cache_size ? CHAOS_CACHE : cfg->cache_size, err, errlen);
     if (!r)
         r = signals_init_process(err, errlen);
     if (r) {
         cache_destroy(bt);
+        door_destroy(bt);
         free(bt);
         return r;
     }
@@ -980,6 +1004,7 @@ static void bt_destroy(struct engine *e)
     bt->ram->code_write = NULL;
     bt->ram->map_changed = NULL;
     bt_verify_end(bt);
+    door_destroy(bt);
     cache_destroy(bt);
     free(bt);
 }
@@ -1004,8 +1029,14 @@ static int bt_vcpu_init(struct engine *e, struct vcpu *v)
     ev->key_seen[0] = ev->key_seen[1] = ~0u;
     jump_cache_init(v);
     int r = signals_init_thread(v);
-    if (!r && bt->cfg.mem_mode != MEM_SOFT && bt->bmi2)
+    if (!r && bt->cfg.mem_mode != MEM_SOFT && bt->bmi2 && (!bt->n_vcpus || bt->native_stack))
         windows_init(v, 0); /* without windows everything runs in soft form */
+    if (!r && !bt->n_vcpus)
+        bt->native_stack = v->engine->windows_on;
+    if (!r && bt->native_stack && !v->engine->windows_on) { /* all vCPUs run the same code */
+        signals_destroy_thread(v);
+        r = -ENOMEM;
+    }
     if (r) {
         munmap(ev->guard, GUARD_SIZE);
         free(ev);
@@ -1060,9 +1091,9 @@ static void bt_print_stats(struct engine *e, FILE *out)
             "code pages\n",
             (unsigned long long)s->links, (unsigned long long)s->invalidations,
             (unsigned long long)s->evictions, (unsigned long long)s->code_writes);
-    fprintf(out, "dispatcher:   %llu entries, %llu lookups, %llu short ones\n",
+    fprintf(out, "dispatcher:   %llu entries, %llu lookups, %llu short ones, %llu by faults at doors\n",
             (unsigned long long)s->enters, (unsigned long long)s->lookups,
-            (unsigned long long)s->fast_lookups);
+            (unsigned long long)s->fast_lookups, (unsigned long long)s->door_misses);
     static const char *const reason[10] = {"?",     "lookup", "link",         "callout", "fault",
                                            "async", "step",   "window fault", "divide",
                                            "window miss"};

@@ -26,7 +26,7 @@
 /* -- Names ---------------------------------------------------------------------------------------- */
 
 /* What emitted code reaches through GS. */
-enum field { F_OTHER, F_GPR, F_FLAGS, F_STLB, F_JUMP_CACHE, F_DELTA };
+enum field { F_STACK, F_OTHER, F_GPR, F_FLAGS, F_STLB, F_JUMP_CACHE, F_DELTA };
 
 static const char *const gpr_name[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
                                          "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
@@ -52,6 +52,10 @@ static enum field name_field(uint64_t off, char *name, size_t size)
     const uint64_t stlb = offsetof(struct vcpu, stlb), jc = offsetof(struct vcpu, jump_cache),
                    delta = offsetof(struct vcpu, window_delta), seg = offsetof(struct vcpu, seg);
 
+    if (off == offsetof(struct vcpu, bt.stack_not)) {
+        snprintf(name, size, "vcpu.stack_not");
+        return F_STACK;
+    }
     if (off < sizeof(((struct vcpu *)0)->gpr)) {
         snprintf(name, size, "vcpu.gpr.%s", gpr_name[off / 8]);
         return F_GPR;
@@ -116,6 +120,8 @@ static const char *stub_name(const struct bt_engine *bt, uint64_t x)
     for (size_t i = 0; i < sizeof(stub) / sizeof(stub[0]); i++)
         if (stub[i].at == x)
             return stub[i].name;
+    if (x == bt->stub_count[0] || x == bt->stub_count[1])
+        return "<count>";
     for (unsigned i = 0; i < ACCESS_STUBS; i++)
         if (bt->stub_access[i] == x)
             return i & 1 ? "<write>" : "<read>";
@@ -124,7 +130,7 @@ static const char *stub_name(const struct bt_engine *bt, uint64_t x)
 
 static bool access_stub(const struct bt_engine *bt, uint64_t x)
 {
-    return x >= bt->stub_access[0] && x < bt->through_end;
+    return x >= bt->stub_access[0] && x < bt->stub_count[0];
 }
 
 /* -- The block, taken apart ------------------------------------------------------------------------ */
@@ -142,7 +148,7 @@ struct view {
 /* What the code of one guest instruction does. */
 struct facts {
     bool soft, checked, table, plain, in_c, flags_saved, spill, jump_cache_slot, jump_cache;
-    bool callout, callout_first, link, gpr, flat, helper;
+    bool callout, callout_first, link, gpr, flat, helper, count, rsp, rsp_read, rsp_written;
     const struct callout *record;
 };
 
@@ -186,6 +192,7 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
 
     if (!strcmp(i->mnemonic, "lahf"))
         f->flags_saved = true;
+    f->rsp |= strstr(i->op_str, "[rsp") || !strcmp(i->mnemonic, "push") || !strcmp(i->mnemonic, "pop");
     bool flat = (i->bytes[0] == 0x65 && i->bytes[1] == 0x67) ||
                 (i->bytes[0] == 0x66 && i->bytes[1] == 0x65 && i->bytes[2] == 0x67);
     f->flat |= flat;
@@ -211,6 +218,9 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
         case F_JUMP_CACHE:
             *(indexed ? &f->jump_cache : &f->jump_cache_slot) = true;
             break;
+        case F_STACK:
+            *(i->op_str[0] == 'r' ? &f->rsp_read : &f->rsp_written) = true;
+            break;
         case F_GPR:
             f->gpr |= value / 8 == R10 || value / 8 == R11;
             break;
@@ -226,6 +236,7 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
         struct tb *to;
         f->in_c |= value == bt->stub_prepare;
         f->helper |= access_stub(bt, value);
+        f->count |= value == bt->stub_count[0] || value == bt->stub_count[1];
         if (value == bt->stub_callout || value == bt->stub_light)
             f->callout = true;
         if (stub)
@@ -415,10 +426,18 @@ static void explain_insn(const struct view *w, const struct insn *in, const stru
     default:
         explain_branch(w, in, f, why, size);
     }
+    bool native = stack_is_native(w->bt, w->tb->key);
+    if (f->count)
+        add(why, size, "counted: nothing else in this block would be");
     if (verbatim) {
-        add(why, size, "copied as is");
+        add(why, size, native && f->rsp ? "copied as is, for RSP is the guest's in its window"
+                                        : "copied as is");
         return;
     }
+    if (f->rsp_written)
+        add(why, size, "RSP: looks up the delta of the window it is in now");
+    else if (f->rsp_read && native)
+        add(why, size, "RSP as a value: without the delta of its window");
     bool stack = in->op == OP_PUSH || in->op == OP_POP || in->op == OP_CALL || in->op == OP_RET ||
                  in->op == OP_CALL_IND || in->op == OP_LEAVE || in->op == OP_PUSHF;
     snprintf(text, sizeof(text), "%s redirected: ", stack ? "stack access" : "memory operand");
@@ -435,7 +454,9 @@ static void explain_insn(const struct view *w, const struct insn *in, const stru
         snprintf(text + n, sizeof(text) - n, "window, checked to be the one predicted");
         add(why, size, text);
     }
-    if (f->table) {
+    if (native && f->rsp && !f->rsp_read && !f->soft && !f->helper && !f->in_c)
+        add(why, size, "RSP is the guest's in its window: no check");
+    if (f->table && !f->rsp_written) {
         snprintf(text + n, sizeof(text) - n, "window, found by table");
         add(why, size, text);
     }
@@ -673,14 +694,14 @@ void explain_print(struct bt_engine *bt, const struct tb *tb, FILE *out)
                "the jump cache may have guessed wrong: r10 must be this block's address");
     print_main(&w);
     print_slow(&w);
-    range(&w, w.exits, tb->slow_door ? tb->slow_door : tb->host_end, &first, &last);
+    range(&w, w.exits, tb->side_door ? tb->side_door : tb->host_end, &first, &last);
     if (first < last)
         print_rows(&w, "(exit stubs)", first, last,
                    "taken until a direct jump is linked");
-    range(&w, tb->slow_door ? tb->slow_door : tb->host_end, tb->host_end, &first, &last);
+    range(&w, tb->side_door ? tb->side_door : tb->host_end, tb->host_end, &first, &last);
     if (first < last)
-        print_rows(&w, "(slow door)", first, last,
-                   "the door for a block that shares its place in the jump cache with another");
+        print_rows(&w, "(side door)", first, last,
+                   "the door until many have come, and where two blocks share a place in the jump cache");
     if (w.host)
         cs_free(w.host, w.n);
     cs_close(&w.guest_cs);

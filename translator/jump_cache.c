@@ -30,7 +30,7 @@ void jump_cache_insert(struct vcpu *v, struct tb *tb)
             ev->jc_used[sup][ev->jc_n[sup]] = jump_cache_index(ev->bt, tb->gva, tb->key & KEY_LEGACY);
         ev->jc_n[sup]++; /* beyond max: the next flush clears the whole table */
     }
-    *e = tb->slow_door && tb->door_faults >= DOOR_FAULTS ? tb->slow_door : tb->entry_ind;
+    *e = tb->side_door && !tb->probing ? tb->side_door : tb->entry_ind;
 }
 
 void jump_cache_flush_pcid(struct vcpu *v, unsigned pcid)
@@ -142,6 +142,6 @@ void jump_cache_forget(struct vcpu *v, struct tb *tb)
 {
     unsigned sup = tb->key & KEY_USER ? 0 : 1;
     uint64_t *e = &v->jump_cache[sup][jump_cache_index(v->engine->bt, tb->gva, tb->key & KEY_LEGACY)];
-    if (*e == tb->entry_ind || (tb->slow_door && *e == tb->slow_door))
+    if (*e == tb->entry_ind || (tb->side_door && *e == tb->side_door))
         *e = v->engine->bt->stub_lookup;
 }

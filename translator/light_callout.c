@@ -264,6 +264,8 @@ uint64_t bt_light_callout(struct vcpu *v, struct callout *c)
         r = short_cut(v, c);
     if (r == LIGHT_DECLINED && (c->light & LIGHT_RULES) && !v->engine->bt->cfg.trace_mask) /* traces show registers */
         r = bt_callout_light(v, c) ? LIGHT_LEAVE : LIGHT_RESUME;
+    if (r == LIGHT_RESUME)
+        stack_use(v);
     host_time_switch(v, was);
     return r;
 }

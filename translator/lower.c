@@ -92,7 +92,20 @@ void lower_ea(struct xlate *x, const struct insn *in, const struct insn_mem *m, 
     unsigned base = m->base, index = m->index;
     uint64_t disp = (uint64_t)m->disp + (int64_t)extra;
 
-    if (base == BASE_RIP) {
+    if (base == RSP && x->native_stack) {
+        int64_t d = (int64_t)disp;
+        bool now = index == REG_NONE && d == (int32_t)d;
+        stack_value(x, R10, now ? (int32_t)d : 0);
+        if (index == R10 || index == R11) {
+            e_load_gs(e, R11, GPR_OFF(index));
+            x->r11_id = 0;
+            index = R11;
+        }
+        if (!now)
+            e_lea(e, R10, R10, index == REG_NONE ? 0xff : index, m->scale, (int32_t)disp);
+        if (addr_size == 4)
+            e_mov32_rr(e, R10, R10);
+    } else if (base == BASE_RIP) {
         uint64_t a = x->cur_rip + in->len + disp;
         e_mov_imm(e, R10, addr_size == 4 ? (uint32_t)a : a);
     } else if (base == REG_NONE && index == REG_NONE) {
@@ -338,6 +351,33 @@ static unsigned spare_reg(const struct insn *in)
     return R8; /* not reached by any encoding: an instruction names at most five registers */
 }
 
+/* Is the value of this register, which an instruction with a memory operand names, elsewhere than in the
+ * host's? */
+static bool away(const struct xlate *x, const struct insn *in, unsigned reg)
+{
+    return reg == R10 || reg == R11 ||
+           (reg == RSP && x->native_stack && !(in->flags & INSN_HIGH8)); /* else it is AH */
+}
+
+static void load_away(struct xlate *x, unsigned host, unsigned reg)
+{
+    if (reg == RSP)
+        stack_value(x, host, 0);
+    else
+        e_load_gs(&x->e, host, GPR_OFF(reg));
+}
+
+static void store_away(struct xlate *x, unsigned reg, unsigned host)
+{
+    if (reg != RSP) {
+        e_store_gs(&x->e, GPR_OFF(reg), host);
+        return;
+    }
+    if (host != R10)
+        e_mov_rr(&x->e, R10, host);
+    stack_set(x);
+}
+
 /*
  * The instruction with its operand at a->ref. The guest's r10/r11 as data go through the scratch
  * register that is left; a second one, or a high-byte register that forbids REX, borrows a register.
@@ -346,16 +386,16 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
 {
     struct emitter *e = &x->e;
     unsigned field[2] = {KEEP, KEEP}, reg[2] = {KEEP, KEEP}, n = 0;
-    if ((in->flags & INSN_REG_GPR) && (in->reg == R10 || in->reg == R11))
+    if ((in->flags & INSN_REG_GPR) && away(x, in, in->reg))
         field[n++] = 0;
-    if ((in->flags & INSN_VVVV_GPR) && (in->vvvv == R10 || in->vvvv == R11))
+    if ((in->flags & INSN_VVVV_GPR) && away(x, in, in->vvvv))
         field[n++] = 1;
     unsigned guest[2] = {in->reg, in->vvvv}, host[2] = {a->scratch, a->scratch};
     unsigned spill = KEEP;
     bool same = n == 2 && guest[0] == guest[1];
     struct memref ref = a->ref;
 
-    bool high8 = (in->flags & INSN_HIGH8) && (!ref.flat || ref.base == R10);
+    bool high8 = (in->flags & INSN_HIGH8) && (!ref.flat || ref.base == R10) && ref.base != RSP;
     if ((n == 2 && !same) || high8) {
         spill = spare_reg(in);
         e_store_gs(e, VCPU_OFF(scratch[SCR_SPILL]), spill);
@@ -367,7 +407,7 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
         unsigned f = field[i];
         reg[f] = host[i];
         if ((in->gpr_read & (1u << guest[f])) && !(same && i))
-            e_load_gs(e, host[i], GPR_OFF(guest[f]));
+            load_away(x, host[i], guest[f]);
     }
     if (high8) {
         if (ref.flat)
@@ -377,9 +417,13 @@ void body_copy(struct xlate *x, const struct insn *in, const struct access *a)
         ref = (struct memref){.base = (uint8_t)spill, .index = KEEP, .flat = ref.flat};
     }
     reencode_mem(e, in, &ref, reg[0], reg[1]);
-    for (unsigned i = 0; i < n; i++)
-        if ((in->gpr_written & (1u << guest[field[i]])) && !(same && i))
-            e_store_gs(e, GPR_OFF(guest[field[i]]), host[i]);
+    /* RSP last: that takes both scratch registers. */
+    for (unsigned rsp = 0; rsp < 2; rsp++)
+        for (unsigned i = 0; i < n; i++) {
+            unsigned g = guest[field[i]];
+            if ((in->gpr_written & (1u << g)) && !(same && i) && (g == RSP) == rsp)
+                store_away(x, g, host[i]);
+        }
     if (spill != KEEP) {
         e_load_gs(e, spill, VCPU_OFF(scratch[SCR_SPILL]));
         side_mark(x, SIDE_INSIDE);
@@ -511,12 +555,10 @@ bool lower_soft_site(const struct xlate *x)
 }
 
 /* Will the body need a register that the reference occupies? */
-static bool needs_scratch(const struct insn *in, body_fn body)
+static bool needs_scratch(const struct xlate *x, const struct insn *in, body_fn body)
 {
-    if (body != body_copy)
-        return true;
-    return ((in->flags & INSN_REG_GPR) && (in->reg == R10 || in->reg == R11)) ||
-           ((in->flags & INSN_VVVV_GPR) && (in->vvvv == R10 || in->vvvv == R11));
+    return body != body_copy || ((in->flags & INSN_REG_GPR) && away(x, in, in->reg)) ||
+           ((in->flags & INSN_VVVV_GPR) && away(x, in, in->vvvv));
 }
 
 static bool guess_ea(const struct xlate *x, const struct insn *in, const struct insn_mem *m,
@@ -582,15 +624,15 @@ void lower_delta(struct xlate *x, unsigned reg)
     delta_of_base(x, reg, true);
 }
 
-static bool in_host_register(unsigned reg)
+static bool in_host_register(const struct xlate *x, unsigned reg)
 {
-    return reg < 16 && reg != R10 && reg != R11;
+    return reg < 16 && reg != R10 && reg != R11 && !(reg == RSP && x->native_stack);
 }
 
 /* The operand is at R10 + R11, address and delta. */
 static void refer_to_sum(struct xlate *x, const struct insn *in, struct access *a, body_fn body)
 {
-    if (needs_scratch(in, body)) {
+    if (needs_scratch(x, in, body)) {
         e_lea(&x->e, R10, R10, R11, 1, 0);
         a->ref = (struct memref){.base = R10, .index = KEEP, .disp = 0};
         a->scratch = R11;
@@ -610,7 +652,7 @@ static bool lower_bounded_index(struct xlate *x, const struct insn *in, const st
 {
     struct emitter *e = &x->e;
     unsigned base = m->base, index = m->index;
-    if (!in_host_register(index) || (in->flags & INSN_VSIB))
+    if (!in_host_register(x, index) || (in->flags & INSN_VSIB))
         return false;
     *result = BASE_DONE;
     if (base == REG_NONE) {
@@ -622,7 +664,7 @@ static bool lower_bounded_index(struct xlate *x, const struct insn *in, const st
             .base = R11, .index = (uint8_t)index, .disp = disp, .scale = m->scale};
         return true;
     }
-    if (!in_host_register(base))
+    if (!in_host_register(x, base))
         return false;
     if (!x->reg[index].ext && x->reg[base].ext && m->scale == 1)
         base = m->index; /* which of the two is the pointer is not for the encoding to say */
@@ -633,6 +675,32 @@ static bool lower_bounded_index(struct xlate *x, const struct insn *in, const st
         return true;
     e_lea(e, R10, m->base, m->index, m->scale, disp);
     refer_to_sum(x, in, a, body);
+    return true;
+}
+
+/* [rsp + disp], [rsp + index + disp] as they are: native_stack.c. */
+static bool lower_stack(struct xlate *x, const struct insn *in, const struct insn_mem *m,
+                        unsigned addr_size, int32_t extra, struct access a, body_fn body)
+{
+    int64_t disp = m->disp + extra, up = 0, down = 0;
+    if (m->base != RSP || m->seg == SEG_FS || m->seg == SEG_GS || addr_size != 8 ||
+        disp != (int32_t)disp || (a.flags & SITE_BOUNCE) || !stack_direct(x))
+        return false;
+    if (m->index != REG_NONE) {
+        if (!in_host_register(x, m->index) || (in->flags & INSN_VSIB) || !x->reg[m->index].ext)
+            return false;
+        up = (int64_t)m->scale << 32;
+        down = x->reg[m->index].ext == EXT_SIGN ? up / 2 : 0;
+    }
+    stack_reach(x, disp - down, disp + up + a.size);
+    a.scratch = R10;
+    a.ref = (struct memref){.base = RSP,
+                            .index = m->index == REG_NONE ? KEEP : m->index,
+                            .scale = m->scale,
+                            .disp = (int32_t)disp};
+    window_body(x, in, &a, body);
+    if (m->index == REG_NONE && !(a.flags & SITE_MASKED))
+        stack_touched(x, (int32_t)disp);
     return true;
 }
 
@@ -660,7 +728,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
             a.ref = (struct memref){.base = R11, .index = KEEP, .disp = (int32_t)ea};
         } else {
             e_mov_imm(e, R10, ea);
-            if (needs_scratch(in, body)) {
+            if (needs_scratch(x, in, body)) {
                 e_lea(e, R11, R10, R11, 1, 0);
                 x->r11_id = 0;
                 a.ref = (struct memref){.base = R11, .index = KEEP, .disp = 0};
@@ -671,7 +739,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         window_body(x, in, &a, body);
         return true;
     }
-    if (!seg && m->index == REG_NONE && m->base != R10 && m->base != R11 && addr_size == 8 &&
+    if (!seg && m->index == REG_NONE && in_host_register(x, m->base) && addr_size == 8 &&
         disp == (int32_t)disp) {
         enum base_result r = delta_of_base(x, m->base, table);
         if (r != BASE_DONE)
@@ -800,7 +868,8 @@ void lower_mem(struct xlate *x, const struct insn *in, const struct insn_mem *m,
         lower_access(x, in, a, body);
         return;
     }
-    if (lower_window(x, in, m, addr_size, extra, a, body))
+    if (lower_stack(x, in, m, addr_size, extra, a, body) ||
+        lower_window(x, in, m, addr_size, extra, a, body))
         return;
     lower_ea(x, in, m, addr_size, extra, true);
     lower_access(x, in, a, body);
@@ -886,7 +955,7 @@ static enum extension extension_of(const struct insn *in)
     }
 }
 
-void lower_track(struct xlate *x, const struct insn *in)
+static void track(struct xlate *x, const struct insn *in)
 {
     uint64_t ea = 0, value = 0;
     bool w64 = in->op_size == 8 && in->enc == ENC_LEGACY && in->map == MAP_ONE;
@@ -983,6 +1052,13 @@ void lower_track(struct xlate *x, const struct insn *in)
             set_guess(x, r, false, 0);
     if (written && !(written & (written - 1)))
         x->reg[__builtin_ctz(written)].ext = extension_of(in);
+}
+
+void lower_track(struct xlate *x, const struct insn *in)
+{
+    track(x, in);
+    if (x->native_stack) /* nothing is checked by RSP, and what moves from there is a copy */
+        x->reg[RSP].checked = x->reg[RSP].in_r11 = false;
 }
 
 void lower_forget_checks(struct xlate *x)

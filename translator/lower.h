@@ -80,6 +80,10 @@ struct xlate {
     bool hot;             /* second tier */
     bool window;          /* second tier, through windows */
     bool trace;           /* second tier: goes on behind jumps, and has far links */
+    bool native_stack;    /* stack_is_native() */
+    bool stack_ok;        /* the stack is likely to be where there can be a window */
+    bool stack_written;   /* RSP has got another value than one moved by a constant */
+    int64_t stack_slack;  /* bytes that the host's RSP can be outside its window */
     int32_t heat;         /* of accesses of the first tier: executions to go to the second */
     struct reg_guess reg[16];
     /* R11 holds the delta of window r11_id - 1 (0: no telling; R11_OF_REGS: that of the registers with
@@ -178,6 +182,37 @@ void lower_track(struct xlate *x, const struct insn *in);
 
 /* Where C may have run: registers come back from memory, so what was checked before is no fact any more. */
 void lower_forget_checks(struct xlate *x);
+
+/* native_stack.c.  All but stack_direct() are for x->native_stack only. */
+
+/* reg = the guest's RSP + disp. */
+void stack_value(struct xlate *x, unsigned reg, int32_t disp);
+/* The guest's RSP = R10. Uses R11. */
+void stack_set(struct xlate *x);
+/* RSP += n. */
+void stack_move(struct xlate *x, int32_t n);
+/* The same RSP by another look at the table. Uses R10 and R11. */
+void stack_renew(struct xlate *x);
+/* May this instruction use the stack by the host's RSP? */
+bool stack_direct(const struct xlate *x);
+/* Bytes from RSP + lo to RSP + hi are about to be used; afterwards, those at RSP + disp have been. */
+void stack_reach(struct xlate *x, int64_t lo, int64_t hi);
+void stack_touched(struct xlate *x, int32_t disp);
+/* The block may be left after this instruction, of which nothing has been done yet. Uses R10, R11. */
+void stack_settle(struct xlate *x);
+/* The same where all of it has been done. Uses R11, and R10 unless that is to be kept. */
+void stack_settle_late(struct xlate *x, bool keep_r10);
+/* PUSH and POP of eight bytes, of and to a register of the host. */
+void stack_push(struct xlate *x, unsigned reg);
+void stack_push_imm(struct xlate *x, uint64_t imm);
+void stack_pop(struct xlate *x, unsigned reg);
+/* An instruction without memory operand that names RSP. `dead`: nobody will see the flags. */
+void stack_copy(struct xlate *x, const struct insn *in, bool dead);
+/* LEA from or to RSP. */
+void stack_lea(struct xlate *x, const struct insn *in);
+
+/* mov reg, src in this size; reg may live in memory. src is R10 or R11. (translate.c) */
+void lower_write_gpr(struct xlate *x, unsigned reg, unsigned src, unsigned size);
 
 /* Flags to RAX (saved in scratch) and back. */
 void lower_save_flags(struct emitter *e);

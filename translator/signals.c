@@ -242,8 +242,7 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
     struct bt_engine *bt = v && v->engine ? v->engine->bt : NULL;
     struct tb *tb = bt && !in_stubs(bt, pc) && !sent(si) ? cache_find_pc(bt, pc) : NULL;
     const struct side_entry *se = tb ? tb_side_lookup(tb, pc) : NULL;
-    if (tb && tb->slow_door && pc < tb->entry && g[REG_TRAPNO] == EXC_PF) { /* a probing door */
-        tb->door_faults++;
+    if (tb && door_missed(bt, tb, pc)) {
         g[REG_RIP] = bt->stub_lookup;
         g[REG_EFL] &= ~(greg_t)FL_TF;
         return;
@@ -264,9 +263,13 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
         g[REG_RAX] = (greg_t)v->bt.xsave_rax;
         g[REG_RDX] = (greg_t)v->bt.xsave_rdx;
     }
+    if (se->kind == SIDE_PLAIN_RSP)
+        g[REG_RSP] += (greg_t)~v->bt.stack_not;
     v->rip = bt_offset(v, side_gva(tb, se));
-    if (tb->window && (g[REG_TRAPNO] == EXC_PF || g[REG_TRAPNO] == EXC_GP ||
-                       g[REG_TRAPNO] == EXC_SS)) {
+    bool windows = tb->window || (stack_is_native(bt, tb->key) &&
+                                  !(tb->key & (KEY_ONE_INSN | KEY_SLOW_MEM)));
+    if (windows && (g[REG_TRAPNO] == EXC_PF || g[REG_TRAPNO] == EXC_GP ||
+                    g[REG_TRAPNO] == EXC_SS)) {
         v->engine->wfault_hva = g[REG_TRAPNO] == EXC_PF ? (uint64_t)g[REG_CR2] : ~0ull;
         v->engine->wfault_write = g[REG_ERR] & PF_W;
         v->bt.exit_arg = (uint64_t)(uintptr_t)tb;

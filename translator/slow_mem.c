@@ -29,6 +29,7 @@ uint64_t bt_resume_at(struct vcpu *v, uint64_t target)
     if (v->fp_saved)
         vcpu_fp_restore(v);
     flat_use(v);
+    stack_use(v);
     return target;
 }
 

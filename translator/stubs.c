@@ -46,12 +46,21 @@ static void save_flags(struct emitter *e)
     e8(e, 0xfc); /* cld */
 }
 
+/* The guest's RSP to vcpu (native_stack.c). Changes RAX, no flag. */
+static void save_rsp(struct emitter *e)
+{
+    e_load_gs(e, RAX, BT_OFF(stack_not));
+    e_lea(e, RAX, RSP, RAX, 1, 1);
+    e_store_gs(e, GPR_OFF(RSP), RAX);
+}
+
 /* Guest state to vcpu, host stack, DF clear. Keeps R10 and R11. */
 static void save_all(struct emitter *e)
 {
     for (unsigned r = 0; r < 16; r++)
-        if (r != R10 && r != R11)
+        if (r != R10 && r != R11 && r != RSP)
             e_store_gs(e, GPR_OFF(r), r);
+    save_rsp(e);
     e_load_gs(e, RSP, VCPU_OFF(host_rsp));
     save_flags(e);
 }
@@ -102,7 +111,7 @@ static void emit_light(struct bt_engine *bt, struct emitter *e, uint64_t leave)
     bt->stub_light = (uint32_t)emit_here(e);
     for (unsigned i = 0; i < sizeof clobbered; i++)
         e_store_gs(e, GPR_OFF(clobbered[i]), clobbered[i]);
-    e_store_gs(e, GPR_OFF(RSP), RSP);
+    save_rsp(e);
     e_store_gs(e, BT_OFF(r10), R10);
     e_load_gs(e, RSP, VCPU_OFF(host_rsp));
     save_flags(e);
@@ -125,7 +134,7 @@ static void emit_light(struct bt_engine *bt, struct emitter *e, uint64_t leave)
     for (unsigned i = 0; i < sizeof clobbered; i++)
         e_load_gs(e, clobbered[i], GPR_OFF(clobbered[i]));
     e_load_gs(e, R10, BT_OFF(r10));
-    e_load_gs(e, RSP, GPR_OFF(RSP));
+    e_load_gs(e, RSP, BT_OFF(stack_host));
     jmp_resume_target(e);
     bt->light_resume_end = (uint32_t)emit_here(e);
 
@@ -213,6 +222,32 @@ static void emit_access(struct bt_engine *bt, struct emitter *e, unsigned index)
     }
 }
 
+/* Counts an execution of a block in which no access does (SITE_COUNT). */
+static void emit_count(struct bt_engine *bt, struct emitter *e, bool live)
+{
+    bt->stub_count[live] = (uint32_t)emit_here(e);
+    if (live) {
+        e_store_gs(e, BT_OFF(helper_rax), RAX);
+        e_bytes(e, (const uint8_t[]){0x9f, 0x0f, 0x90, 0xc0}, 4); /* lahf; seto al */
+    }
+    e_op_mem(e, false, 0xff, 1, R11, 0xff, 1, offsetof(struct mem_site, heat)); /* dec dword */
+    uint8_t *hot = e_jcc_fwd(e, CC_E);
+    for (int end = 0; end < 2; end++) {
+        if (end)
+            e_fix_here(e, hot);
+        if (live) {
+            e_bytes(e, (const uint8_t[]){0x04, 0x7f, 0x9e}, 3); /* add al, 127; sahf */
+            e_load_gs(e, RAX, BT_OFF(helper_rax));
+        }
+        if (end) {
+            e_jmp(e, bt->stub_hot);
+        } else {
+            e_op_mem(e, false, 0x8b, R11, R11, 0xff, 1, offsetof(struct mem_site, resume));
+            e_bytes(e, (const uint8_t[]){0x41, 0xff, 0xe3}, 3); /* jmp r11 */
+        }
+    }
+}
+
 void stubs_emit(struct bt_engine *bt, struct cache_region *r)
 {
     static const uint8_t saved[] = {RBX, RBP, R12, R13, R14, R15};
@@ -250,7 +285,7 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
         if (g != RSP && g != R10 && g != R11)
             e_load_gs(e, g, GPR_OFF(g));
     e_load_gs(e, R10, BT_OFF(r10));
-    e_load_gs(e, RSP, GPR_OFF(RSP));
+    e_load_gs(e, RSP, BT_OFF(stack_host));
     jmp_resume_target(e);
     e_fix_here(e, popf);
     for (unsigned g = 0; g < 16; g++)
@@ -260,7 +295,7 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
     e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x34, 0x25}, 4); /* push qword gs:[hflags] */
     e32(e, BT_OFF(hflags));
     e8(e, 0x9d); /* popfq */
-    e_load_gs(e, RSP, GPR_OFF(RSP));
+    e_load_gs(e, RSP, BT_OFF(stack_host));
     jmp_resume_target(e);
     bt->stub_resume_end = (uint32_t)emit_here(e);
 
@@ -312,10 +347,11 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
 
     emit_light(bt, e, leave);
 
-    uint32_t *mem_stub[3] = {&bt->stub_prepare, &bt->stub_commit, &bt->stub_hot};
-    uintptr_t mem_fn[3] = {(uintptr_t)bt_mem_prepare, (uintptr_t)bt_mem_commit,
-                           (uintptr_t)bt_mem_hot};
-    for (int i = 0; i < 3; i++) {
+    uint32_t *mem_stub[4] = {&bt->stub_prepare, &bt->stub_commit, &bt->stub_hot,
+                             &bt->stub_door_hot};
+    uintptr_t mem_fn[4] = {(uintptr_t)bt_mem_prepare, (uintptr_t)bt_mem_commit,
+                           (uintptr_t)bt_mem_hot, (uintptr_t)door_hot};
+    for (int i = 0; i < 4; i++) {
         *mem_stub[i] = (uint32_t)emit_here(e);
         save_all(e);
         e_store_gs(e, BT_OFF(r10), R10);
@@ -332,6 +368,8 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
     emit_door(bt, e);
     for (unsigned i = 0; i < ACCESS_STUBS; i++)
         emit_access(bt, e, i);
+    emit_count(bt, e, false);
+    emit_count(bt, e, true);
     bt->through_end = (uint32_t)emit_here(e);
     while ((e->p - r->code_w) & 63)
         e8(e, 0xcc);

@@ -475,7 +475,9 @@ static void set_rsp(struct xlate *x, unsigned base, int32_t n)
 
 static void add_rsp(struct xlate *x, int32_t n)
 {
-    if (x->defer)
+    if (x->native_stack)
+        stack_move(x, n);
+    else if (x->defer)
         x->esp_off += n;
     else
         set_rsp(x, RSP, n);
@@ -631,6 +633,8 @@ static void rule_divide(struct xlate *x, const struct insn *in, unsigned i)
         lower_mem(x, in, &in->mem, in->addr_size, 0, copy_access(x, in, i), body_load_divisor);
     else if (in->rm == R10 || in->rm == R11)
         e_load_gs(e, R11, GPR_OFF(in->rm));
+    else if (in->rm == RSP && x->native_stack)
+        stack_value(x, R11, 0);
     else
         e_mov_rr(e, R11, in->rm);
     x->r11_id = 0;
@@ -695,6 +699,10 @@ static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
         }
         return;
     }
+    if (x->native_stack && ((in->gpr_read | in->gpr_written) >> RSP & 1)) {
+        stack_copy(x, in, !(x->live[i + 1] & in->flags_written));
+        return;
+    }
     /* Registers only: verbatim, around the two registers that live in memory. */
     x->r11_kept = !((in->gpr_read | in->gpr_written) >> R11 & 1);
     uint16_t scratch = (1u << R10) | (1u << R11);
@@ -707,12 +715,23 @@ static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
             e_store_gs(e, GPR_OFF(r), r);
 }
 
-/* mov reg, src with the instruction's operand size; reg may live in memory. src is scratch. */
-static void write_gpr(struct xlate *x, unsigned reg, unsigned src, unsigned size)
+void lower_write_gpr(struct xlate *x, unsigned reg, unsigned src, unsigned size)
 {
     struct emitter *e = &x->e;
     bool mem = reg == R10 || reg == R11;
-    if (mem) {
+    if (reg == RSP && x->native_stack) {
+        if (size == 2) {
+            unsigned rsp = src == R10 ? R11 : R10;
+            stack_value(x, rsp, 0);
+            e_bytes(e, (const uint8_t[]){0x66, 0x45, 0x89, (uint8_t)(0xc0 | (src & 7) << 3 | (rsp & 7))}, 4);
+            src = rsp;
+        } else if (size == 4) {
+            e_mov32_rr(e, src, src);
+        }
+        if (src != R10)
+            e_mov_rr(e, R10, src);
+        stack_set(x);
+    } else if (mem) {
         if (size == 2) {
             e8(e, 0x66);
             e_gs_abs(e, false, 0x89, src, GPR_OFF(reg));
@@ -745,13 +764,17 @@ static void rule_lea(struct xlate *x, const struct insn *in)
             return;
         }
         lower_ea(x, in, &in->mem, in->addr_size, 0, false);
-        write_gpr(x, in->reg, R10, in->op_size);
+        lower_write_gpr(x, in->reg, R10, in->op_size);
+        return;
+    }
+    if (x->native_stack && (in->mem.base == RSP || in->reg == RSP)) {
+        stack_lea(x, in);
         return;
     }
     if (in->mem.base == BASE_RIP || in->mem.base == R10 || in->mem.base == R11 ||
         in->mem.index == R10 || in->mem.index == R11 || in->reg == R10 || in->reg == R11) {
         lower_ea(x, in, &in->mem, in->addr_size, 0, false);
-        write_gpr(x, in->reg, R10, in->op_size);
+        lower_write_gpr(x, in->reg, R10, in->op_size);
     } else {
         e_bytes(&x->e, in->raw, in->len);
         x->r11_kept = true;
@@ -772,6 +795,9 @@ static void body_push_reg(struct xlate *x, const struct insn *in, const struct a
     unsigned reg = a->reg;
     if (reg == R10 || reg == R11) {
         e_load_gs(&x->e, a->scratch, GPR_OFF(reg));
+        reg = a->scratch;
+    } else if (reg == RSP && x->native_stack) {
+        stack_value(x, a->scratch, 0);
         reg = a->scratch;
     }
     e_ref_store(&x->e, a->size, &a->ref, reg);
@@ -841,10 +867,52 @@ static void stack_access(struct xlate *x, const struct insn *in, unsigned i, uin
     lower_mem(x, in, &stack_top, stack_addr_size(x), disp, a, body);
 }
 
+/* PUSH and POP as the host's own, if this is one of those. */
+static bool push_directly(struct xlate *x, const struct insn *in, unsigned i)
+{
+    if (in->op_size != 8 || !stack_direct(x))
+        return false;
+    if (in->stack_operand == STK_IMM) {
+        stack_push_imm(x, (uint64_t)in->imm);
+    } else if (in->stack_operand == STK_MEM) {
+        struct access a = {.size = in->mem.size, .flags = stack_flag(&in->mem),
+                           .flags_live = live_at(x, i)};
+        lower_mem(x, in, &in->mem, in->addr_size, 0, a, body_load_r11);
+        stack_push(x, R11);
+        return true;
+    } else if (in->rm == R10 || in->rm == R11) {
+        e_load_gs(&x->e, R10, GPR_OFF(in->rm));
+        stack_push(x, R10);
+    } else if (in->rm == RSP) {
+        stack_value(x, R10, 0);
+        stack_push(x, R10);
+    } else {
+        stack_push(x, in->rm);
+    }
+    x->r11_kept = true;
+    return true;
+}
+
+static bool pop_directly(struct xlate *x, const struct insn *in)
+{
+    if (in->op_size != 8 || in->stack_operand == STK_MEM || in->rm == RSP || !stack_direct(x))
+        return false;
+    if (in->rm == R10 || in->rm == R11) {
+        stack_pop(x, R10);
+        e_store_gs(&x->e, GPR_OFF(in->rm), R10);
+    } else {
+        stack_pop(x, in->rm);
+    }
+    x->r11_kept = true;
+    return true;
+}
+
 static void rule_push(struct xlate *x, const struct insn *in, unsigned i)
 {
     unsigned size = in->op_size;
     int32_t disp = -(int32_t)size;
+    if (push_directly(x, in, i))
+        return;
     switch (in->stack_operand) {
     case STK_REG:
         stack_access(x, in, i, MMU_WRITE, size, disp, (struct access){.reg = in->rm},
@@ -868,6 +936,8 @@ static void rule_pop(struct xlate *x, const struct insn *in, unsigned i)
 {
     unsigned size = in->op_size;
     bool mem = in->stack_operand == STK_MEM;
+    if (pop_directly(x, in))
+        return;
     if (!mem && size >= 4 && in->rm != R10 && in->rm != R11 && in->rm != RSP) {
         stack_access(x, in, i, MMU_READ, size, 0, (struct access){.reg = in->rm}, body_load_reg);
         add_rsp(x, (int32_t)size);
@@ -887,10 +957,10 @@ static void rule_pop(struct xlate *x, const struct insn *in, unsigned i)
     if (in->rm == RSP) {
         if (size == 2)
             add_rsp(x, 2);
-        write_gpr(x, RSP, R11, size);
+        lower_write_gpr(x, RSP, R11, size);
         return;
     }
-    write_gpr(x, in->rm, R11, size);
+    lower_write_gpr(x, in->rm, R11, size);
     add_rsp(x, (int32_t)size);
 }
 
@@ -899,8 +969,14 @@ static void rule_leave(struct xlate *x, const struct insn *in, unsigned i)
     struct insn_mem m = {.base = RBP, .index = REG_NONE, .scale = 1, .seg = SEG_SS};
     struct access a = {.size = in->op_size, .flags = SITE_STACK, .flags_live = live_at(x, i)};
     lower_mem(x, in, &m, stack_addr_size(x), 0, a, body_load_r11);
+    if (x->native_stack) {
+        e_lea(&x->e, R10, RBP, 0xff, 1, in->op_size);
+        lower_write_gpr(x, RBP, R11, in->op_size);
+        stack_set(x);
+        return;
+    }
     set_rsp(x, RBP, in->op_size);
-    write_gpr(x, RBP, R11, in->op_size);
+    lower_write_gpr(x, RBP, R11, in->op_size);
 }
 
 static void body_bt(struct xlate *x, const struct insn *in, const struct access *a)
@@ -921,6 +997,9 @@ static void rule_bt(struct xlate *x, const struct insn *in, unsigned i)
     unsigned reg = in->reg;
     if (reg == R10 || reg == R11) {
         e_load_gs(e, R11, GPR_OFF(reg));
+        reg = R11;
+    } else if (reg == RSP && x->native_stack) {
+        stack_value(x, R11, 0);
         reg = R11;
     }
     /* r11 = sign-extended offset */
@@ -1111,7 +1190,7 @@ static void rule_mov_from_cr(struct xlate *x, const struct insn *in)
 {
     static const uint32_t off[] = {VCPU_OFF(cr0), 0, VCPU_OFF(cr2), VCPU_OFF(cr3), VCPU_OFF(cr4)};
     e_load_gs(&x->e, R10, off[in->reg]);
-    write_gpr(x, in->rm, R10, is_legacy(x) ? 4 : 8);
+    lower_write_gpr(x, in->rm, R10, is_legacy(x) ? 4 : 8);
 }
 
 /* A jump that is taken if R10 is no canonical address. Uses R11 and the flags. */
@@ -1135,6 +1214,8 @@ static void rule_wrbase(struct xlate *x, const struct insn *in, unsigned i)
     uint8_t *odd = NULL;
     if (in->rm == R10 || in->rm == R11)
         e_load_gs(e, R10, GPR_OFF(in->rm));
+    else if (in->rm == RSP && x->native_stack)
+        stack_value(x, R10, 0);
     else
         e_mov_rr(e, R10, in->rm);
     if (wide) {
@@ -1371,7 +1452,7 @@ static void rule_rdbase(struct xlate *x, const struct insn *in)
     unsigned seg = in->op == OP_RDFSBASE ? SEG_FS : SEG_GS;
     e_load_gs(&x->e, R10, VCPU_OFF(seg[0]) + (uint32_t)(seg * sizeof(struct segment) +
                                                         offsetof(struct segment, base)));
-    write_gpr(x, in->rm, R10, in->op_size);
+    lower_write_gpr(x, in->rm, R10, in->op_size);
 }
 
 static void rule_mov_from_seg(struct xlate *x, const struct insn *in)
@@ -1381,7 +1462,7 @@ static void rule_mov_from_seg(struct xlate *x, const struct insn *in)
                    (uint32_t)(in->reg * sizeof(struct segment) + offsetof(struct segment, sel));
     e_bytes(e, (const uint8_t[]){0x65, 0x44, 0x0f, 0xb7, 0x14, 0x25}, 6); /* movzx r10d, gs:[] */
     e32(e, off);
-    write_gpr(x, in->rm, R10, in->op_size);
+    lower_write_gpr(x, in->rm, R10, in->op_size);
 }
 
 /* -- String instructions -------------------------------------------------------------------------- */
@@ -1551,6 +1632,9 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
     uint64_t target = branch_target(x, in, x->cur_rip + in->len);
     bool past = past_limit(x, truncate_rip(in, x->cur_rip + in->len + (uint64_t)in->imm));
     unsigned width = in->op_size; /* of a return address */
+    if (in->op != OP_CALL && in->op != OP_CALL_IND && in->op != OP_RET &&
+        !(in->op == OP_JMP && x->follow[i]))
+        stack_settle(x);
     switch (in->op) {
     case OP_JMP:
         if (past)
@@ -1595,6 +1679,11 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         break;
     }
     case OP_CALL:
+        if (width == 8 && stack_direct(x)) {
+            stack_push_imm(x, next_rip);
+            jump_to(x, target);
+            break;
+        }
         stack_access(x, in, i, MMU_WRITE, width, -(int32_t)width,
                      (struct access){.imm = next_rip}, body_push_imm);
         if (past) { /* processors have written the return address by then */
@@ -1603,6 +1692,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         }
         add_rsp(x, -(int32_t)width);
         settle_esp(x);
+        stack_settle_late(x, false);
         jump_to(x, target);
         break;
     case OP_JMP_IND: case OP_CALL_IND: {
@@ -1617,11 +1707,18 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
             lower_mem(x, in, &in->mem, in->addr_size, 0, a,
                       direct ? body_load_r10 : body_load_target);
         } else if (reg == RSP) {
-            if (width == 2)
+            if (x->native_stack)
+                stack_value(x, R10, 0);
+            else if (width == 2)
                 e_bytes(e, (const uint8_t[]){0x44, 0x0f, 0xb7, 0xd4}, 4); /* movzx r10d, sp */
-            e_store_gs(e, VCPU_OFF(scratch[SCR_TARGET]), width == 2 ? R10 : RSP);
+            else
+                e_mov_rr(e, R10, RSP);
+            e_store_gs(e, VCPU_OFF(scratch[SCR_TARGET]), R10);
         }
-        if (call) {
+        bool pushed = call && width == 8 && stack_direct(x);
+        if (pushed) {
+            stack_push_imm(x, next_rip);
+        } else if (call) {
             stack_access(x, in, i, MMU_WRITE, width, -(int32_t)width,
                          (struct access){.imm = next_rip}, body_push_imm);
         }
@@ -1638,17 +1735,27 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         else
             target_from_register(x, reg, width);
         check_limit(x, in, i, width);
-        if (call)
+        if (call && !pushed) {
             add_rsp(x, -(int32_t)width);
+            stack_settle_late(x, true);
+        }
         settle_esp(x);
         target_to_linear(x);
         jump_indirect(x);
         break;
     }
     case OP_RET:
+        if (width == 8 && stack_direct(x)) {
+            stack_pop(x, R10);
+            if ((uint16_t)in->imm)
+                stack_move(x, (uint16_t)in->imm);
+            jump_indirect(x);
+            break;
+        }
         stack_access(x, in, i, MMU_READ, width, 0, (struct access){0}, body_load_r10);
         check_limit(x, in, i, width);
         add_rsp(x, (int32_t)(width + (uint16_t)in->imm));
+        stack_settle_late(x, true);
         settle_esp(x);
         target_to_linear(x);
         jump_indirect(x);
@@ -1770,7 +1877,7 @@ static void emit_insn(struct xlate *x, unsigned i)
         break;
     case OP_RDPID:
         e_load32_gs(e, R10, VCPU_OFF(tsc_aux));
-        write_gpr(x, in->rm, R10, is_legacy(x) ? 4 : 8);
+        lower_write_gpr(x, in->rm, R10, is_legacy(x) ? 4 : 8);
         break;
     case OP_FXRSTOR: case OP_FLDENV: case OP_FRSTOR:
         if (is_legacy(x)) /* on a copy: see legacy_state.c */
@@ -1783,11 +1890,8 @@ static void emit_insn(struct xlate *x, unsigned i)
     }
 }
 
-/*
- * The door for indirect jumps: R10 must be this block's address. The check touches no flag even if
- * this block needs none, for when it fails the flags belong to another block, which may.
- */
-static void emit_testing_door(struct xlate *x)
+/* RCX = 0 if R10 is this block's address; the guest's RCX in R11 then, in RCX again on the way out. */
+static void emit_branching_door(struct xlate *x)
 {
     struct emitter *e = &x->e;
     uint64_t minus = -x->tb->gva;
@@ -1802,42 +1906,43 @@ static void emit_testing_door(struct xlate *x)
     e8(e, 3 + 5); /* jrcxz over the next two */
     e_mov_rr(e, RCX, R11);
     e_jmp(e, x->bt->stub_lookup);
+}
+
+/* The door that counts (door.c). */
+static void emit_side_door(struct xlate *x)
+{
+    struct emitter *e = &x->e;
+    uint32_t heat = (uint32_t)(uintptr_t)&x->tb->door_heat;
+    x->tb->side_door = (uint32_t)emit_here(e);
+    emit_branching_door(x);
+    e_op_mem(e, false, 0x8b, RCX, 0xff, 0xff, 1, (int32_t)heat);
+    e_lea32(e, RCX, RCX, 0xff, 1, -1);
+    e_op_mem(e, false, 0x89, RCX, 0xff, 0xff, 1, (int32_t)heat);
+    e8(e, 0xe3);
+    e8(e, 3 + 5);
     e_mov_rr(e, RCX, R11);
+    e_jmp(e, x->tb->entry);
+    e_mov_rr(e, RCX, R11);
+    e_mov_imm(e, R11, (uintptr_t)x->tb);
+    e_jmp(e, x->bt->stub_door_hot);
 }
 
 /*
- * Hot 16- and 32-bit code probes instead of testing: the distance from the target to this block picks a
- * quadword of which only the first is there.  Two instructions and no jump, which would also be one more
- * in the history that the CPU predicts indirect jumps by.  A fault goes on at the lookup stub
- * (signals.c); a block to which that happens again gets into the jump cache by its slow door.
+ * The door for indirect jumps: R10 must be this block's address. The check touches no flag even if
+ * this block needs none, for when it fails the flags belong to another block, which may.
  */
-static bool probing_door(const struct xlate *x)
-{
-    return x->hot && is_legacy(x) && x->bt->probe && !(x->bt->cfg.chaos && (x->tb->gva & 4));
-}
-
 static void emit_entry_check(struct xlate *x)
 {
     struct emitter *e = &x->e;
     if (!x->hot) {
         e_mov_imm(e, R11, (uintptr_t)x->tb);
         e_jmp(e, x->bt->stub_door);
-    } else if (probing_door(x)) {
-        e_lea32(e, R11, R10, 0xff, 1, (int32_t)-x->tb->gva);
-        e_op_mem(e, true, 0x8b, R11, 0xff, R11, 8, (int32_t)DOOR_PROBE);
+    } else if (x->tb->side_door) {
+        door_emit_probe(x->bt, e, x->tb->gva, x->key);
     } else {
-        emit_testing_door(x);
+        emit_branching_door(x);
+        e_mov_rr(e, RCX, R11);
     }
-}
-
-static void emit_slow_door(struct xlate *x)
-{
-    x->tb->slow_door = 0;
-    if (!probing_door(x))
-        return;
-    x->tb->slow_door = (uint32_t)emit_here(&x->e);
-    emit_testing_door(x);
-    e_jmp(&x->e, x->tb->entry);
 }
 
 /* Executions of an access of the first tier up to the second. */
@@ -2062,24 +2167,78 @@ static bool block_open_ended(const struct xlate *x)
     return (r == RULE_NATIVE || r == RULE_CALLOUT) && fpu_fault(in, x->key) < 0;
 }
 
-/* Does any instruction reach guest memory from emitted code? If not, nothing would ever count the
- * block's executions, and both tiers are the same but for the door: it gets the fast one at once. */
-static bool has_accesses(const struct xlate *x)
+enum accesses { ACCESS_NONE, ACCESS_STACK, ACCESS_MEMORY };
+
+/*
+ * How this instruction reaches guest memory from emitted code: by the host's RSP at most?  A guess
+ * where it is a matter of the site.
+ */
+static enum accesses accesses_of(const struct xlate *x, const struct insn *in)
 {
-    for (unsigned i = 0; i < x->n; i++) {
-        const struct insn *in = &x->insn[i];
-        if (string_for_windows(x->key, in) ||
-            (rule_of(in, x->key) == RULE_NATIVE && (in->flags & INSN_MEM)))
-            return true;
-        switch (in->op) {
-        case OP_PUSH: case OP_PUSHF: case OP_POP: case OP_POPF: case OP_CALL: case OP_CALL_IND: case OP_RET:
-        case OP_LEAVE: case OP_JMP_IND:
-            return true;
-        default:
-            break;
-        }
+    bool native = x->native_stack && x->stack_ok && !(x->key & (KEY_ONE_INSN | KEY_SLOW_MEM));
+    if (string_for_windows(x->key, in))
+        return ACCESS_MEMORY;
+    if (rule_of(in, x->key) == RULE_NATIVE && (in->flags & INSN_MEM))
+        return native && in->mem.base == RSP && in->mem.index == REG_NONE ? ACCESS_STACK
+                                                                         : ACCESS_MEMORY;
+    switch (in->op) {
+    case OP_PUSH: case OP_PUSHF: case OP_POP: case OP_POPF: case OP_CALL: case OP_RET:
+        return native ? ACCESS_STACK : ACCESS_MEMORY;
+    case OP_CALL_IND:
+        return native && !(in->flags & INSN_MEM) ? ACCESS_STACK : ACCESS_MEMORY;
+    case OP_JMP_IND:
+        return in->flags & INSN_MEM ? ACCESS_MEMORY : ACCESS_NONE;
+    case OP_LEAVE:
+        return ACCESS_MEMORY;
+    default:
+        return ACCESS_NONE;
     }
-    return false;
+}
+
+/*
+ * Whose accesses count the block's executions.  If there are none, nothing would ever count them, and
+ * both tiers are the same but for the door: it gets the fast one at once.  If they are all the host's
+ * own, the first of them is at *first.
+ */
+static enum accesses block_accesses(const struct xlate *x, unsigned *first)
+{
+    enum accesses most = ACCESS_NONE;
+    for (unsigned i = 0; i < x->n; i++) {
+        enum accesses a = accesses_of(x, &x->insn[i]);
+        if (a == ACCESS_STACK && most == ACCESS_NONE)
+            *first = i;
+        most = a > most ? a : most;
+    }
+    return most;
+}
+
+/* In a block whose accesses are all the host's own: counts its executions, as helpers of accesses do. */
+static void emit_count(struct xlate *x, unsigned i)
+{
+    struct mem_site *site = cache_meta_alloc(x->r, sizeof *site);
+    if (!site) {
+        x->failed = true;
+        return;
+    }
+    *site = (struct mem_site){
+        .rip = x->cur_rip, .tb = x->tb, .flags = SITE_COUNT, .heat = x->heat};
+    e_mov_imm(&x->e, R11, (uintptr_t)site);
+    e_jmp(&x->e, x->bt->stub_count[live_at(x, i)]);
+    site->resume = (uint32_t)emit_here(&x->e);
+}
+
+static bool stack_likely(const struct xlate *x, uint64_t rsp)
+{
+    return mmu_canonical(rsp) &&
+           window_id_ok(x->key & KEY_USER, (unsigned)(rsp >> WINDOW_SHIFT) & 0xffff);
+}
+
+/* RSP has got a new value: supervisor code in the upper half has its stack there, too. */
+static void stack_moved(struct xlate *x)
+{
+    x->stack_written = false;
+    x->stack_ok = x->window && x->reg[RSP].known ? stack_likely(x, x->reg[RSP].value)
+                                                 : (x->key & KEY_USER) || x->tb->gva >> 63;
 }
 
 /* Does the rule for this instruction use R11 only where it gets at memory? */
@@ -2153,8 +2312,13 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
                                 .rx_bias = (int64_t)r->code_x - (int64_t)(uintptr_t)r->code_w};
         r->meta_used = meta_mark;
         x->n_side = x->n_slow = x->n_links = x->n_miss = 0;
-        x->hot = tb->hot = replace || !has_accesses(x);
-        unsigned hot_at = 0;
+        x->native_stack = stack_is_native(bt, key);
+        x->stack_ok = stack_likely(x, v->gpr[RSP]);
+        x->stack_written = false;
+        x->stack_slack = STACK_SLACK;
+        unsigned hot_at = 0, count_at = ~0u;
+        enum accesses accesses = block_accesses(x, &count_at);
+        x->hot = tb->hot = replace || accesses == ACCESS_NONE;
         for (unsigned i = 0; i < x->n && x->window; i++)
             if (x->rip[i] == v->rip)
                 hot_at = i;
@@ -2164,6 +2328,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->failed = false;
         compute_liveness(x);
         tb->entry_ind = (uint32_t)emit_here(&x->e);
+        /* Where it is is not known yet. In chaos some have no other. */
+        tb->side_door = replace && door_probes(bt, key) && !(bt->cfg.chaos && (gva & 16));
         emit_entry_check(x);
         tb->entry = (uint32_t)emit_here(&x->e);
         x->guest_off = 0;
@@ -2179,15 +2345,20 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             bool r11 = leaves_r11_to_operands(&x->insn[i]);
             if (!r11)
                 x->r11_id = 0;
+            if (i == count_at && accesses == ACCESS_STACK && !x->hot)
+                emit_count(x, i);
             emit_insn(x, i);
             if (!r11 || !x->r11_kept)
                 x->r11_id = 0;
             if (x->window && !is_legacy(x))
                 lower_track(x, &x->insn[i]);
+            if (x->stack_written)
+                stack_moved(x);
             if (rule_of(&x->insn[i], key) == RULE_CALLOUT)
                 lower_forget_checks(x);
         }
         if (block_open_ended(x)) {
+            stack_settle_late(x, false);
             /* Between the last instruction and the jump the state is that of the next one. */
             uint64_t rip = x->rip[x->n - 1] + x->insn[x->n - 1].len;
             settle_esp(x);
@@ -2201,7 +2372,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->guest_off = 0;
         side_mark(x, SIDE_INSIDE);
         finish_links(x);
-        emit_slow_door(x);
+        if (tb->side_door)
+            emit_side_door(x);
         if (!x->failed && !x->e.overflow)
             break;
         if (x->n <= 1)
@@ -2210,6 +2382,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         set_extent(x);
     }
     tb->door = tb->entry;
+    tb->door_heat = tb->side_door ? DOOR_HEAT : 0;
     tb->host_end = (uint32_t)emit_here(&x->e);
     tb->n_side = x->n_side;
     tb->side = cache_meta_alloc(r, x->n_side * (uint32_t)sizeof *tb->side);

@@ -16,6 +16,8 @@
  *     gs:[32 bits]       16- and 32-bit code only: the flat window's memory or nothing
  *     [flat base + reg]  the same, by a register that holds no more than 32 bits and a displacement
  *                        that does not reach what lies below
+ *     [rsp]              in 64-bit code, where RSP itself is such a sum (native_stack.c): no further
+ *                        from its window than the guard zones reach; also PUSH and POP
  *
  * and that control leaves only to instruction boundaries of the block, entries of other blocks, the
  * stubs, and through the jump cache.  No instruction is privileged, reveals host state, or uses the
@@ -61,6 +63,10 @@ enum meaning {
     M_DELTA_OF,   /* the delta of the window that (of, drift) is in                             */
     M_DELTA_ID,   /* the delta of window a                                                      */
     M_HOST_STACK, /* the VMM's stack pointer, a bytes down                                      */
+    M_STACK,      /* a guest address plus the delta of its window, at most a bytes outside that;
+                     of: the value number of that delta, if bt.stack_not does not say it yet    */
+    M_UNDO,       /* bt.stack_not: with RSP and 1 the guest's RSP                               */
+    M_ONES,       /* 2^n - 1 for some n, and 0 at least if the value was (door.c)                */
     M_FLAT,       /* the base of the flat window                                                */
 };
 
@@ -202,6 +208,60 @@ static void forget(struct verifier *v, struct state *s, unsigned reg)
     unknown(&s->reg[reg], fresh(v->off, reg));
 }
 
+/* -- The stack in 64-bit code (native_stack.c) ----------------------------------------------------- */
+
+/* How far from its window an address may be and still fault, or be in it. The upper end of a guard zone
+ * may hold a vCPU's state (flat_windows.c). */
+#define REACH ((int64_t)WINDOW_GUARD - STATE_BIAS - GUEST_PAGE_SIZE)
+
+static bool native_stack(const struct verifier *v)
+{
+    return stack_is_native(v->bt, v->tb->key);
+}
+
+static bool is_stack(const struct value *x)
+{
+    return x->meaning == M_STACK;
+}
+
+/* RSP is the sum of what bt.stack_not says and the guest's, in reach of its window; `near` enough for
+ * other code? */
+static bool stack_intact(const struct verifier *v, const struct state *s, bool near)
+{
+    const struct value *rsp = &s->reg[RSP];
+    return !native_stack(v) || (is_stack(rsp) && !rsp->of && (!near || rsp->a <= STACK_SLACK));
+}
+
+/* C code has looked the delta up for what it has in RSP. */
+static void stack_renewed(struct verifier *v, struct state *s)
+{
+    if (!native_stack(v))
+        return;
+    forget(v, s, RSP);
+    s->reg[RSP].meaning = M_STACK;
+}
+
+/* Are size bytes between RSP + lo and RSP + hi in reach? */
+static bool stack_reaches(const struct state *s, int64_t lo, int64_t hi, unsigned size)
+{
+    int64_t a = (int64_t)s->reg[RSP].a;
+    return is_stack(&s->reg[RSP]) && a - lo <= REACH && a + hi + size <= REACH;
+}
+
+/* RSP has moved by at most this much; what it has proved about itself, it keeps. */
+static void stack_moves(struct state *s, int64_t by)
+{
+    s->reg[RSP].a += (uint64_t)(by < 0 ? -by : by);
+}
+
+/* An access at RSP + disp has not faulted. */
+static void stack_used(struct state *s, int64_t disp)
+{
+    uint64_t d = (uint64_t)(disp < 0 ? -disp : disp);
+    if (is_stack(&s->reg[RSP]) && d < s->reg[RSP].a)
+        s->reg[RSP].a = d;
+}
+
 /* -- Flow -----------------------------------------------------------------------------------------
  */
 
@@ -228,6 +288,9 @@ static bool meet_value(struct value *x, const struct value *y, uint32_t vn)
             x->of_drift = 0;
             changed = true;
         }
+    } else if (x->meaning == M_STACK && y->meaning == M_STACK && x->of == y->of) {
+        changed |= y->a > x->a;
+        x->a = y->a > x->a ? y->a : x->a;
     } else if (x->meaning != y->meaning || x->of != y->of || x->of_drift != y->of_drift ||
                x->a != y->a || x->b != y->b) {
         *x = (struct value){.vn = x->vn, .drift = x->drift, .narrow = x->narrow};
@@ -287,10 +350,15 @@ static void flow(struct verifier *v, uint32_t to, const struct state *s)
         /* Backwards, to the head of a loop: nothing is known there.  That is checked once more with all
          * that follows; each state by itself, for the one from before the loop has passed. */
         if (v->done[to] && v->rank[to] <= v->rank[v->off]) {
+            bool intact = stack_intact(v, s, true);
             for (unsigned r = 0; r < 16; r++)
                 unknown_but_narrow(&in->reg[r], merged(to, r));
             for (unsigned i = 0; i < N_SCRATCH; i++)
                 unknown_but_narrow(&in->scratch[i], merged(to, 16 + i));
+            if (native_stack(v) && intact) {
+                in->reg[RSP].meaning = M_STACK;
+                in->reg[RSP].a = STACK_SLACK;
+            }
             in->n_facts = 0;
             in->cmp = CMP_NONE;
             changed = !v->loop[to];
@@ -370,6 +438,8 @@ static bool form_field(struct verifier *v, const struct state *s, const struct o
         return true;
     if ((v->tb->key & KEY_LEGACY) && FIELD(bt.flat_base))
         return true;
+    if (native_stack(v) && o->size == 8 && off == VOFF(bt.stack_not))
+        return true;
     if (FIELD(rflags) || FIELD(events) || FIELD(seg) || FIELD(tsc_aux) || FIELD(host_rsp))
         return true;
     uint64_t deltas = VOFF(window_delta) + view_of(v) * sizeof t->window_delta[0];
@@ -438,8 +508,7 @@ static bool extent(const struct value *x, int64_t scale, int64_t *up, int64_t *d
 static bool delta_reaches(const struct state *s, uint32_t vn, int64_t drift, const struct value *d,
                           int64_t lo, int64_t hi)
 {
-    /* The upper end of a guard zone may hold a vCPU's state (flat_windows.c). */
-    const int64_t reach = (int64_t)WINDOW_GUARD - STATE_BIAS - GUEST_PAGE_SIZE;
+    const int64_t reach = REACH;
     if (d->meaning == M_DELTA_OF && d->of == vn)
         return drift - d->of_drift + lo >= -reach && drift - d->of_drift + hi <= reach;
     for (unsigned i = 0; d->meaning == M_DELTA_ID && i < s->n_facts; i++)
@@ -481,6 +550,17 @@ static bool form_window(struct verifier *v, const struct state *s, const struct 
     return delta_fits(s, b, x, disp) || delta_fits(s, x, b, disp);
 }
 
+/* [rsp + index + disp] */
+static bool form_stack(struct verifier *v, const struct state *s, const struct operand *o)
+{
+    int64_t disp = o->op->mem.disp, up = 0, down = 0;
+    if (o->base != RSP || !native_stack(v))
+        return false;
+    if (o->index >= 0 && !extent(&s->reg[o->index], o->op->mem.scale, &up, &down))
+        return false;
+    return stack_reaches(s, disp - down, disp + up, o->size);
+}
+
 /* [flat base + reg * scale + disp] */
 static bool form_flat(struct verifier *v, const struct state *s, const struct operand *o)
 {
@@ -495,10 +575,10 @@ static bool form_flat(struct verifier *v, const struct state *s, const struct op
 }
 
 /* What a probing door loads: a quadword of a page of its own, or nothing. */
-static bool form_probe(struct verifier *v, const struct state *s, const struct operand *o)
+static bool form_probe32(struct verifier *v, const struct state *s, const struct operand *o)
 {
     const struct value *i = o->index < 0 ? NULL : &s->reg[o->index];
-    return v->bt->probe && !o->write && o->size == 8 && o->base < 0 && i && i->meaning == M_BOUND &&
+    return v->bt->probe32 && !o->write && o->size == 8 && o->base < 0 && i && i->meaning == M_BOUND &&
            i->a <= 0xffffffff && o->op->mem.scale == 8 && o->op->mem.disp == DOOR_PROBE;
 }
 
@@ -559,6 +639,20 @@ static bool operand_of(struct verifier *v, const cs_x86_op *op, struct operand *
     return true;
 }
 
+/* [r11 + probe] of a door: mapped, or set aside so that it faults */
+static bool form_probe(struct verifier *v, const struct state *s, const struct operand *o)
+{
+    return v->bt->probe && o->base == R11 && o->index < 0 && !o->write && o->size == 1 &&
+           s->reg[R11].meaning == M_ONES && o->op->mem.disp == v->bt->probe;
+}
+
+/* The side door's count of jumps. */
+static bool form_heat(struct verifier *v, const struct operand *o)
+{
+    return o->base < 0 && o->index < 0 && o->size == 4 && v->tb->side_door &&
+           (uint64_t)o->op->mem.disp == (uintptr_t)&v->tb->door_heat;
+}
+
 static bool check_memory(struct verifier *v, const struct state *s, const struct operand *o)
 {
     switch (o->op->mem.segment) {
@@ -575,8 +669,9 @@ static bool check_memory(struct verifier *v, const struct state *s, const struct
     default:
         break;
     }
-    if (!o->jump && (form_hva(v, s, o) || form_window(v, s, o) || form_flat(v, s, o) ||
-                      form_probe(v, s, o)))
+    if (!o->jump && (form_hva(v, s, o) || form_stack(v, s, o) || form_window(v, s, o) ||
+                     form_flat(v, s, o) || form_heat(v, o) || form_probe(v, s, o) ||
+                     form_probe32(v, s, o)))
         return true;
     return reject(v, "memory %s of %u bytes without a check", o->write ? "write" : "read", o->size);
 }
@@ -657,6 +752,8 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     const struct value *r10 = &s->reg[R10], *r11 = &s->reg[R11];
     if (s->reg[RSP].meaning == M_HOST_STACK)
         return reject(v, "leaves with the host's stack");
+    if (!stack_intact(v, s, to == bt->stub_exit_link))
+        return reject(v, "leaves with a stack pointer that is not what it should be");
     if (!all_narrow(v, s))
         return false;
     if (to == bt->stub_lookup || to == bt->stub_stepped)
@@ -674,7 +771,7 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
         flow(v, (uint32_t)(f->closed - v->tb->entry_ind), &there);
         return true;
     }
-    if (to == bt->stub_door) {
+    if (to == bt->stub_door || to == bt->stub_door_hot) {
         if (r11->meaning != M_CONST || r11->a != (uint64_t)(uintptr_t)v->tb)
             return reject(v, "R11 is not the block");
         return true;
@@ -692,7 +789,9 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
         for (unsigned r = 0; r < 16; r++)
             if (r == R10 || r == R11 || (c->insn.gpr_written >> r & 1))
                 forget(v, &out, r);
-        if (c->insn.op == OP_PUSHF || c->insn.op == OP_PUSH_SEG)
+        if (native_stack(v))
+            stack_renewed(v, &out);
+        else if (c->insn.op == OP_PUSHF || c->insn.op == OP_PUSH_SEG)
             set_drift(v, &out, RSP, s->reg[RSP], -(int64_t)c->insn.op_size);
         for (unsigned i = 0; i < N_SCRATCH; i++)
             if (i < 8 || (c->insn.gpr_written >> (R10 + i - 8) & 1))
@@ -704,7 +803,8 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     bool prepare = to == bt->stub_prepare, commit = to == bt->stub_commit;
     bool miss = to == bt->stub_wmiss;
     int access = access_stub(v, to);
-    if (!prepare && !commit && !miss && access < 0)
+    bool count = to == bt->stub_count[0] || to == bt->stub_count[1];
+    if (!prepare && !commit && !miss && !count && access < 0)
         return reject(v, "jumps into the middle of the stubs");
     const struct value *arg = miss ? r10 : r11;
     if (arg->meaning != M_CONST || !in_meta(v, arg->a, sizeof(struct mem_site)))
@@ -723,6 +823,10 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     out.cmp = CMP_NONE;
     forget(v, &out, R10);
     forget(v, &out, R11);
+    if (count)
+        return site->tb == v->tb ? resume(v, site->resume, &out) : reject(v, "site of another block");
+    if (access < 0)
+        stack_renewed(v, &out);
     if (commit)
         return resume(v, site->resume_done, &out);
     bool bounce = site->flags & SITE_BOUNCE;
@@ -796,6 +900,8 @@ static bool check_jump(struct verifier *v, const cs_insn *in, const struct state
             return reject(v, "not a jump");
         if (s->reg[RSP].meaning == M_HOST_STACK)
             return reject(v, "leaves with the host's stack");
+        if (!stack_intact(v, s, true))
+            return reject(v, "leaves with a stack pointer that is not what it should be");
         if (x->operands[0].mem.segment != X86_REG_GS)
             return reject(v, "indirect jump through memory");
         return all_narrow(v, s) && operand_of(v, &x->operands[0], &o) && check_memory(v, s, &o);
@@ -805,6 +911,8 @@ static bool check_jump(struct verifier *v, const cs_insn *in, const struct state
     uint64_t to = (uint64_t)x->operands[0].imm;
     struct state out = *s;
     out.cmp = CMP_NONE;
+    if ((!boundary(v, to) || to == v->tb->entry) && !is_stub(v, to) && !stack_intact(v, s, true))
+        return reject(v, "leaves with a stack pointer that is not what it should be");
     if (boundary(v, to))
         flow(v, (uint32_t)(to - v->tb->entry_ind), &out);
     else if (is_stub(v, to)) {
@@ -1012,6 +1120,103 @@ static bool check_string(struct verifier *v, const cs_insn *in, struct state *s,
     return true;
 }
 
+/*
+ * What only RSP can do in 64-bit code: true if the instruction is that (or refused).  The register has
+ * no other use, for its value is the host's.
+ */
+static bool stack_effect(struct verifier *v, const cs_insn *in, struct state *s)
+{
+    const cs_x86 *x = &in->detail->x86;
+    const cs_x86_op *d = &x->operands[0], *r = &x->operands[1];
+    const uint8_t *b = in->bytes + (in->bytes[0] == 0x41);
+    unsigned dst = 0, dw = 0, src = 0, sw = 0, n, width;
+    bool dreg = x->op_count > 0 && d->type == X86_OP_REG && gpr_of(d->reg, &dst, &dw);
+    bool sreg = x->op_count > 1 && r->type == X86_OP_REG && gpr_of(r->reg, &src, &sw);
+    struct value *rsp = &s->reg[RSP];
+    struct operand o = {0};
+    bool to_rsp = dreg && dst == RSP && dw == 8;
+
+    switch (in->id) {
+    case X86_INS_PUSH: /* of a register or a constant, eight bytes */
+        if (!((b[0] & 0xf8) == 0x50 || (b == in->bytes && (b[0] == 0x68 || b[0] == 0x6a))) ||
+            (dreg && dst == RSP) || !stack_reaches(s, -8, 0, 8))
+            return reject(v, "pushes on something that is no stack of the guest"), true;
+        rsp->a = 0;
+        return true;
+    case X86_INS_POP:
+        if (!is_stack(rsp))
+            return false;
+        if ((b[0] & 0xf8) != 0x58 || !dreg || dst == RSP || !stack_reaches(s, 0, 0, 8))
+            return reject(v, "pops what is no stack of the guest"), true;
+        forget(v, s, dst);
+        rsp->a = 8;
+        return true;
+    case X86_INS_MOV:
+        if (d->type == X86_OP_MEM && sreg && sw == 8 && d->mem.segment == X86_REG_GS &&
+            !d->mem.base && !d->mem.index && (uint64_t)d->mem.disp == VOFF(bt.stack_not)) {
+            if (s->reg[src].meaning != M_NOT || s->reg[src].of_drift || !is_stack(rsp) ||
+                rsp->of != s->reg[src].of)
+                return reject(v, "not the delta of the stack pointer"), true;
+            rsp->of = 0;
+            return true;
+        }
+        if (dreg && dw == 8 && r->type == X86_OP_MEM && r->mem.segment == X86_REG_GS &&
+            !r->mem.base && !r->mem.index && (uint64_t)r->mem.disp == VOFF(bt.stack_not)) {
+            if (dst == RSP || !stack_intact(v, s, false))
+                return reject(v, "the stack pointer is not what this is about"), true;
+            set_meaning(v, s, dst, M_UNDO, 0);
+            return true;
+        }
+        if (dreg && dst != RSP && scratch_slot(r) >= 0 && is_stack(&s->scratch[scratch_slot(r)]))
+            return reject(v, "reads the host's address of the stack"), true;
+        if (d->type == X86_OP_MEM && sreg && src == RSP && sw == 8 && scratch_slot(d) >= 0)
+            return false;
+        break;
+    case X86_INS_LEA:
+        if (!dreg || r->type != X86_OP_MEM)
+            break;
+        if (r->mem.base == X86_REG_ESP && is_stack(rsp))
+            return reject(v, "reads the host's address of the stack"), true;
+        if (!to_rsp && r->mem.base != X86_REG_RSP)
+            break;
+        if (!operand_of(v, r, &o))
+            return true;
+        if (o.base == RSP && is_stack(rsp)) {
+            if (to_rsp && o.index < 0) {
+                stack_moves(s, r->mem.disp);
+            } else if (dw == 8 && o.index >= 0 && r->mem.scale == 1 && s->reg[o.index].meaning == M_UNDO) {
+                forget(v, s, dst); /* the guest's RSP, and that minus 1 */
+            } else {
+                reject(v, "reads the host's address of the stack");
+            }
+            return true;
+        }
+        if (to_rsp && o.base >= 0 && o.index >= 0 && r->mem.scale == 1 && r->mem.disp == 0) {
+            const struct value *delta = &s->reg[o.index], *address = &s->reg[o.base];
+            if (delta->meaning != M_DELTA_OF || delta->of != address->vn ||
+                delta->of_drift != address->drift)
+                return reject(v, "a stack pointer without a look at its window"), true;
+            uint32_t of = delta->vn;
+            set_meaning(v, s, RSP, M_STACK, 0);
+            s->reg[RSP].of = of;
+            return true;
+        }
+        break;
+    case X86_INS_AND:
+        if (to_rsp && is_stack(rsp) && r->type == X86_OP_IMM && r->imm < 0 &&
+            r->imm >= -(int64_t)GUEST_PAGE_SIZE) {
+            stack_moves(s, GUEST_PAGE_SIZE);
+            return true;
+        }
+        break;
+    }
+    for (unsigned i = 0; is_stack(rsp) && i < x->op_count; i++)
+        if (x->operands[i].type == X86_OP_REG && gpr_of(x->operands[i].reg, &n, &width) && n == RSP &&
+            !(in->id == X86_INS_MOV && to_rsp))
+            return reject(v, "the host's address of the stack as data"), true;
+    return false;
+}
+
 /* Effects that the analysis follows. True if the instruction was one of them (its memory operands
  * have been checked); everything else just makes the registers it writes unknown. */
 static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
@@ -1125,6 +1330,13 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
             } else {
                 set_meaning(v, s, dst, M_BOUND, 0xffff);
             }
+            return true;
+        }
+        return false;
+    case X86_INS_PEXT: /* Intel's order: destination, source, mask */
+        if (dreg && dw == 8 && sreg && x->op_count == 3 && x->operands[2].type == X86_OP_REG &&
+            x->operands[2].reg == r->reg) {
+            set_meaning(v, s, dst, M_ONES, 0);
             return true;
         }
         return false;
@@ -1262,6 +1474,23 @@ static bool check_operands(struct verifier *v, const cs_insn *in, struct state *
     return true;
 }
 
+/* May the instruction leave its memory operand alone? */
+static bool masked(const cs_insn *in)
+{
+    const cs_x86 *x = &in->detail->x86;
+    for (unsigned i = 0; i < x->op_count; i++)
+        if (x->operands[i].type == X86_OP_REG && x->operands[i].reg >= X86_REG_K0 &&
+            x->operands[i].reg <= X86_REG_K7)
+            return true;
+    switch (in->id) {
+    case X86_INS_VMASKMOVPS: case X86_INS_VMASKMOVPD: case X86_INS_VPMASKMOVD:
+    case X86_INS_VPMASKMOVQ:
+        return true;
+    default: /* EVEX with a mask, should Capstone not list it; prefetches */
+        return (in->bytes[0] == 0x62 && in->bytes[3] & 7) || strncmp(in->mnemonic, "prefetch", 8) == 0;
+    }
+}
+
 static bool check_insn(struct verifier *v)
 {
     const cs_insn *in = v->d.insn[v->off];
@@ -1305,7 +1534,12 @@ static bool check_insn(struct verifier *v)
         if (!operand_of(v, &rdi, &o) || !check_memory(v, &s, &o))
             return false;
     }
-    if (!known_effect(v, in, &s)) {
+    if (native_stack(v) && stack_effect(v, in, &s)) {
+        if (v->failed)
+            return false;
+    } else if (!native_stack(v) && in->id == X86_INS_PUSH) {
+        return reject(v, "forbidden");
+    } else if (!known_effect(v, in, &s)) {
         if (!check_operands(v, in, &s))
             return false;
         unsigned n, width;
@@ -1327,6 +1561,11 @@ static bool check_insn(struct verifier *v)
                 forget(v, &s, n);
         set_extension(v, in, &s);
     }
+    for (unsigned i = 0; native_stack(v) && i < x->op_count; i++)
+        if (x->operands[i].type == X86_OP_MEM && x->operands[i].mem.base == X86_REG_RSP &&
+            x->operands[i].mem.index == X86_REG_INVALID && in->id != X86_INS_LEA &&
+            in->id != X86_INS_NOP && x->operands[i].mem.segment != X86_REG_GS && !masked(in))
+            stack_used(&s, x->operands[i].mem.disp);
     if (v->failed)
         return false;
     if (!boundary(v, in->address + in->size))
@@ -1371,10 +1610,13 @@ static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
             in_meta(v, arg, sizeof(struct callout))) {
             host[n++] = ((const struct callout *)(uintptr_t)arg)->resume;
         } else if ((t == v->bt->stub_prepare || t == v->bt->stub_commit ||
+                    t == v->bt->stub_count[0] || t == v->bt->stub_count[1] ||
                     access_stub(v, t) >= 0) &&
                    in_meta(v, arg, sizeof(struct mem_site))) {
             const struct mem_site *s = (const struct mem_site *)(uintptr_t)arg;
-            host[n++] = t == v->bt->stub_commit ? s->resume_done : s->resume_bounce;
+            bool count = t == v->bt->stub_count[0] || t == v->bt->stub_count[1];
+            if (!count)
+                host[n++] = t == v->bt->stub_commit ? s->resume_done : s->resume_bounce;
             if (t != v->bt->stub_commit)
                 host[n++] = s->resume;
         } else if (t == v->bt->stub_exit_link && far_link_at(v, arg)) {
@@ -1400,7 +1642,7 @@ static bool find_order(struct verifier *v)
     uint32_t *post = calloc(v->d.size, sizeof *post), n = 0;
     bool ok = stack && tried && post;
     uint32_t roots[3] = {v->tb->entry - v->tb->entry_ind, 0,
-                         v->tb->slow_door ? v->tb->slow_door - v->tb->entry_ind : 0};
+                         v->tb->side_door ? v->tb->side_door - v->tb->entry_ind : 0};
     for (unsigned r = 0; ok && r < 3; r++) {
         uint32_t depth = 0;
         if (v->rank[roots[r]])
@@ -1444,6 +1686,7 @@ static bool verify(struct bt_engine *bt, struct verify_kit *kit, const struct tb
                                .address = tb->entry_ind,
                                .kit = kit}};
     const uint32_t n = v.d.size;
+    unsigned long steps = 0;
     v.in = calloc(n, sizeof *v.in);
     v.order = calloc(n, sizeof *v.order);
     v.rank = calloc(n, sizeof *v.rank);
@@ -1456,8 +1699,8 @@ static bool verify(struct bt_engine *bt, struct verify_kit *kit, const struct tb
         v.failed = true;
     } else if (!v.in || !v.order || !v.rank || !v.dirty || !v.done || !v.loop) {
         v.failed = true;
-    } else if (!boundary(&v, tb->entry) || (tb->slow_door && !boundary(&v, tb->slow_door))) {
-        reject(&v, "the entry is no instruction");
+    } else if (!boundary(&v, tb->entry) || (tb->side_door && !boundary(&v, tb->side_door))) {
+        reject(&v, "an entry is no instruction");
     } else if (!find_order(&v)) {
         v.failed = true;
     } else {
@@ -1467,17 +1710,25 @@ static bool verify(struct bt_engine *bt, struct verify_kit *kit, const struct tb
         for (unsigned i = 0; i < N_SCRATCH; i++)
             unknown(&s.scratch[i], 17 + i);
         make_narrow(&v, &s);
+        if (native_stack(&v)) {
+            s.reg[RSP].meaning = M_STACK;
+            s.reg[RSP].a = STACK_SLACK;
+        }
         v.off = 0;
         flow(&v, 0, &s);
         flow(&v, tb->entry - tb->entry_ind, &s);
-        if (tb->slow_door)
-            flow(&v, tb->slow_door - tb->entry_ind, &s);
+        if (tb->side_door)
+            flow(&v, tb->side_door - tb->entry_ind, &s);
         for (v.next = 0; !v.failed && v.next < v.n_order;) {
             uint32_t place = v.next++;
             if (!v.dirty[place])
                 continue;
             v.dirty[place] = false;
             v.off = v.order[place];
+            if (++steps > 100ul * n) { /* it would be a bug of this verifier */
+                reject(&v, "the analysis does not come to an end");
+                break;
+            }
             check_insn(&v);
             v.done[v.off] = true;
             drop_state(&v, v.off);

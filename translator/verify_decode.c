@@ -19,7 +19,7 @@ static bool forbidden(unsigned id)
         [X86_INS_INT3] = true, [X86_INS_INTO] = true, [X86_INS_IRET] = true,
         [X86_INS_IRETD] = true, [X86_INS_IRETQ] = true, [X86_INS_CALL] = true,
         [X86_INS_LCALL] = true, [X86_INS_LJMP] = true, [X86_INS_RET] = true, [X86_INS_RETF] = true,
-        [X86_INS_RETFQ] = true, [X86_INS_PUSH] = true, [X86_INS_PUSHAW] = true,
+        [X86_INS_RETFQ] = true, [X86_INS_PUSHAW] = true,
         [X86_INS_PUSHAL] = true, [X86_INS_PUSHF] = true, [X86_INS_PUSHFD] = true,
         [X86_INS_POPAW] = true, [X86_INS_POPAL] = true, [X86_INS_POPF] = true,
         [X86_INS_POPFD] = true, [X86_INS_POPFQ] = true, [X86_INS_ENTER] = true,

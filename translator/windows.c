@@ -3,8 +3,8 @@
  *
  * Emitted code turns a guest address into a host address by adding vcpu.window_delta[privilege][id],
  * id = address bits 39..54.  Every entry is either the delta of a window (mmu/window.h) or that of
- * the null window: 512 GiB of host addresses where nothing is ever mapped.  Both have guard zones of
- * 4 GiB, so a 32-bit displacement cannot leave them, and an address whose bits above 54 are wrong
+ * the null window: 512 GiB of host addresses where nothing is ever mapped.  Both have guard zones
+ * (WINDOW_GUARD), so a 32-bit displacement cannot leave them, and an address whose bits above 54 are wrong
  * ends non-canonical.  That is why one table lookup is all the checking there is (invariant 2).
  *
  * User code has windows for the lower half of the addresses only, supervisor code for the upper half

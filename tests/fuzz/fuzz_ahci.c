@@ -115,7 +115,6 @@ static void build(unsigned port, unsigned slot, uint16_t flags, const uint8_t fi
     memcpy(table, fis, 20);
     for (unsigned i = 0; i < prds; i++) {
         pci_put32(table + 0x80 + 16 * i, DATA + 0x10000 * i);
-        pci_put32(table + 0x84 + 16 * i, 0);
         pci_put32(table + 0x8c + 16 * i, (bytes / prds + i) & 0x803fffff);
     }
 }

@@ -1337,7 +1337,7 @@ def explain():
     one_sentence(done.stderr, "nothing is mapped")
     done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--after", "4",
                "--at", "0xffffffff81000068", "--tier", "both", timeout=60)
-    for text in ("stack access redirected", "<write>", "window_delta.kernel"):
+    for text in ("RSP is the guest", "<write>", "window_delta.kernel"):
         check(text in done.stdout, f"no '{text}' in: {done.stdout}")
 
 

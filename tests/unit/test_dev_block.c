@@ -2,11 +2,9 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -181,61 +179,6 @@ Test(block, reaped_or_polled, .init = setup, .fini = teardown)
         cr_assert_eq(done_count, 30);
         cr_assert_eq(dev->inflight, 0);
     }
-}
-
-/* A small write by itself needs no turn of the event loop; large ones, and those behind others, do. */
-static void writes_at_once(void)
-{
-    static uint8_t small[4096], large[128 << 10], back[4096];
-    struct iovec io = {small, sizeof(small)}, lot = {large, sizeof(large)};
-    struct block_request r = {.op = BLOCK_WRITE, .offset = 8192, .len = sizeof(small), .iov = &io,
-                              .iovcnt = 1, .done = done},
-                         first = {.op = BLOCK_WRITE, .offset = 65536, .len = sizeof(large), .iov = &lot,
-                                  .iovcnt = 1, .done = done};
-    unsigned before = done_count;
-    int fd = open(path, O_RDONLY);
-
-    memset(small, 0x5a, sizeof(small));
-    memset(large, 0xa5, sizeof(large));
-    block_submit(dev, &r);
-    cr_assert_eq(done_count, before, "never from within block_submit()");
-    cr_assert_eq(pread(fd, back, sizeof(back), 8192), sizeof(back));
-    cr_assert_eq(memcmp(back, small, sizeof(back)), 0, "is in the file by then");
-    block_queue_reap(queue);
-    cr_assert_eq(done_count, before + 1);
-    cr_assert_eq(last_result, 0);
-    /* Both have to be done, in whatever order. */
-    block_submit(dev, &first);
-    r.offset = 32768;
-    block_submit(dev, &r);
-    block_drain(dev);
-    cr_assert_eq(done_count, before + 3);
-    cr_assert_eq(pread(fd, back, sizeof(back), 32768), sizeof(back));
-    cr_assert_eq(memcmp(back, small, sizeof(back)), 0);
-    cr_assert_eq(pread(fd, back, sizeof(back), 65536 + 65536), sizeof(back));
-    cr_assert_eq(memcmp(back, large, sizeof(back)), 0);
-    /* Not possible at once is not possible later, either, and says so. */
-    struct rlimit old, none = {0, 0};
-    signal(SIGXFSZ, SIG_IGN);
-    getrlimit(RLIMIT_FSIZE, &old);
-    none.rlim_max = old.rlim_max;
-    setrlimit(RLIMIT_FSIZE, &none);
-    block_submit(dev, &r);
-    block_drain(dev);
-    setrlimit(RLIMIT_FSIZE, &old);
-    cr_assert_eq(done_count, before + 4);
-    cr_assert_eq(last_result, -EFBIG);
-    close(fd);
-}
-
-Test(block, small_writes_at_once, .init = setup, .fini = teardown)
-{
-    writes_at_once();
-}
-
-Test(block, small_writes_at_once_on_threads, .init = setup_threads, .fini = teardown)
-{
-    writes_at_once();
 }
 
 static struct many {

@@ -263,7 +263,7 @@ static const struct damage soft_damage[] = {
     {"no argument for a stub", FIND(0x41, 0xbb, ANY4, 0xe9, ANY4), PUT(-1, -1, 0x1c)},
     {"another argument for a stub", FIND(0x41, 0xbb, ANY4, 0xe9, ANY4), PUT(-1, -1, -1, -1, 0xff)},
     {"the middle of a stub", FIND(0x41, 0xbb, ANY4, 0xe9, ANY4),
-     PUT(-1, -1, -1, -1, -1, -1, -1, 0x01)},
+     PUT(-1, -1, -1, -1, -1, -1, -1, 0x03)},
     {"none of the block's links", FIND(0x41, 0xba, ANY4, 0xe9, ANY4),
      PUT(-1, -1, -1, -1, -1, 0x00)},
 };
