@@ -804,6 +804,24 @@ static bool by_flat_base(const struct xlate *x, const struct insn *in, const str
     return m->base != RBP || (uint32_t)(v->gpr[RBP] - v->gpr[RSP]) > 1 << 20;
 }
 
+/* A load by two registers, by way of their sum in R10: an instruction more and a cycle less, which is for
+ * values that addresses or other integers are made of. */
+static bool sum_by_flat_base(const struct xlate *x, const struct insn *in, const struct insn_mem *m,
+                             int32_t disp, const struct access *a, body_fn body)
+{
+    return body == body_copy && !a->kind && in->fpu == FPU_NONE && m->base != REG_NONE &&
+           m->index != REG_NONE && m->base != RSP && !(in->flags & (INSN_HIGH8 | INSN_VSIB)) &&
+           disp >= -(int32_t)FLAT_BELOW && !(x->tb->table_form >> x->index & 1) &&
+           !(x->bt->cfg.chaos && (x->cur_rip & 2));
+}
+
+static void load_flat_base(struct xlate *x)
+{
+    if (x->r11_id != R11_FLAT)
+        e_load_gs(&x->e, R11, VCPU_OFF(bt.flat_base));
+    x->r11_id = R11_FLAT;
+}
+
 /*
  * 16- and 32-bit code: guest memory is at the GS base, and a 32-bit address wraps as the guest's
  * does, so a flat segment's operand is the guest's own with two prefixes.
@@ -822,12 +840,14 @@ static bool lower_flat(struct xlate *x, const struct insn *in, const struct insn
         a.scratch = R10;
         a.ref = (struct memref){m->base, m->index, disp, m->scale, true};
         if (by_flat_base(x, in, m, disp)) {
-            if (x->r11_id != R11_FLAT)
-                e_load_gs(&x->e, R11, VCPU_OFF(bt.flat_base));
-            x->r11_id = R11_FLAT;
+            load_flat_base(x);
             a.ref = m->index == REG_NONE
                         ? (struct memref){.base = m->base, .index = R11, .disp = disp}
                         : (struct memref){R11, m->index, disp, m->scale, false};
+        } else if (sum_by_flat_base(x, in, m, disp, &a, body)) {
+            load_flat_base(x);
+            e_lea32(&x->e, R10, m->base, m->index, m->scale, 0);
+            a.ref = (struct memref){.base = R10, .index = R11, .disp = disp};
         }
         window_body(x, in, &a, body);
         return true;

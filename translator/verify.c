@@ -571,7 +571,8 @@ static bool form_flat(struct verifier *v, const struct state *s, const struct op
     const struct value *b = &s->reg[o->base], *i = &s->reg[o->index];
     if (b->meaning == M_FLAT && b->drift == 0 && i->narrow)
         return true;
-    return i->meaning == M_FLAT && i->drift == 0 && o->op->mem.scale == 1 && b->narrow;
+    return i->meaning == M_FLAT && i->drift == 0 && o->op->mem.scale == 1 &&
+           (b->narrow || (b->meaning == M_BOUND && b->a <= 0xffffffff));
 }
 
 /* What a probing door loads: a quadword of a page of its own, or nothing. */
