@@ -149,6 +149,8 @@ static bool leave_here(struct vcpu *v, ucontext_t *uc, const struct tb *tb, uint
     bool string = side_is_string(se->kind);
     bool exact = side_host(tb, se) == pc &&
                  (se->kind == SIDE_BOUNDARY || se->kind == SIDE_ELEMENT || string);
+    /* A data breakpoint that C code has noticed already belongs to the instruction, done. */
+    back = back && !(tb->key & (KEY_SLOW_MEM | KEY_ONE_INSN));
     if (!exact && !(back && !on_copy(v, g) && boundary_behind(v->engine->bt, tb, se, pc)))
         return false;
     if (string)
