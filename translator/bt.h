@@ -532,12 +532,10 @@ void jump_cache_forget(struct vcpu *v, struct tb *tb);
 
 /* door.c. What doors of 16- and 32-bit code load is DOOR_PROBE[distance], as quadwords. */
 #define DOOR_PROBE 0x7ffffff8u
-struct emitter;
 void door_init(struct bt_engine *bt);
 void door_destroy(struct bt_engine *bt);
 /* Do the doors of hot blocks with this key probe? */
 bool door_probes(const struct bt_engine *bt, uint32_t key);
-void door_emit_probe(const struct bt_engine *bt, struct emitter *e, uint64_t gva, uint32_t key);
 /* From the side door, whose heat has come to 0: where to go on. */
 uint64_t door_hot(struct vcpu *v, struct tb *tb);
 /* A fault in this block: was it its door's? Then R10 is the address of another, to be looked up. */

@@ -24,12 +24,10 @@
  *
  * Another engine of this process may have that place; then these doors branch, too.
  */
-#include "translator/bt.h"
+#include "translator/lower.h"
 
 #include <cpuid.h>
 #include <sys/mman.h>
-
-#include "translator/emit.h"
 
 #define FIRST_APART 13u /* 2^n - 1 bytes behind the probe are beyond the page next to it */
 #define LAST_APART  46u /* with more, addresses are not canonical */
@@ -130,10 +128,11 @@ bool door_probes(const struct bt_engine *bt, uint32_t key)
     return key & KEY_LEGACY ? bt->probe32 : bt->probe;
 }
 
-void door_emit_probe(const struct bt_engine *bt, struct emitter *e, uint64_t gva, uint32_t key)
+static void emit_probe(struct xlate *x)
 {
-    uint64_t minus = -gva;
-    if (key & KEY_LEGACY) {
+    struct emitter *e = &x->e;
+    uint64_t minus = -x->tb->gva;
+    if (x->key & KEY_LEGACY) {
         e_lea32(e, R11, R10, 0xff, 1, (int32_t)minus);
         e_op_mem(e, true, 0x8b, R11, 0xff, R11, 8, (int32_t)DOOR_PROBE);
         return;
@@ -145,14 +144,67 @@ void door_emit_probe(const struct bt_engine *bt, struct emitter *e, uint64_t gva
         e_lea(e, R11, R11, R10, 1, 0);
     }
     e_bytes(e, (const uint8_t[]){0xc4, 0x42, 0xa2, 0xf5, 0xdb}, 5); /* pext r11, r11, r11 */
-    e_op_mem(e, false, 0x8a, R11, R11, 0xff, 1, (int32_t)bt->probe);
+    e_op_mem(e, false, 0x8a, R11, R11, 0xff, 1, (int32_t)x->bt->probe);
+}
+
+/* RCX = 0 if R10 is this block's address; the guest's RCX in R11 then, in RCX again on the way out. */
+static void emit_branching_door(struct xlate *x)
+{
+    struct emitter *e = &x->e;
+    uint64_t minus = -x->tb->gva;
+    e_mov_rr(e, R11, RCX);
+    if ((int64_t)minus == (int32_t)minus) {
+        e_lea(e, RCX, R10, 0xff, 1, (int32_t)minus);
+    } else {
+        e_mov_imm(e, RCX, minus);
+        e_lea(e, RCX, RCX, R10, 1, 0);
+    }
+    e8(e, 0xe3);
+    e8(e, 3 + 5); /* jrcxz over the next two */
+    e_mov_rr(e, RCX, R11);
+    e_jmp(e, x->bt->stub_lookup);
+}
+
+void door_emit_side(struct xlate *x)
+{
+    struct emitter *e = &x->e;
+    uint32_t heat = (uint32_t)(uintptr_t)&x->tb->door_heat;
+    x->tb->side_door = (uint32_t)emit_here(e);
+    emit_branching_door(x);
+    e_op_mem(e, false, 0x8b, RCX, 0xff, 0xff, 1, (int32_t)heat);
+    e_lea32(e, RCX, RCX, 0xff, 1, -1);
+    e_op_mem(e, false, 0x89, RCX, 0xff, 0xff, 1, (int32_t)heat);
+    e8(e, 0xe3);
+    e8(e, 3 + 5);
+    e_mov_rr(e, RCX, R11);
+    e_jmp(e, x->tb->entry);
+    e_mov_rr(e, RCX, R11);
+    e_mov_imm(e, R11, (uintptr_t)x->tb);
+    e_jmp(e, x->bt->stub_door_hot);
+}
+
+void door_emit(struct xlate *x)
+{
+    struct emitter *e = &x->e;
+    if (!x->hot) {
+        e_mov_imm(e, R11, (uintptr_t)x->tb);
+        e_jmp(e, x->bt->stub_door);
+    } else if (x->tb->side_door) {
+        emit_probe(x);
+    } else {
+        emit_branching_door(x);
+        e_mov_rr(e, RCX, R11);
+    }
 }
 
 uint64_t door_hot(struct vcpu *v, struct tb *tb)
 {
+    struct bt_engine *bt = v->engine->bt;
+    bt_lock(bt); /* whoever drops it, looks for it in the jump caches */
     tb->probing = tb->side_door && !tb->missed;
     if (tb->probing && !tb->dead)
         jump_cache_insert(v, tb);
+    bt_unlock(bt);
     return bt_resume_at(v, tb->door);
 }
 

@@ -448,6 +448,16 @@ static struct tb *heat_up(struct vcpu *v, struct tb *tb)
     return hot;
 }
 
+/* A block from heat_up() takes the place of the one before it in the jump cache. */
+static void insert_hot(struct vcpu *v, struct tb *hot)
+{
+    struct bt_engine *bt = v->engine->bt;
+    bt_lock(bt);
+    if (hot && !hot->dead)
+        jump_cache_insert(v, hot);
+    bt_unlock(bt);
+}
+
 /* The place in its block of the instruction at v->rip. */
 static unsigned index_in(const struct vcpu *v, const struct tb *tb)
 {
@@ -557,8 +567,7 @@ static bool string_hot(struct vcpu *v, struct callout *c)
         v->bt.exit_arg = CPU_EXIT;
         return true;
     }
-    if (hot)
-        jump_cache_insert(v, hot);
+    insert_hot(v, hot);
     if (evictions == bt->stats.evictions)
         return false;
     v->bt.r10 = bt_linear(v, v->rip);
@@ -703,8 +712,7 @@ uint64_t bt_mem_hot(struct vcpu *v, struct mem_site *s)
         struct tb *hot = heat_up(v, tb);
         if (v->exit != VCPU_EXIT_NONE)
             return 0;
-        if (hot)
-            jump_cache_insert(v, hot);
+        insert_hot(v, hot);
         if (evictions != bt->stats.evictions) { /* what we came from, and s, may be gone */
             v->bt.r10 = bt_linear(v, v->rip);
             return bt_resume_at(v, bt->stub_lookup);

@@ -211,6 +211,10 @@ void stack_copy(struct xlate *x, const struct insn *in, bool dead);
 /* LEA from or to RSP. */
 void stack_lea(struct xlate *x, const struct insn *in);
 
+/* door.c: the door of the block being translated, and the side door of one that has x->tb->side_door. */
+void door_emit(struct xlate *x);
+void door_emit_side(struct xlate *x);
+
 /* mov reg, src in this size; reg may live in memory. src is R10 or R11. (translate.c) */
 void lower_write_gpr(struct xlate *x, unsigned reg, unsigned src, unsigned size);
 

@@ -1890,61 +1890,6 @@ static void emit_insn(struct xlate *x, unsigned i)
     }
 }
 
-/* RCX = 0 if R10 is this block's address; the guest's RCX in R11 then, in RCX again on the way out. */
-static void emit_branching_door(struct xlate *x)
-{
-    struct emitter *e = &x->e;
-    uint64_t minus = -x->tb->gva;
-    e_mov_rr(e, R11, RCX);
-    if ((int64_t)minus == (int32_t)minus) {
-        e_lea(e, RCX, R10, 0xff, 1, (int32_t)minus);
-    } else {
-        e_mov_imm(e, RCX, minus);
-        e_lea(e, RCX, RCX, R10, 1, 0);
-    }
-    e8(e, 0xe3);
-    e8(e, 3 + 5); /* jrcxz over the next two */
-    e_mov_rr(e, RCX, R11);
-    e_jmp(e, x->bt->stub_lookup);
-}
-
-/* The door that counts (door.c). */
-static void emit_side_door(struct xlate *x)
-{
-    struct emitter *e = &x->e;
-    uint32_t heat = (uint32_t)(uintptr_t)&x->tb->door_heat;
-    x->tb->side_door = (uint32_t)emit_here(e);
-    emit_branching_door(x);
-    e_op_mem(e, false, 0x8b, RCX, 0xff, 0xff, 1, (int32_t)heat);
-    e_lea32(e, RCX, RCX, 0xff, 1, -1);
-    e_op_mem(e, false, 0x89, RCX, 0xff, 0xff, 1, (int32_t)heat);
-    e8(e, 0xe3);
-    e8(e, 3 + 5);
-    e_mov_rr(e, RCX, R11);
-    e_jmp(e, x->tb->entry);
-    e_mov_rr(e, RCX, R11);
-    e_mov_imm(e, R11, (uintptr_t)x->tb);
-    e_jmp(e, x->bt->stub_door_hot);
-}
-
-/*
- * The door for indirect jumps: R10 must be this block's address. The check touches no flag even if
- * this block needs none, for when it fails the flags belong to another block, which may.
- */
-static void emit_entry_check(struct xlate *x)
-{
-    struct emitter *e = &x->e;
-    if (!x->hot) {
-        e_mov_imm(e, R11, (uintptr_t)x->tb);
-        e_jmp(e, x->bt->stub_door);
-    } else if (x->tb->side_door) {
-        door_emit_probe(x->bt, e, x->tb->gva, x->key);
-    } else {
-        emit_branching_door(x);
-        e_mov_rr(e, RCX, R11);
-    }
-}
-
 /* Executions of an access of the first tier up to the second. */
 static int32_t initial_heat(const struct xlate *x)
 {
@@ -2330,7 +2275,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         tb->entry_ind = (uint32_t)emit_here(&x->e);
         /* Where it is is not known yet. In chaos some have no other. */
         tb->side_door = replace && door_probes(bt, key) && !(bt->cfg.chaos && (gva & 16));
-        emit_entry_check(x);
+        door_emit(x);
         tb->entry = (uint32_t)emit_here(&x->e);
         x->guest_off = 0;
         for (unsigned i = 0; i < x->n; i++) {
@@ -2373,7 +2318,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         side_mark(x, SIDE_INSIDE);
         finish_links(x);
         if (tb->side_door)
-            emit_side_door(x);
+            door_emit_side(x);
         if (!x->failed && !x->e.overflow)
             break;
         if (x->n <= 1)
