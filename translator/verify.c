@@ -1544,10 +1544,10 @@ static bool check_insn(struct verifier *v)
         if (!check_operands(v, in, &s))
             return false;
         unsigned n, width;
-        /* Capstone has TEST AL, imm8 write its register. */
+        /* Capstone has TEST AL, imm8 write its register, and does not know about the count of SHLD. */
         for (unsigned i = 0; i < x->op_count && in->id != X86_INS_TEST; i++)
             if (x->operands[i].type == X86_OP_REG && gpr_of(x->operands[i].reg, &n, &width) &&
-                (in->id == X86_INS_CMPXCHG ? i == 0
+                (in->id == X86_INS_CMPXCHG || in->id == X86_INS_SHLD || in->id == X86_INS_SHRD ? i == 0
                  : in->id == X86_INS_XCHG || in->id == X86_INS_XADD
                      ? true
                  : in->id == X86_INS_MULX ? i < 2
@@ -1732,7 +1732,8 @@ static bool verify(struct bt_engine *bt, struct verify_kit *kit, const struct tb
             }
             check_insn(&v);
             v.done[v.off] = true;
-            drop_state(&v, v.off);
+            if (!v.dirty[place]) /* or it jumps to itself, with what that needs */
+                drop_state(&v, v.off);
         }
         for (uint32_t off = 0; off < n && !v.failed; off++)
             if (v.d.insn[off] && !v.done[off]) {

@@ -61,34 +61,34 @@ static const uint8_t sample[] = {
 
 /* Window checks that hold across instructions with implicit and explicit outputs. */
 static const uint8_t hoisted[] = {
-    0x0f, 0xb6, 0x46, 0x01,                         /* movzx eax, byte [rsi+1] */
-    0x48, 0x8b, 0x14, 0x83,                         /* mov rdx, [rbx+rax*4]  */
-    0x48, 0x8b, 0x43, 0x18,                         /* mov rax, [rbx+24]     */
-    0xb9, 3,    0,    0,    0,                      /* mov ecx, 3            */
-    0x48, 0x99,                                     /* cqo                   */
-    0x48, 0xf7, 0xf9,                               /* idiv rcx              */
-    0x48, 0x03, 0x83, 0xd0, 0x00, 0x00, 0x00,       /* add rax, [rbx+0xd0]   */
-    0x48, 0x0f, 0xaf, 0xd1,                         /* imul rdx, rcx         */
-    0x48, 0x01, 0x93, 0xc8, 0x00, 0x00, 0x00,       /* add [rbx+0xc8], rdx   */
-    0x48, 0x6b, 0xd1, 0x05,                         /* imul rdx, rcx, 5      */
-    0x48, 0x03, 0x43, 0x20,                         /* add rax, [rbx+32]     */
-    0x48, 0xf7, 0xe1,                               /* mul rcx               */
-    0x48, 0x03, 0x43, 0x28,                         /* add rax, [rbx+40]     */
-    0x48, 0x8d, 0x56, 0x40,                         /* lea rdx, [rsi+64]     */
-    0x48, 0x03, 0x4a, 0x08,                         /* add rcx, [rdx+8]      */
-    0x48, 0x98,                                     /* cdqe                  */
-    0x48, 0x03, 0x4a, 0x10,                         /* add rcx, [rdx+16]     */
-    0x48, 0x8d, 0x47, 0x40,                         /* lea rax, [rdi+64]     */
-    0x48, 0x03, 0x48, 0x08,                         /* add rcx, [rax+8]      */
-    0x48, 0x99,                                     /* cqo                   */
-    0x48, 0x03, 0x48, 0x10,                         /* add rcx, [rax+16]     */
-    0xf2, 0x66, 0x0f, 0x38, 0xf1, 0xca,             /* crc32 ecx, dx         */
-    0x48, 0x8b, 0x04, 0x24,                         /* mov rax, [rsp]        */
-    0x49, 0x89, 0xe3,                               /* mov r11, rsp          */
-    0x48, 0x83, 0xe4, 0xf0,                         /* and rsp, -16          */
-    0x4c, 0x89, 0xd8,                               /* mov rax, r11          */
-    0x48, 0x8b, 0x70, 0x20,                         /* mov rsi, [rax+32]     */
-    0x31, 0xc0,                                     /* xor eax, eax          */
+    0x0f, 0xb6, 0x46, 0x01,                   /* movzx eax, byte [rsi+1] */
+    0x48, 0x8b, 0x14, 0x83,                   /* mov rdx, [rbx+rax*4]  */
+    0x48, 0x8b, 0x43, 0x18,                   /* mov rax, [rbx+24]     */
+    0xb9, 3,    0,    0,    0,                /* mov ecx, 3            */
+    0x48, 0x99,                               /* cqo                   */
+    0x48, 0xf7, 0xf9,                         /* idiv rcx              */
+    0x48, 0x03, 0x83, 0xd0, 0x00, 0x00, 0x00, /* add rax, [rbx+0xd0]   */
+    0x48, 0x0f, 0xaf, 0xd1,                   /* imul rdx, rcx         */
+    0x48, 0x01, 0x93, 0xc8, 0x00, 0x00, 0x00, /* add [rbx+0xc8], rdx   */
+    0x48, 0x6b, 0xd1, 0x05,                   /* imul rdx, rcx, 5      */
+    0x48, 0x03, 0x43, 0x20,                   /* add rax, [rbx+32]     */
+    0x48, 0xf7, 0xe1,                         /* mul rcx               */
+    0x48, 0x03, 0x43, 0x28,                   /* add rax, [rbx+40]     */
+    0x48, 0x8d, 0x56, 0x40,                   /* lea rdx, [rsi+64]     */
+    0x48, 0x03, 0x4a, 0x08,                   /* add rcx, [rdx+8]      */
+    0x48, 0x98,                               /* cdqe                  */
+    0x48, 0x03, 0x4a, 0x10,                   /* add rcx, [rdx+16]     */
+    0x48, 0x8d, 0x47, 0x40,                   /* lea rax, [rdi+64]     */
+    0x48, 0x03, 0x48, 0x08,                   /* add rcx, [rax+8]      */
+    0x48, 0x99,                               /* cqo                   */
+    0x48, 0x03, 0x48, 0x10,                   /* add rcx, [rax+16]     */
+    0xf2, 0x66, 0x0f, 0x38, 0xf1, 0xca,       /* crc32 ecx, dx         */
+    0x48, 0x8b, 0x04, 0x24,                   /* mov rax, [rsp]        */
+    0x49, 0x89, 0xe3,                         /* mov r11, rsp          */
+    0x48, 0x83, 0xe4, 0xf0,                   /* and rsp, -16          */
+    0x4c, 0x89, 0xd8,                         /* mov rax, r11          */
+    0x48, 0x8b, 0x70, 0x20,                   /* mov rsi, [rax+32]     */
+    0x31, 0xc0,                               /* xor eax, eax          */
 };
 
 /* An instruction that Capstone 4 does not know between checks and what they are good for. */
@@ -114,6 +114,40 @@ static const uint8_t strings[] = {
     0xf3, 0xa6,                   /* repe cmpsb    */
     0xf2, 0xae,                   /* repne scasb   */
     0x48, 0x8b, 0x44, 0x24, 0x10, /* mov rax, [rsp+16] */
+};
+
+/* The stack in every way that is not through its address (native_stack.c). */
+static const uint8_t stack[] = {
+    0x53,                                           /* push rbx                 */
+    0x48, 0x83, 0xec, 0x20,                         /* sub rsp, 32              */
+    0x48, 0x89, 0x44, 0x24, 0x08,                   /* mov [rsp+8], rax         */
+    0x48, 0x8d, 0x54, 0x24, 0x10,                   /* lea rdx, [rsp+16]        */
+    0x48, 0x89, 0xe0,                               /* mov rax, rsp             */
+    0x83, 0xe1, 0x07,                               /* and ecx, 7               */
+    0x8b, 0x04, 0x8c,                               /* mov eax, [rsp+rcx*4]     */
+    0x49, 0x89, 0xe0,                               /* mov r8, rsp              */
+    0x48, 0x83, 0xe4, 0xf0,                         /* and rsp, -16             */
+    0x48, 0x39, 0xc8,                               /* cmp rax, rcx             */
+    0x4c, 0x89, 0xc4,                               /* mov rsp, r8              */
+    0x54, 0x5a,                                     /* push rsp; pop rdx        */
+    0x68, 0x78, 0x56, 0x34, 0x12,                   /* push 0x12345678          */
+    0x5a,                                           /* pop rdx                  */
+    0x48, 0x87, 0xe2,                               /* xchg rdx, rsp            */
+    0x48, 0x87, 0xe2,                               /* xchg rdx, rsp            */
+    0x48, 0x0f, 0xb1, 0x14, 0x24,                   /* cmpxchg [rsp], rdx       */
+    0x48, 0x89, 0xf9,                               /* mov rcx, rdi             */
+    0x0f, 0xa5, 0x39,                               /* shld [rcx], edi, cl      */
+    0x48, 0x03, 0x41, 0x08,                         /* add rax, [rcx+8]         */
+    0x48, 0x8d, 0xa4, 0x24, 0x00, 0x00, 0x00, 0x10, /* lea rsp, [rsp+0x10000000] */
+    0x48, 0x8d, 0xa4, 0x24, 0x00, 0x00, 0x00, 0x10, /* lea rsp, [rsp+0x10000000] */
+    0x48, 0x8d, 0xa4, 0x24, 0x00, 0x00, 0x00, 0x10, /* lea rsp, [rsp+0x10000000] */
+    0x48, 0x8d, 0xa4, 0x24, 0x00, 0x00, 0x00, 0x10, /* lea rsp, [rsp+0x10000000] */
+    0x48, 0x8d, 0xa4, 0x24, 0x00, 0x00, 0x00, 0x10, /* lea rsp, [rsp+0x10000000] */
+    0xeb, 0x00,                                     /* jmp next                 */
+    0x48, 0x8d, 0xa4, 0x24, 0x00, 0x00, 0x00, 0xb0, /* lea rsp, [rsp-0x50000000] */
+    0x48, 0x83, 0xc4, 0x20,                         /* add rsp, 32              */
+    0x5b,                                           /* pop rbx                  */
+    0x31, 0xc0,                                     /* xor eax, eax             */
 };
 
 /* A check that holds over more checks of other addresses than there are registers. */
@@ -162,6 +196,9 @@ static void setup(unsigned mode)
         run(3, masks, sizeof masks);
     for (unsigned i = 0; i < 3; i++)
         run(3, strings, sizeof strings);
+    for (unsigned cpl = 0; cpl <= 3; cpl += 3)
+        for (unsigned i = 0; i < 3; i++)
+            run(cpl, stack, sizeof stack);
     uint8_t code[256];
     unsigned len = put_long_lived(code);
     for (unsigned i = 0; i < 3; i++)
@@ -312,6 +349,96 @@ static const struct damage window_damage[] = {
     {"no string instruction where the side table says so", FIND(0xf3, 0xab), PUT(0x90, 0x90)},
 };
 
+#define STACK_NOT_16 (int)(VCPU_OFF(bt.stack_not) & 0xff), (int)(VCPU_OFF(bt.stack_not) >> 8 & 0xff)
+#define NOP3         0x0f, 0x1f, 0x00
+#define NOP4         0x0f, 0x1f, 0x40, 0
+#define NOP5         0x0f, 0x1f, 0x44, 0, 0
+#define NOP9         0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0
+
+static const struct damage stack_damage[] = {
+    {"PUSH of the host's RSP", FIND(0x53, 0x48, 0x8d, 0x64, 0x24, 0xe0), PUT(0x54)},
+    {"PUSH of 16 bits", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a),
+     PUT(0x66, 0x68, 0x34, 0x12, 0x90)},
+    {"PUSH of a segment", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0x0f, 0xa0, NOP3)},
+    {"PUSH of memory", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0xff, 0x34, 0x24, 0x66, 0x90)},
+    {"PUSHFQ", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0x9c, NOP4)},
+    {"POPFQ", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0x9d, NOP4)},
+    {"LEAVE", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0xc9, NOP4)},
+    {"ENTER", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0xc8, 0, 0, 0, 0x90)},
+    {"CALL", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0xe8, 0, 0, 0, 0)},
+    {"RET", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0xc3, NOP4)},
+    {"an ADD to RSP of a register", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a),
+     PUT(0x48, 0x01, 0xc4, 0x66, 0x90)},
+    {"an XCHG with RSP", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a),
+     PUT(0x48, 0x87, 0xe2, 0x66, 0x90)},
+    {"MOV RSP", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0x48, 0x89, 0xd4, 0x66, 0x90)},
+    {"a jump to itself", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0xeb, 0xfe, NOP3)},
+    {"a loop of nothing but itself", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a),
+     PUT(0xe2, 0xfe, 0x9c, 0x66, 0x90)},
+    {"MOV ESP", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0x89, 0xd4, NOP3)},
+    {"MOV SPL", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0x40, 0xb4, 0x08, 0x66, 0x90)},
+    {"a comparison with RSP", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a),
+     PUT(0x48, 0x39, 0xe0, 0x66, 0x90)},
+    {"RSP as what is stored", FIND(0x48, 0x89, 0x44, 0x24, 0x08), PUT(-1, -1, 0x64)},
+    {"RSP to an XMM register", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a),
+     PUT(0x66, 0x48, 0x0f, 0x6e, 0xc4)},
+    {"a load to RSP", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(0x48, 0x8b, 0x64, 0x24, 0x08)},
+    {"POP of RSP", FIND(0x68, 0x78, 0x56, 0x34, 0x12, 0x5a), PUT(-1, -1, -1, -1, -1, 0x5c)},
+    {"LEA of RSP to another register", FIND(0x48, 0x8d, 0x64, 0x24, 0xe0), PUT(-1, -1, 0x5c)},
+    {"LEA of ESP to another register", FIND(0x48, 0x8d, 0x64, 0x24, 0xe0),
+     PUT(0x67, 0x8d, 0x5c, 0x24, -1)},
+    {"LEA to ESP", FIND(0x48, 0x8d, 0x64, 0x24, 0xe0), PUT(0x40)},
+    {"LEA to RSP with a register", FIND(0x48, 0x8d, 0x64, 0x24, 0xe0), PUT(-1, -1, -1, 0x04)},
+    {"AND with a positive constant", FIND(0x48, 0x83, 0xe4, 0xf0), PUT(-1, -1, -1, 0x70)},
+    {"OR for AND", FIND(0x48, 0x83, 0xe4, 0xf0), PUT(-1, -1, 0xcc)},
+    {"ADD for AND, which is not by LEA", FIND(0x48, 0x83, 0xe4, 0xf0), PUT(-1, -1, 0xc4)},
+    {"the sum with another register", FIND(0x4b, 0x8d, 0x24, 0x1a), PUT(0x4a, -1, -1, 0x1b)},
+    {"half the sum", FIND(0x4b, 0x8d, 0x24, 0x1a), PUT(0x49, 0x89, 0xd4, 0x90)},
+    {"the delta twice", FIND(0x4b, 0x8d, 0x24, 0x1a), PUT(-1, -1, -1, 0x5a)},
+    {"the delta not in its complement", FIND(0x49, 0xf7, 0xd3, 0x65, 0x4c, 0x89, 0x1c, 0x25),
+     PUT(NOP3)},
+    {"the delta's negative", FIND(0x49, 0xf7, 0xd3, 0x65, 0x4c, 0x89, 0x1c, 0x25),
+     PUT(-1, -1, 0xdb)},
+    {"another register's value as the delta", FIND(0x49, 0xf7, 0xd3, 0x65, 0x4c, 0x89, 0x1c, 0x25),
+     PUT(-1, -1, -1, -1, -1, -1, 0x14)},
+    {"the delta not stored", FIND(0x65, 0x4c, 0x89, 0x1c, 0x25, STACK_NOT_16), PUT(NOP9)},
+    {"half the delta stored", FIND(0x65, 0x4c, 0x89, 0x1c, 0x25, STACK_NOT_16), PUT(-1, 0x44)},
+    {"the delta of another window", FIND(0xc4, 0x43, 0xfb, 0xf0, 0xda, 39, 0x45, 0x0f, 0xb7, 0xdb),
+     PUT(-1, -1, -1, -1, -1, 38)},
+    {"LEA without the undo", FIND(0x48, 0x8d, 0x54, 0x14, 0x11), PUT(-1, -1, -1, 0x24)},
+    {"LEA with twice the undo", FIND(0x48, 0x8d, 0x54, 0x14, 0x11), PUT(-1, -1, -1, 0x54)},
+    {"LEA with another register", FIND(0x48, 0x8d, 0x54, 0x14, 0x11), PUT(-1, -1, -1, 0x1c)},
+    {"LEA of 32 bits", FIND(0x48, 0x8d, 0x54, 0x14, 0x11), PUT(0x40)},
+    {"MOV from RSP", FIND(0x48, 0x8d, 0x44, 0x04, 0x01), PUT(0x48, 0x89, 0xe0, 0x66, 0x90)},
+    {"the undo from elsewhere", FIND(0x65, 0x48, 0x8b, 0x14, 0x25, STACK_NOT_16),
+     PUT(-1, -1, -1, -1, -1, (int)((VCPU_OFF(bt.stack_not) & 0xff) ^ 8))},
+    {"RSP far away and not used", FIND(0x44, 0x8b, 0x14, 0x24), PUT(NOP4)},
+    {"used at another place", FIND(0x44, 0x8b, 0x14, 0x24), PUT(-1, -1, 0x13)},
+    {"its address taken for its use", FIND(0x44, 0x8b, 0x14, 0x24), PUT(-1, 0x8d)},
+};
+
+static const struct damage door_damage[] = {
+    {"no PEXT", FIND(0xc4, 0x42, 0xa2, 0xf5, 0xdb), PUT(NOP5)},
+    {"PDEP", FIND(0xc4, 0x42, 0xa2, 0xf5, 0xdb), PUT(-1, -1, 0xa3)},
+    {"BZHI", FIND(0xc4, 0x42, 0xa2, 0xf5, 0xdb), PUT(-1, -1, 0xa0)},
+    {"PEXT by another mask", FIND(0xc4, 0x42, 0xa2, 0xf5, 0xdb), PUT(-1, -1, -1, -1, 0xda)},
+    {"PEXT of another value", FIND(0xc4, 0x42, 0xa2, 0xf5, 0xdb), PUT(-1, -1, 0xaa)},
+    {"PEXT to another register", FIND(0xc4, 0x42, 0xa2, 0xf5, 0xdb), PUT(-1, -1, -1, -1, 0xd3)},
+    {"the byte before the probe", FIND(0xf5, 0xdb, 0x45, 0x8a, 0x9b, 0xff),
+     PUT(-1, -1, -1, -1, -1, 0xfe)},
+    {"a page further", FIND(0xf5, 0xdb, 0x45, 0x8a, 0x9b, 0xff, -1),
+     PUT(-1, -1, -1, -1, -1, -1, 0x7f)},
+    {"a probe that writes", FIND(0xf5, 0xdb, 0x45, 0x8a, 0x9b), PUT(-1, -1, -1, 0x88)},
+    {"a probe of 8 bytes", FIND(0xf5, 0xdb, 0x45, 0x8a, 0x9b), PUT(-1, -1, 0x4d, 0x8b)},
+    {"a probe of 4 bytes", FIND(0xf5, 0xdb, 0x45, 0x8a, 0x9b), PUT(-1, -1, -1, 0x8b)},
+    {"a probe by R10", FIND(0xf5, 0xdb, 0x45, 0x8a, 0x9b), PUT(-1, -1, -1, -1, 0x9a)},
+    {"a counter one further", FIND(0x8b, 0x0c, 0x25, -1, -1, -1, -1, 0x8d, 0x49, 0xff),
+     PUT(-1, -1, -1, 0x01)},
+    {"a count stored far away", FIND(0x89, 0x0c, 0x25, ANY4, 0xe3, 0x08),
+     PUT(-1, -1, -1, 0, 0, 0, 0x10)},
+    {"RCX not given back", FIND(0xe3, 0x08, 0x4c, 0x89, 0xd9, 0xe9), PUT(-1, 0x07)},
+};
+
 static const struct damage *list;
 static unsigned n_list;
 static unsigned applied_to[64];
@@ -365,6 +492,21 @@ Test(translator_verify, refuses_damaged_window_blocks)
     damage_all(MEM_WINDOW, window_damage, sizeof window_damage / sizeof window_damage[0]);
 }
 
+Test(translator_verify, refuses_damaged_stacks)
+{
+    damage_all(MEM_WINDOW, stack_damage, sizeof stack_damage / sizeof stack_damage[0]);
+}
+
+Test(translator_verify, refuses_damaged_doors)
+{
+    setup(MEM_WINDOW);
+    bool probes = engine()->probe;
+    diff_guest_stop(&guest);
+    if (!probes)
+        cr_skip_test("PEXT is no quick instruction here: doors branch");
+    damage_all(MEM_WINDOW, door_damage, sizeof door_damage / sizeof door_damage[0]);
+}
+
 /* Bytes at random: nothing to expect of each, but the verifier must neither crash nor hang. */
 static void scramble(const struct tb *tb, uint8_t *copy, uint32_t size)
 {
@@ -388,7 +530,8 @@ Test(translator_verify, survives_noise)
     diff_guest_stop(&guest);
 }
 
-/* The side table decides what a fault in the middle of a string instruction does to the registers. */
+/* The side table decides what a fault in the middle of a string instruction does to the registers.
+ */
 static void wrong_side_table(const struct tb *tb, uint8_t *copy, uint32_t size)
 {
     for (uint32_t i = 0; i < tb->n_side; i++) {
@@ -402,7 +545,8 @@ static void wrong_side_table(const struct tb *tb, uint8_t *copy, uint32_t size)
             bool ok = bt_verify_bytes(engine(), tb, copy, true);
             tb->side[i].kind = kind & 31;
             /* Behind the last instruction's boundary may be nothing that runs. */
-            cr_expect(!ok || i + 1 == tb->n_side || side_host(tb, &tb->side[i]) == side_host(tb, &tb->side[i + 1]),
+            cr_expect(!ok || i + 1 == tb->n_side ||
+                          side_host(tb, &tb->side[i]) == side_host(tb, &tb->side[i + 1]),
                       "kind %u instead of %u accepted at +%#x", put, kind, tb->side[i].host);
             applied++;
             seen += side_is_string(kind);
