@@ -1919,7 +1919,8 @@ static void guess_here(struct xlate *x)
 {
     for (unsigned g = 0; g < 16; g++)
         if (!x->reg[g].known && !x->reg[g].checked)
-            x->reg[g] = (struct reg_guess){.known = true, .value = x->v->gpr[g]};
+            x->reg[g] = (struct reg_guess){
+                .known = true, .value = x->v->gpr[g], .ext = x->reg[g].ext}; /* a fact stays one */
 }
 
 /* -- The block ------------------------------------------------------------------------------------ */
