@@ -109,7 +109,9 @@ enum cpu_result gather_execute(struct vcpu *v, const struct insn *in)
                 if (mmu_load(v, ea, &value, data, MMU_READ, m->seg == SEG_SS) < 0)
                     return CPU_EXCEPTION;
                 vec_write(v, in->reg, i * data, data, value);
-                zero_above(v, in->reg, n * data);
+                /* Should a later one fault, this much is seen of the zeroes that end it: what is above
+                 * the vector, not what is above the elements (so it is on Intel's). */
+                zero_above(v, in->reg, in->vec_len);
             }
         }
         if (evex) {

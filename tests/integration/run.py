@@ -1337,7 +1337,11 @@ def explain():
     one_sentence(done.stderr, "nothing is mapped")
     done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--after", "4",
                "--at", "0xffffffff81000068", "--tier", "both", timeout=60)
-    for text in ("RSP is the guest", "<write>", "window_delta.kernel"):
+    for text in ("RSP is the guest", "<count>", "return address, not"):
+        check(text in done.stdout, f"no '{text}' in: {done.stdout}")
+    done = cli("explain", "--kernel", FILES.guest("cloud/vmlinuz"), "--after", "4",
+               "--at", "0xffffffff81000110", "--count", "3", "--tier", "both", timeout=60)
+    for text in ("memory operand redirected", "<write>", "window_delta.kernel", "side door"):
         check(text in done.stdout, f"no '{text}' in: {done.stdout}")
 
 
