@@ -128,21 +128,28 @@ bool door_probes(const struct bt_engine *bt, uint32_t key)
     return key & KEY_LEGACY ? bt->probe32 : bt->probe;
 }
 
-static void emit_probe(struct xlate *x)
+/* reg = R10 - address of the block */
+static void emit_distance(struct xlate *x, unsigned reg)
 {
     struct emitter *e = &x->e;
     uint64_t minus = -x->tb->gva;
+    if ((int64_t)minus == (int32_t)minus) {
+        e_lea(e, reg, R10, 0xff, 1, (int32_t)minus);
+    } else {
+        e_mov_imm(e, reg, minus);
+        e_lea(e, reg, reg, R10, 1, 0);
+    }
+}
+
+static void emit_probe(struct xlate *x)
+{
+    struct emitter *e = &x->e;
     if (x->key & KEY_LEGACY) {
-        e_lea32(e, R11, R10, 0xff, 1, (int32_t)minus);
+        e_lea32(e, R11, R10, 0xff, 1, (int32_t)-x->tb->gva);
         e_op_mem(e, true, 0x8b, R11, 0xff, R11, 8, (int32_t)DOOR_PROBE);
         return;
     }
-    if ((int64_t)minus == (int32_t)minus) {
-        e_lea(e, R11, R10, 0xff, 1, (int32_t)minus);
-    } else {
-        e_mov_imm(e, R11, minus);
-        e_lea(e, R11, R11, R10, 1, 0);
-    }
+    emit_distance(x, R11);
     e_bytes(e, (const uint8_t[]){0xc4, 0x42, 0xa2, 0xf5, 0xdb}, 5); /* pext r11, r11, r11 */
     e_op_mem(e, false, 0x8a, R11, R11, 0xff, 1, (int32_t)x->bt->probe);
 }
@@ -151,14 +158,8 @@ static void emit_probe(struct xlate *x)
 static void emit_branching_door(struct xlate *x)
 {
     struct emitter *e = &x->e;
-    uint64_t minus = -x->tb->gva;
     e_mov_rr(e, R11, RCX);
-    if ((int64_t)minus == (int32_t)minus) {
-        e_lea(e, RCX, R10, 0xff, 1, (int32_t)minus);
-    } else {
-        e_mov_imm(e, RCX, minus);
-        e_lea(e, RCX, RCX, R10, 1, 0);
-    }
+    emit_distance(x, RCX);
     e8(e, 0xe3);
     e8(e, 3 + 5); /* jrcxz over the next two */
     e_mov_rr(e, RCX, R11);

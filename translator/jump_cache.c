@@ -19,15 +19,20 @@ void jump_cache_init(struct vcpu *v)
     }
 }
 
+static unsigned index_of(const struct bt_engine *bt, const struct tb *tb)
+{
+    return jump_cache_index(bt, tb->gva, tb->key & KEY_LEGACY);
+}
+
 void jump_cache_insert(struct vcpu *v, struct tb *tb)
 {
     struct engine_vcpu *ev = v->engine;
-    unsigned sup = tb->key & KEY_USER ? 0 : 1;
-    uint64_t *e = &v->jump_cache[sup][jump_cache_index(v->engine->bt, tb->gva, tb->key & KEY_LEGACY)];
+    unsigned sup = tb->key & KEY_USER ? 0 : 1, index = index_of(ev->bt, tb);
+    uint64_t *e = &v->jump_cache[sup][index];
     if (*e == ev->bt->stub_lookup) {
         const uint32_t max = sizeof ev->jc_used[0] / sizeof ev->jc_used[0][0];
         if (ev->jc_n[sup] < max)
-            ev->jc_used[sup][ev->jc_n[sup]] = jump_cache_index(ev->bt, tb->gva, tb->key & KEY_LEGACY);
+            ev->jc_used[sup][ev->jc_n[sup]] = index;
         ev->jc_n[sup]++; /* beyond max: the next flush clears the whole table */
     }
     *e = tb->side_door && !tb->probing ? tb->side_door : tb->entry_ind;
@@ -141,7 +146,7 @@ void jump_cache_flush_page(struct vcpu *v, uint64_t gva)
 void jump_cache_forget(struct vcpu *v, struct tb *tb)
 {
     unsigned sup = tb->key & KEY_USER ? 0 : 1;
-    uint64_t *e = &v->jump_cache[sup][jump_cache_index(v->engine->bt, tb->gva, tb->key & KEY_LEGACY)];
+    uint64_t *e = &v->jump_cache[sup][index_of(v->engine->bt, tb)];
     if (*e == tb->entry_ind || (tb->side_door && *e == tb->side_door))
         *e = v->engine->bt->stub_lookup;
 }

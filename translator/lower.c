@@ -502,7 +502,7 @@ static void load_delta(struct xlate *x, unsigned id)
 
 /* R11 = delta of the window of `reg`'s value, by table. It serves later accesses through a guest
  * register, too, until that has moved far. */
-static void delta_by_table(struct xlate *x, unsigned reg)
+void lower_delta_by_table(struct xlate *x, unsigned reg)
 {
     struct emitter *e = &x->e;
     x->r11_id = 0;
@@ -608,7 +608,7 @@ static enum base_result delta_of_base(struct xlate *x, unsigned reg, bool table)
     } else if (g->known && !window_id_ok(x->key & KEY_USER, id)) {
         return BASE_SOFT;
     } else if (table || !g->known) {
-        delta_by_table(x, reg);
+        lower_delta_by_table(x, reg);
     } else {
         if (!delta_checked(x, reg, id))
             return BASE_FAILED;
@@ -762,7 +762,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         return false;
     lower_ea(x, in, m, addr_size, extra, true);
     if (table || !known)
-        delta_by_table(x, R10);
+        lower_delta_by_table(x, R10);
     else if (!delta_checked(x, R10, id))
         return true;
     refer_to_sum(x, in, &a, body);

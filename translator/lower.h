@@ -160,6 +160,9 @@ void lower_slow_paths(struct xlate *x);
 /* Do windows not pay for this instruction? */
 bool lower_soft_site(const struct xlate *x);
 
+/* R11 = delta of the window of an address in this register of the host's, by table. Flag-free. */
+void lower_delta_by_table(struct xlate *x, unsigned reg);
+
 /* R11 = delta of the window that the value of this register of the guest's is in; there are windows for
  * it.  Flag-free. */
 void lower_delta(struct xlate *x, unsigned reg);
@@ -193,6 +196,8 @@ void stack_set(struct xlate *x);
 void stack_move(struct xlate *x, int32_t n);
 /* The same RSP by another look at the table. Uses R10 and R11. */
 void stack_renew(struct xlate *x);
+/* May code here use the stack by the host's RSP, where the site has not been given up? */
+bool stack_usable(const struct xlate *x);
 /* May this instruction use the stack by the host's RSP? */
 bool stack_direct(const struct xlate *x);
 /* Bytes from RSP + lo to RSP + hi are about to be used; afterwards, those at RSP + disp have been. */

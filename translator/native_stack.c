@@ -38,11 +38,7 @@ void stack_value(struct xlate *x, unsigned reg, int32_t disp)
 void stack_set(struct xlate *x)
 {
     struct emitter *e = &x->e;
-    unsigned view = x->key & KEY_USER ? 0 : 1;
-    e_rorx(e, R11, R10, WINDOW_SHIFT);
-    e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xdb}, 4); /* movzx r11d, r11w */
-    e_gs_idx(e, true, 0x8b, R11, R11, 3,
-             STATE_OFF(offsetof(struct vcpu, window_delta) + view * 65536u * 8u));
+    lower_delta_by_table(x, R10);
     e_lea(e, RSP, R10, R11, 1, 0);
     e_bytes(e, (const uint8_t[]){0x49, 0xf7, 0xd3}, 3); /* not r11 */
     e_store_gs(e, NOT_OFF, R11);
@@ -65,10 +61,14 @@ void stack_move(struct xlate *x, int32_t n)
     x->stack_slack += n < 0 ? -(int64_t)n : n;
 }
 
+bool stack_usable(const struct xlate *x)
+{
+    return x->native_stack && x->stack_ok && !(x->key & (KEY_ONE_INSN | KEY_SLOW_MEM));
+}
+
 bool stack_direct(const struct xlate *x)
 {
-    return x->native_stack && x->stack_ok && !(x->key & (KEY_ONE_INSN | KEY_SLOW_MEM)) &&
-           !lower_soft_site(x);
+    return stack_usable(x) && !lower_soft_site(x);
 }
 
 void stack_reach(struct xlate *x, int64_t lo, int64_t hi)
@@ -84,9 +84,15 @@ void stack_touched(struct xlate *x, int32_t disp)
         x->stack_slack = d;
 }
 
+/* Could RSP be too far from its window for other code? */
+static bool unsettled(const struct xlate *x)
+{
+    return x->native_stack && x->stack_slack > STACK_SLACK && !(x->key & KEY_ONE_INSN);
+}
+
 void stack_settle(struct xlate *x)
 {
-    if (!x->native_stack || x->stack_slack <= STACK_SLACK || (x->key & KEY_ONE_INSN))
+    if (!unsettled(x))
         return;
     if (!stack_direct(x)) {
         stack_renew(x);
@@ -100,7 +106,7 @@ void stack_settle(struct xlate *x)
 void stack_settle_late(struct xlate *x, bool keep_r10)
 {
     struct emitter *e = &x->e;
-    if (!x->native_stack || x->stack_slack <= STACK_SLACK || (x->key & KEY_ONE_INSN))
+    if (!unsettled(x))
         return;
     if (keep_r10)
         e_store_gs(e, VCPU_OFF(scratch[SCR_TARGET]), R10);

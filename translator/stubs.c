@@ -176,6 +176,32 @@ static void emit_door(struct bt_engine *bt, struct emitter *e)
     e_op_mem(e, false, 0xff, 4, R11, 0xff, 1, offsetof(struct tb, door)); /* jmp */
 }
 
+/* Helpers of the first tier: flags that are live wait in AX; R11's heat goes down. A jump that is taken
+ * when it comes to 0. */
+static uint8_t *count_down(struct emitter *e, bool live)
+{
+    if (live) {
+        e_store_gs(e, BT_OFF(helper_rax), RAX);
+        e_bytes(e, (const uint8_t[]){0x9f, 0x0f, 0x90, 0xc0}, 4); /* lahf; seto al */
+    }
+    e_op_mem(e, false, 0xff, 1, R11, 0xff, 1, offsetof(struct mem_site, heat)); /* dec dword */
+    return e_jcc_fwd(e, CC_E);
+}
+
+static void flags_back(struct emitter *e, bool live)
+{
+    if (!live)
+        return;
+    e_bytes(e, (const uint8_t[]){0x04, 0x7f, 0x9e}, 3); /* add al, 127; sahf */
+    e_load_gs(e, RAX, BT_OFF(helper_rax));
+}
+
+static void resume_site(struct emitter *e)
+{
+    e_op_mem(e, false, 0x8b, R11, R11, 0xff, 1, offsetof(struct mem_site, resume));
+    e_bytes(e, (const uint8_t[]){0x41, 0xff, 0xe3}, 3); /* jmp r11 */
+}
+
 static void emit_access(struct bt_engine *bt, struct emitter *e, unsigned index)
 {
     bool live = index & 4, sup = index & 2, write = index & 1;
@@ -184,12 +210,7 @@ static void emit_access(struct bt_engine *bt, struct emitter *e, unsigned index)
     uint32_t tag = table + (write ? offsetof(struct soft_tlb_entry, wtag)
                                   : offsetof(struct soft_tlb_entry, rtag));
     bt->stub_access[index] = (uint32_t)emit_here(e);
-    if (live) {
-        e_store_gs(e, BT_OFF(helper_rax), RAX);
-        e_bytes(e, (const uint8_t[]){0x9f, 0x0f, 0x90, 0xc0}, 4); /* lahf; seto al */
-    }
-    e_op_mem(e, false, 0xff, 1, R11, 0xff, 1, offsetof(struct mem_site, heat)); /* dec dword */
-    uint8_t *hot = e_jcc_fwd(e, CC_E);
+    uint8_t *hot = count_down(e, live);
     e_store_gs(e, BT_OFF(helper_rcx), RCX);
     e_mov32_rr(e, RCX, R10);
     e_bytes(e, (const uint8_t[]){0xc1, 0xe9, GUEST_PAGE_SHIFT - 5}, 3); /* shr ecx */
@@ -209,13 +230,9 @@ static void emit_access(struct bt_engine *bt, struct emitter *e, unsigned index)
         }
         if (end < 2)
             e_load_gs(e, RCX, BT_OFF(helper_rcx));
-        if (live) {
-            e_bytes(e, (const uint8_t[]){0x04, 0x7f, 0x9e}, 3); /* add al, 127; sahf */
-            e_load_gs(e, RAX, BT_OFF(helper_rax));
-        }
+        flags_back(e, live);
         if (end == 0) {
-            e_op_mem(e, false, 0x8b, R11, R11, 0xff, 1, offsetof(struct mem_site, resume));
-            e_bytes(e, (const uint8_t[]){0x41, 0xff, 0xe3}, 3); /* jmp r11 */
+            resume_site(e);
         } else {
             e_jmp(e, end == 1 ? bt->stub_prepare : bt->stub_hot);
         }
@@ -226,24 +243,15 @@ static void emit_access(struct bt_engine *bt, struct emitter *e, unsigned index)
 static void emit_count(struct bt_engine *bt, struct emitter *e, bool live)
 {
     bt->stub_count[live] = (uint32_t)emit_here(e);
-    if (live) {
-        e_store_gs(e, BT_OFF(helper_rax), RAX);
-        e_bytes(e, (const uint8_t[]){0x9f, 0x0f, 0x90, 0xc0}, 4); /* lahf; seto al */
-    }
-    e_op_mem(e, false, 0xff, 1, R11, 0xff, 1, offsetof(struct mem_site, heat)); /* dec dword */
-    uint8_t *hot = e_jcc_fwd(e, CC_E);
+    uint8_t *hot = count_down(e, live);
     for (int end = 0; end < 2; end++) {
         if (end)
             e_fix_here(e, hot);
-        if (live) {
-            e_bytes(e, (const uint8_t[]){0x04, 0x7f, 0x9e}, 3); /* add al, 127; sahf */
-            e_load_gs(e, RAX, BT_OFF(helper_rax));
-        }
+        flags_back(e, live);
         if (end) {
             e_jmp(e, bt->stub_hot);
         } else {
-            e_op_mem(e, false, 0x8b, R11, R11, 0xff, 1, offsetof(struct mem_site, resume));
-            e_bytes(e, (const uint8_t[]){0x41, 0xff, 0xe3}, 3); /* jmp r11 */
+            resume_site(e);
         }
     }
 }

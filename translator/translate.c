@@ -2121,7 +2121,7 @@ enum accesses { ACCESS_NONE, ACCESS_STACK, ACCESS_MEMORY };
  */
 static enum accesses accesses_of(const struct xlate *x, const struct insn *in)
 {
-    bool native = x->native_stack && x->stack_ok && !(x->key & (KEY_ONE_INSN | KEY_SLOW_MEM));
+    bool native = stack_usable(x);
     if (string_for_windows(x->key, in))
         return ACCESS_MEMORY;
     if (rule_of(in, x->key) == RULE_NATIVE && (in->flags & INSN_MEM))

@@ -46,7 +46,7 @@ static void set_delta(struct vcpu *v, unsigned id, uint64_t delta)
 
 static unsigned current_pcid(const struct vcpu *v)
 {
-    return v->cr4 & CR4_PCIDE ? v->cr3 & 0xfff : 0;
+    return bt_pcid_of(v, v->cr3);
 }
 
 /* A host range is about to stand for something else. */
