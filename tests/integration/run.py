@@ -1488,16 +1488,26 @@ class Screen:
 
     def wait_for(self, pattern, timeout=150):
         """Waits until the text screen shows it."""
-        found = []
+        end = time.monotonic() + timeout * PATIENCE
+        while not (found := self.shows(pattern)):
+            check(time.monotonic() < end, f"the screen never showed {pattern!r}, but\n{self.last}")
+            check(self.guest.process.poll() is None, f"it ended: {self.guest.stderr()}")
+            time.sleep(0.05)
+        return found
 
-        def look():
-            found[:] = [re.search(pattern, self.ctl("screen", code=None), re.M)]
-            return found[0]
-        wait_until(look, timeout, f"the screen never showed {pattern!r}")
-        return found[0]
+    def shows(self, pattern):
+        self.guest.read_some(0)  # its serial console, for the log
+        return re.search(pattern, self.ctl("screen", code=None), re.M)
 
     def shell(self):
-        self.wait_for(r"^~ #\s*\Z")
+        """Waits for a prompt. The kernel may print something behind it (a driver that has found
+        its device), so that only another line shows one: Enter is pressed until it does."""
+        self.wait_for(r"^~ #")
+        end = time.monotonic() + 60 * PATIENCE
+        while not self.shows(r"^~ #\s*\Z"):
+            check(time.monotonic() < end, f"no prompt at the screen's end, but\n{self.last}")
+            self.ctl("send-key", "ret")
+            time.sleep(1)
 
     def type(self, command):
         self.ctl("type", command + "\\n")
@@ -1554,7 +1564,8 @@ def screen_text():
     s.type("clear; echo $((6 * 7)) '~{|}:<>?@#%^&_+'")
     s.wait_for(r"^42 ~\{\|\}:<>\?@#%\^&_\+$")
     # Mouse: enable, move, click, and see the packets that mousedev makes of it.
-    s.type("clear; grep -c PS/2.*Mouse /proc/bus/input/devices; "
+    s.type("until grep -q PS/2.*Mouse /proc/bus/input/devices; do sleep 1; done; clear; "
+           "grep -c PS/2.*Mouse /proc/bus/input/devices; "
            "(dd if=/dev/input/mice bs=3 count=1 2>/dev/null | hexdump -C) & sleep 1; echo ready")
     s.wait_for(r"^1$")
     s.wait_for(r"^ready$")
