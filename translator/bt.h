@@ -61,6 +61,7 @@ enum {
     KEY_CODE32 = 1u << 16,  /* CS.D = 1                                                        */
     KEY_STACK16 = 1u << 17, /* SS.B = 0                                                        */
     KEY_SEG_SHIFT = 18,     /* enum seg_class of ES, CS, SS, DS, FS, GS: 2 bits each           */
+    KEY_YOUNG = 1u << 30,   /* 64-bit user code without windows (young.c)                      */
     KEY_LEGACY = KEY_CODE16 | KEY_CODE32,
 };
 
@@ -300,7 +301,7 @@ struct bt_stats {
     uint64_t rejected; /* blocks that the verifier refused */
     uint64_t signals_kick, signals_step, signals_fault, exceptions[32], interrupts;
     uint64_t flushes[3];
-    uint64_t door_misses, hot_blocks, wfaults, wmisses, soft_sites;
+    uint64_t door_misses, hot_blocks, wfaults, wmisses, soft_sites, young, grown;
     uint64_t callouts[OP_COUNT];
     uint64_t translate_ns;
 };
@@ -320,6 +321,14 @@ struct as_record {
     uint32_t key, n;
     uint16_t idx[AS_ENTRIES];
     uint32_t host[AS_ENTRIES];
+};
+
+/* An address space that is not current (young.c). */
+#define YOUNG_SPACES 64u
+struct young_space {
+    uint64_t table; /* GPA of its PML4                            */
+    uint64_t print; /* what some of its entries were              */
+    uint64_t left;  /* TSC cycles that it will be young; 0: is old */
 };
 
 struct site_info {
@@ -402,6 +411,12 @@ struct engine_vcpu {
     struct as_record as[AS_RECORDS];
     uint64_t as_clock;
     uint64_t jc_cr3; /* address space of the user half */
+    struct { /* young.c */
+        bool now;       /* the current address space is young */
+        uint64_t until; /* TSC                                */
+        uint64_t table; /* its PML4                           */
+        struct young_space space[YOUNG_SPACES];
+    } young;
     struct { /* the key's part that these decide, when bt_current_key() last looked */
         uint64_t cr0, cr4, xcr0;
         uint32_t key;
@@ -621,17 +636,32 @@ static inline bool side_is_string(unsigned kind)
 /* Is the host's RSP the guest's plus a delta in code with this key? */
 static inline bool stack_is_native(const struct bt_engine *bt, uint32_t key)
 {
-    return bt->native_stack && !(key & KEY_LEGACY);
+    return bt->native_stack && !(key & (KEY_LEGACY | KEY_YOUNG));
+}
+/* Is user code of the current address space without windows? */
+static inline bool young_user(const struct vcpu *v)
+{
+    return v->engine->young.now && v->cpl == 3;
 }
 /* Sets what the resume stubs load the host's RSP with, from v->gpr[RSP]. To be called before every way
  * back into translated code. */
 static inline void stack_use(struct vcpu *v)
 {
     uint64_t rsp = v->gpr[RSP], delta = 0;
-    if (v->engine->bt->native_stack && vcpu_long64(v))
+    if (v->engine->bt->native_stack && vcpu_long64(v) && !young_user(v))
         delta = v->window_delta[v->cpl != 3][rsp >> WINDOW_SHIFT & 0xffff];
     v->bt.stack_host = rsp + delta;
     v->bt.stack_not = ~delta;
+}
+
+/* young.c.  CR3 has changed; flushed: what was known of the new PCID's translations is void. */
+void young_switch(struct vcpu *v, bool flushed);
+/* In the dispatcher: ends the current address space's youth when it is time. */
+void young_tick(struct vcpu *v);
+/* Is it time, so that user code must be entered by way of the dispatcher? */
+static inline bool young_over(const struct vcpu *v)
+{
+    return young_user(v) && __builtin_ia32_rdtsc() >= v->engine->young.until;
 }
 
 /* gather.c */

@@ -93,7 +93,7 @@ uint32_t bt_current_key(const struct vcpu *v)
     }
     k |= ev->control.key;
     if (v->cpl == 3)
-        k |= KEY_USER;
+        k |= KEY_USER | (ev->young.now && vcpu_long64(v) ? KEY_YOUNG : 0);
     if (v->tsc_offset || ((v->cr4 & CR4_TSD) && v->cpl))
         k |= KEY_TSC_TRAP;
     if (ev->watch)
@@ -251,6 +251,7 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
             jump_cache_flush_page(v, page);
         return;
     }
+    young_switch(v, kind != MMU_SWITCHED);
     bool all = kind == MMU_FLUSHED_ALL;
     for (unsigned i = 0; all && i < EXEC_TLB_SIZE; i++)
         ev->exec_tlb[i].gva_page = ~0ull;
@@ -383,7 +384,7 @@ static bool deliver(struct vcpu *v)
 static bool resume_short(struct vcpu *v)
 {
     struct engine_vcpu *ev = v->engine;
-    if (!key_is_seen(v, bt_current_key(v)) || (v->cpl == 3 && (v->rflags & FL_AC)))
+    if (!key_is_seen(v, bt_current_key(v)) || (v->cpl == 3 && (v->rflags & FL_AC)) || young_over(v))
         return false;
     /* The jump cache knows, or its miss stub brings us back. */
     v->bt.r10 = bt_linear(v, v->rip);
@@ -601,7 +602,7 @@ uint64_t bt_lookup(struct vcpu *v)
     struct exec_tlb_entry *x = &ev->exec_tlb[(gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
     v->rip = bt_offset(v, gva);
     if (v->exit_request || cpu_event_due(v) || (bt->cfg.trace_mask & TRACE_ENTER) || bt->cfg.chaos || ev->watch ||
-        (v->dr[7] & DR7_ENABLES) || x->gva_page != (page | (v->cpl == 3)))
+        (v->dr[7] & DR7_ENABLES) || x->gva_page != (page | (v->cpl == 3)) || young_over(v))
         return 1;
     uint64_t gpa = (x->gpa_page & ~1ull) | (gva & (GUEST_PAGE_SIZE - 1));
     uint32_t key = bt_current_key(v);
@@ -704,9 +705,13 @@ uint64_t bt_mem_hot(struct vcpu *v, struct mem_site *s)
 {
     struct bt_engine *bt = v->engine->bt;
     struct tb *tb = s->tb;
-    bool later = cpu_event_due(v);
-    s->heat = later ? 1 : INT32_MAX;
+    bool later = cpu_event_due(v), grown = young_over(v);
+    s->heat = later || grown ? 1 : INT32_MAX;
     v->rip = s->rip;
+    if (grown) { /* the dispatcher has other code for this address */
+        v->bt.r10 = bt_linear(v, v->rip);
+        return bt_resume_at(v, bt->stub_lookup);
+    }
     if (!tb->dead && !later) {
         uint64_t evictions = bt->stats.evictions;
         struct tb *hot = heat_up(v, tb);
@@ -810,6 +815,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
         if ((ev->step_pending || ev->db_bits) && !take_traps(v))
             break;
         far_links_tick(v);
+        young_tick(v);
         if (atomic_load(&ev->map_changed) && atomic_exchange(&ev->map_changed, false))
             forget_map(v);
         if (atomic_load(&v->events) & EV_FLUSH) /* being here is all it asks for */
@@ -1115,6 +1121,8 @@ static void bt_print_stats(struct engine *e, FILE *out)
             "windows:      %llu hot blocks, %llu faults, %llu misses, %llu sites back to soft form\n",
             (unsigned long long)s->hot_blocks, (unsigned long long)s->wfaults,
             (unsigned long long)s->wmisses, (unsigned long long)s->soft_sites);
+    fprintf(out, "young:        %llu address spaces, %llu grew old\n", (unsigned long long)s->young,
+            (unsigned long long)s->grown);
     for (unsigned i = 0; i < bt->n_vcpus; i++)
         if (bt->vcpus[i]->engine->windows_on) {
             const struct window_space *ws = &bt->vcpus[i]->engine->ws;

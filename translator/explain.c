@@ -660,7 +660,8 @@ static void print_key(const struct tb *tb, FILE *out)
                 {KEY_AVX512_UD, "AVX-512 raises #UD"}, {KEY_XSAVE_UD, "XSAVE raises #UD"},
                 {KEY_ONE_INSN, "one instruction"},  {KEY_SLOW_MEM, "accesses in C"},
                 {KEY_TSC_TRAP, "virtual TSC"},      {KEY_CODE16, "16-bit code"},
-                {KEY_CODE32, "32-bit code"},       {KEY_STACK16, "16-bit stack"}};
+                {KEY_CODE32, "32-bit code"},       {KEY_STACK16, "16-bit stack"},
+                {KEY_YOUNG, "young address space"}};
     fprintf(out, "for CPL %u", (tb->key & KEY_CPL_MASK) >> 1);
     for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
         if (tb->key & keys[i].bit)

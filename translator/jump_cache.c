@@ -83,6 +83,8 @@ void jump_cache_switch(struct vcpu *v, bool flushed)
     if (flushed)
         jump_cache_flush_pcid(v, bt_pcid_of(v, v->cr3));
     jump_cache_flush(v, true);
+    if (!(ev->key_seen[0] & KEY_LEGACY)) /* the half is empty: it may serve the other kind of code */
+        ev->key_seen[0] = (ev->key_seen[0] & ~(uint32_t)KEY_YOUNG) | (ev->young.now ? KEY_YOUNG : 0);
     ev->jc_cr3 = v->cr3;
     for (unsigned i = 0; i < AS_RECORDS && !flushed; i++) {
         struct as_record *r = &ev->as[i];

@@ -2220,7 +2220,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->tb = &block;
         x->key = key;
         x->n = 0;
-        x->window = replace && (key & KEY_LEGACY ? v->engine->flat.on : v->engine->windows_on);
+        x->window = replace && !(key & KEY_YOUNG) &&
+                    (key & KEY_LEGACY ? v->engine->flat.on : v->engine->windows_on);
         block.window = x->window;
         if (replace) {
             block.table_form = replace->table_form;

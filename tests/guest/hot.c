@@ -506,6 +506,57 @@ TEST(hot, address_spaces)
     }
 }
 
+/* How long it takes until a translator may believe that an address space is here to stay. */
+#define YOUTH_ROUNDS 60
+
+TEST(hot, young_address_spaces)
+{
+    /* User code that lives on its stack, in two address spaces with a stack of their own at the same
+     * address: from when they are new until they have run for several milliseconds, with flushes at the
+     * switches and without, and with a fault on the stack's end in either. */
+    u64 a = page_alloc(), b = page_alloc();
+    map(UVA + 4096, a, PG_URW);
+    u64 *other = (u64 *)page_alloc(), home = read_cr3();
+    u64 *pdpt = (u64 *)page_alloc(), *pd = (u64 *)page_alloc(), *pt = (u64 *)page_alloc();
+    memcpy(other, pml4, 4096);
+    other[UVA >> 39 & 511] = (u64)pdpt | PG_URW;
+    pdpt[UVA >> 30 & 511] = (u64)pd | PG_URW;
+    pd[UVA >> 21 & 511] = (u64)pt | PG_URW;
+    pt[(UVA >> 12 & 511) + 1] = b | PG_URW;
+    u8 *code = SNIP("1: push %%rcx\n\tlea 8(%%rsp), %%rsi\n\tpushq (%%rbx)\n\tsub %%rsp, %%rsi\n\t"
+                    "add (%%rsp), %%rax\n\tpop %%r9\n\tadd %%rsi, %%rdx\n\tcall 2f\n\tpop %%rcx\n\t"
+                    "dec %%rcx\n\tjnz 1b\n\tjmp 3f\n\t2: add 8(%%rsp), %%r8\n\tret\n\t3:");
+    u8 *deep = SNIP("1: push %%rax\n\tdec %%rcx\n\tjnz 1b");
+    for (unsigned pcid = 0; pcid <= (feat.pcid ? 2u : 0u); pcid++) {
+        if (pcid)
+            write_cr4(default_cr4 | CR4_PCIDE);
+        *(u64 *)a = 1, *(u64 *)b = 1000; /* the marks */
+        for (unsigned i = 0; i < 2 * YOUTH_ROUNDS; i++) {
+            context("pcid %u, round %u", pcid, i);
+            u64 n = 4000, keep = pcid == 2 && i > 1 ? 1ul << 63 : 0;
+            write_cr3((i & 1 ? (u64)other | (pcid ? 9 : 0) : home) | keep);
+            struct regs r = regs_for(3);
+            r.rsp = UVA + 0x2000, r.rbx = UVA + 0x1000, r.rcx = n, r.rax = r.rdx = r.r8 = 0;
+            done(&r, code);
+            EQ(T.r.rsp, UVA + 0x2000);
+            EQ(T.r.rax, n * (i & 1 ? 1000 : 1));
+            EQ(T.r.rdx, n * 16);
+            EQ(T.r.r8, n * (n + 1) / 2);
+            EQ(*(u64 *)((i & 1 ? b : a) + 0xff8), 1); /* the last RCX */
+            *(u64 *)((i & 1 ? b : a) + 0xff8) = 0;
+            r.rsp = UVA + 0x1080, r.rcx = 30, r.rip = at_cpl(3, deep);
+            run(&r);
+            expect(PF, PF_W | PF_U);
+            EQ(T.cr2, UVA + 0xff8);
+            EQ(T.r.rsp, UVA + 0x1000);
+            EQ(T.r.rcx, 14);
+            *(u64 *)(i & 1 ? b : a) = i & 1 ? 1000 : 1;
+        }
+        write_cr3(home);
+        write_cr4(default_cr4);
+    }
+}
+
 TEST(hot, stores_that_run_into_code)
 {
     /* A hot store loop walks over data pages and then over the page with code that was run. */
