@@ -301,7 +301,7 @@ struct bt_stats {
     uint64_t rejected; /* blocks that the verifier refused */
     uint64_t signals_kick, signals_step, signals_fault, exceptions[32], interrupts;
     uint64_t flushes[3];
-    uint64_t door_misses, hot_blocks, wfaults, wmisses, soft_sites, young, grown;
+    uint64_t door_misses, hot_blocks, wfaults, wmisses, soft_sites, window_retries, young, grown;
     uint64_t callouts[OP_COUNT];
     uint64_t translate_ns;
 };
@@ -333,12 +333,27 @@ struct young_space {
 
 struct site_info {
     uint64_t rip;
-    uint64_t last_install; /* TSC */
+    uint32_t last_install; /* TSC / 256 */
+    uint32_t fills;        /* in soft form: misses of the soft TLB that a window would not have */
+    uint16_t streak;       /* installs in quick succession, by weight (note_install) */
+    uint16_t page_faults;  /* the guest's so far, at the last install or fill        */
     uint8_t soft_runs;     /* accesses that no window could serve                  */
     uint8_t divides;       /* divisions that faulted on the host                   */
-    uint8_t streak;        /* installs in quick succession: it only touches new pages */
+    uint8_t retries;       /* times it was given another chance with windows       */
     bool soft;             /* decision                                             */
 };
+/* Weight of an install behind a page fault of the guest; of any other 1. */
+#define STORM_NEW_PAGE 4u
+/* Installs in quick succession before an instruction gets the soft form. */
+static inline bool site_storm(const struct site_info *s)
+{
+    return s->streak >= 24 * STORM_NEW_PAGE << (s->retries < 3 ? s->retries : 3);
+}
+/* Fills before an instruction in soft form gets another chance. */
+static inline bool site_thrashes(const struct site_info *s)
+{
+    return s->fills >= 4096u << (s->retries < 15 ? s->retries : 15);
+}
 #define SITE_INFO_SIZE 8192u
 #define HOT_THRESHOLD  48
 #define DOOR_HEAT      256
@@ -551,6 +566,9 @@ void door_init(struct bt_engine *bt);
 void door_destroy(struct bt_engine *bt);
 /* Do the doors of hot blocks with this key probe? */
 bool door_probes(const struct bt_engine *bt, uint32_t key);
+/* An access in soft form, of a block that may use windows, has missed in the soft TLB: true if its block
+ * is to be translated again (bt_mem_hot), for windows. */
+bool bt_soft_miss(struct vcpu *v, const struct mem_site *s, uint64_t gva);
 /* From the side door, whose heat has come to 0: where to go on. */
 uint64_t door_hot(struct vcpu *v, struct tb *tb);
 /* A fault in this block: was it its door's? Then R10 is the address of another, to be looked up. */

@@ -752,13 +752,46 @@ static bool give_up_window(struct vcpu *v, const struct tb *from, bool stack)
     struct site_info *s = site_lookup(v->engine, v->rip);
     if (s->rip != v->rip)
         *s = (struct site_info){.rip = v->rip};
-    if (s->soft && s->streak < 24)
+    if (s->soft && !site_storm(s))
         return !(from->soft_form >> index_in(v, from) & 1);
     if (!s->soft && ++s->soft_runs < (stack ? STACK_SOFT_RUNS : SOFT_RUNS))
         return false;
     s->streak = 0;
     s->soft = true;
     v->engine->bt->stats.soft_sites++;
+    return true;
+}
+
+/*
+ * Random accesses to more memory than the soft TLB covers cost a walk each in soft form, and a window
+ * serves them once it has the pages.  Getting there looks like a storm of new pages, so after many
+ * such misses without a page fault in between windows get another chance, and more patience; ever
+ * more seldom, for it may end here again.
+ */
+bool bt_soft_miss(struct vcpu *v, const struct mem_site *m, uint64_t gva)
+{
+    struct site_info *s = site_lookup(v->engine, m->rip);
+    struct tb *tb = m->tb;
+    uint64_t bit = 1ull << m->index;
+    if ((tb->key & (KEY_ONE_INSN | KEY_SLOW_MEM)) || tb->dead || (m->flags & SITE_BOUNCE))
+        return false;
+    if (s->rip != m->rip)
+        *s = (struct site_info){.rip = m->rip, .soft = tb->soft_form & bit};
+    if (!s->soft && !(tb->soft_form & bit))
+        return false; /* it has this form for another reason */
+    if (vcpu_long64(v) && !window_id_ok(v->cpl == 3, (unsigned)(gva >> WINDOW_SHIFT) & 0xffff))
+        return false;
+    uint16_t page_faults = (uint16_t)v->engine->bt->stats.exceptions[EXC_PF];
+    s->fills = s->page_faults == page_faults ? s->fills + 1 : 0;
+    s->page_faults = page_faults;
+    if (!site_thrashes(s) || cpu_event_due(v))
+        return false;
+    s->fills = s->soft_runs = s->streak = 0;
+    if (s->soft && s->retries < UINT8_MAX)
+        s->retries++;
+    s->soft = false;
+    tb->soft_form &= ~bit;
+    v->engine->bt->stats.window_retries++;
     return true;
 }
 
@@ -946,7 +979,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
                 break;
             }
             struct site_info *s = site_lookup(ev, v->rip);
-            bool storm = s->rip == v->rip && s->soft && s->streak >= 24;
+            bool storm = s->rip == v->rip && s->soft && site_storm(s);
             bool stack = at_stack(v);
             if (stack && storm)
                 s->soft = storm = false;
@@ -1118,9 +1151,11 @@ static void bt_print_stats(struct engine *e, FILE *out)
             (unsigned long long)s->mem_slow, (unsigned long long)s->tlb_fills,
             (unsigned long long)s->bounces, (unsigned long long)s->mmio);
     fprintf(out,
-            "windows:      %llu hot blocks, %llu faults, %llu misses, %llu sites back to soft form\n",
+            "windows:      %llu hot blocks, %llu faults, %llu misses, %llu sites back to soft form, "
+            "%llu tried again\n",
             (unsigned long long)s->hot_blocks, (unsigned long long)s->wfaults,
-            (unsigned long long)s->wmisses, (unsigned long long)s->soft_sites);
+            (unsigned long long)s->wmisses, (unsigned long long)s->soft_sites,
+            (unsigned long long)s->window_retries);
     fprintf(out, "young:        %llu address spaces, %llu grew old\n", (unsigned long long)s->young,
             (unsigned long long)s->grown);
     for (unsigned i = 0; i < bt->n_vcpus; i++)

@@ -225,7 +225,8 @@ void lower_access(struct xlate *x, const struct insn *in, struct access a, body_
         return;
     }
     *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb, .size = a.size, .access = a.kind,
-                              .flags = a.flags, .seg = a.seg, .heat = x->heat};
+                              .flags = a.flags, .seg = a.seg, .heat = x->heat,
+                              .index = (uint8_t)x->index};
     if (body == body_copy && a.kind == MMU_WRITE && a.size <= 8)
         note_store(site, in);
     if (a.flags & (SITE_MASKED | SITE_BOUNCE)) {
@@ -551,7 +552,9 @@ static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
 bool lower_soft_site(const struct xlate *x)
 {
     const struct site_info *info = site_lookup(x->v->engine, x->cur_rip);
-    return (x->tb->soft_form >> x->index & 1) || (info->rip == x->cur_rip && info->soft);
+    if (info->rip == x->cur_rip && info->soft)
+        x->tb->soft_form |= 1ull << x->index; /* bt_soft_miss() goes by it */
+    return x->tb->soft_form >> x->index & 1;
 }
 
 /* Will the body need a register that the reference occupies? */

@@ -298,6 +298,8 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
         break;
     case MMU_RAM:
         ev->bt->stats.tlb_fills++;
+        if (s->tb->window && bt_soft_miss(v, s, gva))
+            return bt_mem_hot(v, s);
         break;
     case MMU_MMIO:
         return mmio(v, s, gva, gpa, size);

@@ -268,21 +268,25 @@ static bool open_operands(struct vcpu *v)
 /*
  * An instruction that only ever touches new pages (a page-fault storm, memory used once) would pay
  * the price of a mapping for each access: give it the soft form. New pages at intervals that dwarf
- * that price are fine.
+ * that price are fine.  Pages that were there already are likely to be touched again, big ones pay at
+ * once.
  */
 static void note_install(struct engine_vcpu *ev, uint64_t rip)
 {
     struct site_info *s = site_lookup(ev, rip);
-    uint64_t now = read_tsc();
+    uint32_t now = (uint32_t)(read_tsc() >> 8);
+    uint16_t page_faults = (uint16_t)ev->bt->stats.exceptions[EXC_PF];
     if (s->rip != rip)
         *s = (struct site_info){.rip = rip};
-    if (now - s->last_install < 60000) {
-        if (++s->streak >= 24)
+    if (now - s->last_install < 60000 >> 8) {
+        s->streak += s->page_faults != page_faults ? STORM_NEW_PAGE : 1;
+        if (site_storm(s))
             s->soft = true;
     } else if (s->streak) {
-        s->streak--;
+        s->streak = s->streak > STORM_NEW_PAGE ? s->streak - STORM_NEW_PAGE : 0;
     }
     s->last_install = now;
+    s->page_faults = page_faults;
 }
 
 bool windows_resolve_fault(struct vcpu *v)
