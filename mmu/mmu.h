@@ -77,6 +77,7 @@ static inline bool mmu_canonical(uint64_t gva)
  * is set, it is RAM, and RAM_PAGE_CODE is clear. rtag only if it is RAM or ROM.
  * Supervisor table and SMAP: user pages may be in stlb[1] only while RFLAGS.AC = 1 or CR4.SMAP = 0;
  * mmu_stlb_ac_cleared() evicts them and must be called whenever AC goes from 1 to 0, at any CPL.
+ * C code at supervisor privilege under AC also goes by stlb[0], and what it touches once is entered there.
  * Entries hold the rights of the current CR0.WP, CR4.SMAP/SMEP/PGE and EFER.NXE: a change of one of
  * these needs mmu_flush_all().  They carry no PCID: every CR3 write flushes them.
  */

@@ -77,15 +77,21 @@ static void fill(struct vcpu *v, unsigned table, uint64_t gva, const struct mmu_
     struct soft_tlb_map *map = &v->stlb_map[table];
     uint64_t bit = 1ull << (index & 63);
     bool readonly = v->ram->page_flags[gpa >> GUEST_PAGE_SHIFT] & RAM_PAGE_READONLY;
+    bool writable = x->writable;
 
     /* A user page that supervisor code may touch until the next CLAC: most are touched once, and
-     * evicting an entry costs more than it has saved then. */
+     * evicting an entry costs more than it has saved then.  What user code may do is entered instead:
+     * C code looks there, too. */
     if (table == 1 && x->user && (v->cr4 & CR4_SMAP)) {
-        bool again = v->ac_page == page;
-        v->ac_page = page;
-        if (!again)
-            return;
-        v->ac_filled = 1;
+        if (v->ac_page == page) {
+            v->ac_filled = 1;
+        } else {
+            v->ac_page = page;
+            table = 0;
+            writable = x->rw && x->dirty;
+            e = &v->stlb[0][index];
+            map = &v->stlb_map[0];
+        }
     }
     invalidate(v, table, index);
     e->host = (uint64_t)(uintptr_t)(v->ram->base + gpa);
@@ -105,8 +111,25 @@ static void fill(struct vcpu *v, unsigned table, uint64_t gva, const struct mmu_
         map->big_filter[half(gva)] |= big_hash(gva, x->page_shift);
     }
     e->rtag = page;
-    if (x->writable && !readonly)
+    if (writable && !readonly)
         e->wtag = page;
+}
+
+/*
+ * Supervisor code at a user page under AC: what user code may do there, it may do as well.  NULL if that
+ * is not known, or if the page has been touched before since AC was set: then it belongs into the
+ * table that emitted code looks into.
+ */
+static const struct soft_tlb_entry *as_user(struct vcpu *v, uint64_t gva, bool write)
+{
+    const struct soft_tlb_entry *e = mmu_stlb_slot(v, gva, true);
+    uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+
+    if (!(v->cr4 & CR4_SMAP) || !(v->rflags & FL_AC) || (write ? e->wtag : e->rtag) != page ||
+        v->ac_page == page)
+        return NULL;
+    v->ac_page = page;
+    return e;
 }
 
 int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, void **host,
@@ -125,6 +148,14 @@ int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, voi
         *host = (void *)(uintptr_t)(e->host + offset);
         *gpa = (e->info & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) + offset;
         return MMU_RAM;
+    }
+    if (!user && kind != MMU_EXEC && !(access & MMU_SYSTEM)) {
+        const struct soft_tlb_entry *u = as_user(v, gva, kind == MMU_WRITE);
+        if (u) {
+            *host = (void *)(uintptr_t)(u->host + offset);
+            *gpa = (u->info & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) + offset;
+            return MMU_RAM;
+        }
     }
 
     uint64_t tag;

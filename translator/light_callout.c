@@ -5,10 +5,11 @@
  * bt_light_callout().  Most instructions then go the way of every callout, but for those registers:
  * v->gpr[] has only what the instruction reads of them, and it may write none.  Some have a short
  * cut besides, which does the common case and nothing else: no event pending, nothing watched, a
- * string operation within one page at each end, SYSCALL, SYSRET, INT and IRET of 64-bit code.
+ * string operation on plain RAM, SYSCALL, SYSRET, INT and IRET of 64-bit code.
  * Of 16- and 32-bit code only MOVS and STOS (32-bit C libraries copy by them, and boot loaders), and
  * only with what is in the soft TLB: that changes no window.
- * Whatever a short cut declines it has not touched.
+ * Whatever a short cut declines it has not touched, but for repeated string instructions: they are at a
+ * later element then.
  */
 #include "translator/bt.h"
 
@@ -73,41 +74,45 @@ uint8_t bt_light_kind(const struct insn *in, bool legacy)
            (leaves_kept_registers(in, legacy) ? LIGHT_RULES : 0);
 }
 
-/* Host address of [gva, gva + bytes), all on one page of plain RAM; NULL if it is not that easy. */
-static void *on_page(struct vcpu *v, uint64_t gva, uint64_t bytes, unsigned access)
-{
-    void *host;
-    uint64_t gpa;
+/* Elements of a string instruction per call: events wait meanwhile. */
+#define STRING_LIMIT 8192
 
-    if ((gva & (GUEST_PAGE_SIZE - 1)) + bytes > GUEST_PAGE_SIZE ||
-        mmu_translate(v, gva, access, false, &host, &gpa) != MMU_RAM)
-        return NULL;
-    return host;
+/* Bytes from gva to the end of its page. */
+static uint64_t room_at(uint64_t gva)
+{
+    return GUEST_PAGE_SIZE - (gva & (GUEST_PAGE_SIZE - 1));
 }
 
+/* Page by page, as far as they are plain RAM.  What is left is the long way's: the registers say where
+ * it begins. */
 static bool string(struct vcpu *v, const struct callout *c)
 {
     const struct insn *in = &c->insn;
     bool repeat = in->flags & INSN_REP, movs = in->op == OP_MOVS;
-    uint64_t n = repeat ? v->gpr[RCX] : 1, bytes = n * in->op_size;
+    uint64_t left = repeat ? v->gpr[RCX] : 1, gpa;
     void *src = NULL, *dst;
 
-    if (n - 1 >= GUEST_PAGE_SIZE || (v->bt.hflags & FL_DF) || !c->resume || c->tb->dead)
+    if (left - 1 >= STRING_LIMIT || (v->bt.hflags & FL_DF) || !c->resume || c->tb->dead)
         return false;
-    if (movs && !(src = on_page(v, v->gpr[RSI], bytes, MMU_READ)))
-        return false;
-    dst = on_page(v, v->gpr[RDI], bytes, MMU_WRITE);
-    if (!dst)
-        return false;
-    v->gpr[RDI] += bytes;
-    if (movs)
-        v->gpr[RSI] += bytes;
-    if (repeat)
-        v->gpr[RCX] = 0;
-    if (movs)
-        host_movs(in->op_size, dst, src, n);
-    else
-        host_stos(in->op_size, dst, v->gpr[RAX], n);
+    while (left) {
+        uint64_t room = room_at(v->gpr[RDI]), n;
+        if (movs && room_at(v->gpr[RSI]) < room)
+            room = room_at(v->gpr[RSI]);
+        n = room / in->op_size < left ? room / in->op_size : left;
+        if (!n || (movs && mmu_translate(v, v->gpr[RSI], MMU_READ, false, &src, &gpa) != MMU_RAM) ||
+            mmu_translate(v, v->gpr[RDI], MMU_WRITE, false, &dst, &gpa) != MMU_RAM)
+            return false;
+        if (movs)
+            host_movs(in->op_size, dst, src, n);
+        else
+            host_stos(in->op_size, dst, v->gpr[RAX], n);
+        left -= n;
+        v->gpr[RDI] += n * in->op_size;
+        if (movs)
+            v->gpr[RSI] += n * in->op_size;
+        if (repeat)
+            v->gpr[RCX] = left;
+    }
     v->bt.resume_target = c->resume;
     return true;
 }

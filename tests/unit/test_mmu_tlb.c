@@ -255,6 +255,53 @@ Test(tlb, smap)
     cr_expect_not_null(probe(0x400000, true, false, 1));
 }
 
+Test(tlb, supervisor_under_ac_goes_by_what_the_user_may)
+{
+    const uint64_t rw = 0x400000, ro = 0x402000; /* the latter read-only */
+
+    v->cr4 |= CR4_SMAP;
+    v->rflags |= FL_AC;
+    cr_assert_eq(translate(rw, MMU_WRITE), MMU_RAM);
+    cr_expect_not_null(probe(rw, true, true, 1), "what the user may is known from here on");
+    mmu_stlb_ac_cleared(v);
+    *entry_of(rw, 1) = 0;
+    cr_expect_eq(translate(rw, MMU_WRITE), MMU_RAM, "no walk, until there is a flush");
+    cr_expect_null(probe(rw, false, false, 1));
+    mmu_stlb_ac_cleared(v);
+    v->rflags &= ~(uint64_t)FL_AC;
+    cr_expect_eq(translate(rw, MMU_READ), -1, "SMAP");
+    v->rflags |= FL_AC;
+    cr_expect_eq(translate(rw, MMU_READ | MMU_SYSTEM), -1, "SMAP: an implicit access");
+    mmu_flush_page(v, rw);
+    cr_expect_eq(translate(rw, MMU_WRITE), -1);
+
+    /* Without CR0.WP the supervisor may write where the user may not. */
+    v->cr0 &= ~(uint64_t)CR0_WP;
+    cr_assert_eq(translate(ro, MMU_WRITE), MMU_RAM);
+    cr_expect_not_null(probe(ro, true, false, 1));
+    cr_expect_null(probe(ro, true, true, 1));
+    mmu_stlb_ac_cleared(v);
+    v->cr0 |= CR0_WP;
+    mmu_flush_all(v);
+    cr_assert_eq(translate(ro, MMU_READ), MMU_RAM);
+    mmu_stlb_ac_cleared(v);
+    cr_expect_eq(translate(ro, MMU_WRITE), -1, "the right to read is none to write");
+
+    /* A first read leaves D alone, so the write after it has to walk. */
+    mmu_stlb_ac_cleared(v);
+    cr_assert_eq(translate(0x401000, MMU_READ), MMU_RAM);
+    cr_expect_null(probe(0x401000, true, true, 1));
+    mmu_stlb_ac_cleared(v);
+    cr_assert_eq(translate(0x401000, MMU_WRITE), MMU_RAM);
+    cr_expect(*entry_of(0x401000, 1) & PTE_D);
+
+    /* Translated code appears in the page. */
+    mmu_stlb_ac_cleared(v);
+    ram.page_flags[0x101000 >> GUEST_PAGE_SHIFT] |= RAM_PAGE_CODE;
+    mmu_stlb_protect_gpa(v, 0x101000);
+    cr_expect_eq(translate(0x401000, MMU_WRITE), MMU_RAM_CODE);
+}
+
 Test(tlb, many_smap_pages)
 {
     v->cr4 |= CR4_SMAP;
