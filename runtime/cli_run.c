@@ -55,6 +55,8 @@ static const char help_text[] =
     "                     d CD, n network; ',menu' after them, or 'menu' alone, offers a choice\n"
     "  --memory SIZE      its memory, with K, M or G; 512M unless given, 16M at least\n"
     "  --cpus N           its processors; only 1 is supported yet\n"
+    "  --huge-pages MODE  'auto', guest memory in the host's huge pages where that pays and the host\n"
+    "                     allows it, or 'off'; 'auto' unless given\n"
     "  --cpu MODEL        what CPUID shows: 'host', all that this processor can and Ringshift\n"
     "                     passes on, or 'baseline', the same everywhere; 'host' unless given\n"
     "  --vga TYPE         'std', a VGA with keyboard and mouse, or 'none'; 'none' unless a "
@@ -215,6 +217,15 @@ static int parse_mem_mode(const char *text, enum mem_mode *out)
     return CLI_USAGE;
 }
 
+static int parse_huge_pages(const char *text, bool *off)
+{
+    *off = !strcmp(text, "off");
+    if (*off || !strcmp(text, "auto"))
+        return CLI_OK;
+    cli_say("--huge-pages knows auto and off, not '%s'", text);
+    return CLI_USAGE;
+}
+
 static int parse_format(const char *text, enum boot_format *out)
 {
     for (unsigned i = 0; i < BOOT_FORMATS; i++)
@@ -351,6 +362,7 @@ static int parse_options(int argc, char **argv, struct options *o)
         TRACE,
         TRACE_FILE,
         TRACE_RANGE,
+        HUGE_PAGES,
         MEM,
         VERIFY,
         CHAOS,
@@ -380,6 +392,7 @@ static int parse_options(int argc, char **argv, struct options *o)
         {"trace", required_argument, NULL, TRACE},
         {"trace-file", required_argument, NULL, TRACE_FILE},
         {"trace-range", required_argument, NULL, TRACE_RANGE},
+        {"huge-pages", required_argument, NULL, HUGE_PAGES},
         {"mem", required_argument, NULL, MEM},
         {"verify", no_argument, NULL, VERIFY},
         {"chaos", no_argument, NULL, CHAOS},
@@ -465,6 +478,9 @@ static int parse_options(int argc, char **argv, struct options *o)
         case TRACE_RANGE:
             code = parse_range(optarg, &o->engine);
             o->trace_range = true;
+            break;
+        case HUGE_PAGES:
+            code = parse_huge_pages(optarg, &o->engine.no_huge_pages);
             break;
         case MEM:
             code = parse_mem_mode(optarg, &o->engine.mem_mode);

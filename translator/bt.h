@@ -34,6 +34,7 @@
 #include "cpu/vcpu.h"
 #include "mmu/mmu.h"
 #include "mmu/ram.h"
+#include "mmu/huge_pages.h"
 #include "mmu/window.h"
 #include "runtime/engine.h"
 #include "translator/insn.h"
@@ -302,6 +303,7 @@ struct bt_stats {
     uint64_t signals_kick, signals_step, signals_fault, exceptions[32], interrupts;
     uint64_t flushes[3];
     uint64_t door_misses, hot_blocks, wfaults, wmisses, soft_sites, window_retries, young, grown;
+    uint64_t huge_made, huge_refused; /* pieces of guest RAM as huge host pages */
     uint64_t callouts[OP_COUNT];
     uint64_t translate_ns;
 };
@@ -461,6 +463,7 @@ struct engine_vcpu {
     uint8_t *guard; /* none, RW, none, none: pages for masked operands that fault in part */
     /* Windows of this vCPU; windows_on is false where the host cannot have them. */
     _Atomic bool map_changed; /* another thread has changed the memory map: forget it */
+    struct huge_pages huge;
     bool windows_on;
     struct window_space ws;
     uint64_t null_base;       /* 512 GiB that nothing is ever mapped into, guards around        */

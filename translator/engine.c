@@ -1156,6 +1156,8 @@ static void bt_print_stats(struct engine *e, FILE *out)
             (unsigned long long)s->hot_blocks, (unsigned long long)s->wfaults,
             (unsigned long long)s->wmisses, (unsigned long long)s->soft_sites,
             (unsigned long long)s->window_retries);
+    fprintf(out, "huge pages:   %llu pieces of RAM, %llu refused by the host\n",
+            (unsigned long long)s->huge_made, (unsigned long long)s->huge_refused);
     fprintf(out, "young:        %llu address spaces, %llu grew old\n", (unsigned long long)s->young,
             (unsigned long long)s->grown);
     for (unsigned i = 0; i < bt->n_vcpus; i++)

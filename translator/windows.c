@@ -81,6 +81,8 @@ int windows_init(struct vcpu *v, unsigned vma_budget)
     ev->null_base = (uint64_t)(uintptr_t)p + WINDOW_GUARD;
     for (unsigned id = 0; id < 65536; id++)
         v->window_delta[0][id] = v->window_delta[1][id] = null_delta(ev, id);
+    if (!ev->bt->cfg.no_huge_pages)
+        huge_pages_init(&ev->huge, v->ram);
     ev->windows_on = true;
     flat_init(v);
     return 0;
@@ -93,6 +95,7 @@ void windows_destroy(struct vcpu *v)
         return;
     flat_destroy(v);
     window_space_destroy(&ev->ws);
+    huge_pages_destroy(&ev->huge);
     munmap((void *)(uintptr_t)(ev->null_base - WINDOW_GUARD), WINDOW_SIZE + 2 * WINDOW_GUARD);
     ev->windows_on = false;
 }
@@ -231,6 +234,12 @@ static bool install(struct vcpu *v, struct window *w, uint64_t gva, bool write)
         ev->nonglobal[w - ev->ws.window] = true;
     if (ev->bt->cfg.trace_mask & TRACE_MMU)
         trace_install(ev->bt, v, gva, pte.gpa, write);
+    /* Not the kernel's: what it has in big pages is all memory, mapped while it boots. */
+    if (pte.shift >= HUGE_PAGE_SHIFT && v->cpl == 3) {
+        int huge = huge_pages_consider(&ev->huge, pte.gpa);
+        ev->bt->stats.huge_made += huge > 0;
+        ev->bt->stats.huge_refused += huge < 0;
+    }
     return window_install(&ev->ws, w, gva, &pte, probe, v) == 0;
 }
 

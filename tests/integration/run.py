@@ -1163,6 +1163,7 @@ def bad_input():
         (["run", "--kernel="], 3, "empty"),
         (["run", "--kernel", "/dev/zero"], 3, "/dev/zero"),
         (k + ["--mem", "hard"], 2, "hard"),
+        (k + ["--huge-pages", "always"], 2, "always"),
         (k + ["--cpu", "486"], 2, "486"),
         (k + ["--trace", "io", "--trace-file", "/no/such/dir/x"], 3, "/no/such/dir/x"),
         (["run", "--kernel", "/no/such/file"], 3, "/no/such/file"),
@@ -1314,6 +1315,28 @@ def stats_and_trace():
     took = float(re.search(r"vCPU 0: ([\d.]+) s:", g.stderr()).group(1))
     check(0.1 < took < time.monotonic() - g.started, f"--stats counts {took} s")
     check(os.stat(trace).st_size > 1000, "the trace is empty")
+
+
+@test
+def huge_pages():
+    """A program with much memory gets huge pages, and computes the same with them and without."""
+    needs_ringshift()
+    script = ("for c in a b c; do awk 'BEGIN { s = \"'$c'\"; for (i = 0; i < 25; i++) s = s s; "
+              "print length(s); gsub(/.*/, \"\", s); print length(s) }'; done; echo rs-huge-done")
+    made = {}
+    for mode in ("auto", "off"):
+        g = Guest(cloud(extra=["--stats", "--huge-pages", mode]))
+        g.shell()
+        g.send(script + "\n")
+        g.expect(r"33554432\s+0\s+33554432\s+0\s+33554432\s+0\s+rs-huge-done", 120)
+        g.send("poweroff -f\n")
+        g.wait(0, 60)
+        made[mode] = [int(n) for n in
+                      re.search(r"huge pages: +(\d+) pieces of RAM, (\d+) refused", g.stderr()).groups()]
+    check(made["off"] == [0, 0], f"--huge-pages off made and was refused {made['off']}")
+    if made["auto"][0] == 0 and made["auto"][1] > 0:
+        raise Skip("this host refuses huge pages of shared memory")
+    check(made["auto"][0] > 0, "no huge page was made")
 
 
 @test
