@@ -358,8 +358,10 @@ void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb)
 void cache_patch(struct bt_engine *bt, struct link *l, uint32_t target)
 {
     uint32_t rel = target - (l->patch_x + 4);
-    uint32_t *patch = (uint32_t *)(bt->code_w + (l->patch_x - bt->code_x));
-    __atomic_store_n(patch, rel, __ATOMIC_RELEASE);
+    unsigned shift = l->patch_x % 8 * 8; /* at most 32: jump_link() */
+    uint64_t *word = (uint64_t *)(bt->code_w + (l->patch_x - l->patch_x % 8 - bt->code_x));
+    uint64_t others = *word & ~(0xffffffffull << shift);
+    __atomic_store_n(word, others | (uint64_t)rel << shift, __ATOMIC_RELEASE);
 }
 
 static void put_on_list(struct link *l, struct tb *to)

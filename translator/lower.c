@@ -473,17 +473,20 @@ void e_ref_lea(struct emitter *e, unsigned reg, const struct memref *ref)
 /* -- The window form ------------------------------------------------------------------------------
  *
  *     checked                            table (flags live, or no telling which window)
- *     mov   r10, base                    rorx  r11, base, 39
- *     shr   r10, 39                      movzx r11d, r11w
- *     cmp   r10d, id                     mov   r11, gs:[delta + r11*8]
- *     jne   miss                         op    [base + r11 + disp]
- *     mov   r11, gs:[delta + id*8]
+ *     rorx  r10, base, 39                rorx  r11, base, 39
+ *     cmp   r10b, id                     movzx r11d, r11w
+ *     jne   miss                         mov   r11, gs:[delta + r11*8]
+ *     mov   r11, gs:[delta + id*8]       op    [base + r11 + disp]
  *     op    [base + r11 + disp]
  *
  * `id` is what the block's entry state, followed through simple instructions, says the address will
  * have.  One check, or one lookup, serves all accesses through the same register as long as it moves by
  * constants: with the displacement that stays within the guard zones.  A miss leaves the block at this
  * instruction; an access that the window cannot serve faults and does the same.
+ *
+ * Eight bits are all a check looks at: code is short of bytes (docs/performance.md), and an address whose
+ * bits above those are others is a multiple of 2^47 off, so that with the window's delta, which is that of
+ * an address of the host's user half, it is in the host's kernel half or not canonical.
  */
 
 static uint32_t delta_off(const struct xlate *x, unsigned id)
@@ -532,16 +535,8 @@ static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
     unsigned tmp = reg == R10 ? R11 : R10;
     if (tmp == R11)
         x->r11_id = 0;
-    e_mov_rr(e, tmp, reg);
-    e_bytes(e, (const uint8_t[]){0x49, 0xc1, (uint8_t)(0xe8 | (tmp & 7)), WINDOW_SHIFT}, 4); /* shr */
-    /* All bits above the window's, which are copies of its highest.  Not a compare of 16 bits: an
-     * immediate whose size a prefix changes stalls the decoders of Intel's CPUs. */
-    uint32_t top = (uint32_t)((int64_t)(int16_t)id & ((1ll << (64 - WINDOW_SHIFT)) - 1));
-    e_bytes(e, (const uint8_t[]){0x41, top < 0x80 ? 0x83 : 0x81, (uint8_t)(0xf8 | (tmp & 7))}, 3);
-    if (top < 0x80)
-        e8(e, (uint8_t)top);
-    else
-        e32(e, top);
+    e_rorx(e, tmp, reg, WINDOW_SHIFT);
+    e_bytes(e, (const uint8_t[]){0x41, 0x80, (uint8_t)(0xf8 | (tmp & 7)), (uint8_t)id}, 4);
     x->miss[x->n_miss].jcc = e_jcc_fwd(e, CC_NE);
     x->miss[x->n_miss].site = site;
     x->miss[x->n_miss++].guest_off = x->guest_off;

@@ -329,8 +329,8 @@ static void jump_unlinked(struct xlate *x, uint64_t target)
     }
 }
 
-/* A patchable `jmp rel32` or `jcc rel32` (cc < 16) whose rel32 is aligned, so that patching it is
- * one atomic store. The exit stub is emitted by finish_links(). */
+/* A patchable `jmp rel32` or `jcc rel32` (cc < 16) whose rel32 is within an aligned quadword, so that
+ * patching it is one atomic store. The exit stub is emitted by finish_links(). */
 static void jump_link(struct xlate *x, int cc, uint64_t target)
 {
     struct emitter *e = &x->e;
@@ -338,8 +338,8 @@ static void jump_link(struct xlate *x, int cc, uint64_t target)
         x->failed = true;
         return;
     }
-    unsigned opc = cc < 0 ? 1 : 2;
-    e_nops(e, (unsigned)(-(emit_here(e) + opc) & 3));
+    unsigned opc = cc < 0 ? 1 : 2, place = (emit_here(e) + opc) % 8;
+    e_nops(e, place > 4 ? 8 - place : 0);
     if (cc < 0) {
         e8(e, 0xe9);
     } else {

@@ -56,7 +56,6 @@ enum meaning {
                      of != 0: an address in reach of a window plus its delta, (of, of_drift)    */
     M_NOT,        /* the complement of (of, drift)                                              */
     M_ROTATED,    /* RORX by 39 of value (of, drift)                                            */
-    M_TOP,        /* that value's bits 39 and above                                             */
     M_ID,         /* its low 16 bits, zero-extended: the window id of (of, drift)               */
     M_SIGNED,     /* sign-extended from 32 bits                                                 */
     M_NEAR,       /* value (of, drift) plus at most a; b = 1: or minus as much                  */
@@ -178,6 +177,11 @@ static bool gpr_of(unsigned r, unsigned *n, unsigned *width)
             return true;
         }
     return false;
+}
+
+static bool high_byte(unsigned r)
+{
+    return r == X86_REG_AH || r == X86_REG_CH || r == X86_REG_DH || r == X86_REG_BH;
 }
 
 /* Registers that hold data of the guest and nothing of ours, besides the general ones. */
@@ -1351,15 +1355,6 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
             return true;
         }
         return false;
-    case X86_INS_SHR:
-        if (dreg && dw == 8 && x->op_count == 2 && r->type == X86_OP_IMM && r->imm == WINDOW_SHIFT) {
-            struct value from = s->reg[dst];
-            set_meaning(v, s, dst, M_TOP, 0);
-            s->reg[dst].of = from.vn;
-            s->reg[dst].of_drift = from.drift;
-            return true;
-        }
-        return false;
     case X86_INS_SUB:
     case X86_INS_ADD: {
         if (!dreg || dw != 8)
@@ -1419,15 +1414,12 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
             s->cmp_vn = s->reg[dst].vn;
             s->cmp_drift = s->reg[dst].drift;
             s->cmp_imm = (uint64_t)r->imm;
-        } else if (dw == 4 && s->reg[dst].meaning == M_TOP) {
-            /* Only an address that is canonical has an id. */
-            uint64_t top = (uint32_t)r->imm, id = (uint16_t)top;
-            if (top != ((uint64_t)((int64_t)(int16_t)id) & ((1ull << (64 - WINDOW_SHIFT)) - 1)))
-                return true;
+        } else if (dw == 1 && !high_byte(d->reg) && s->reg[dst].meaning == M_ROTATED) {
+            /* What has other bits above these eight faults with this window's delta (lower.c). */
             s->cmp = CMP_ID;
             s->cmp_vn = s->reg[dst].of;
             s->cmp_drift = s->reg[dst].of_drift;
-            s->cmp_imm = id;
+            s->cmp_imm = (view_of(v) ? 0xff00u : 0) | (uint8_t)r->imm;
         }
         return true;
     case X86_INS_PUSHFQ:
