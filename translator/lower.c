@@ -594,18 +594,32 @@ static void window_body(struct xlate *x, const struct insn *in, const struct acc
 
 enum base_result { BASE_DONE, BASE_SOFT, BASE_FAILED };
 
+/* Where an address of user code lies of which nothing is known: where the last one did, or the stack, near
+ * which programs map most of what they allocate.  If that is wrong too often, the site uses the table. */
+static bool likely_window(const struct xlate *x, unsigned *id)
+{
+    if (!(x->key & KEY_USER))
+        return false;
+    bool last = x->r11_id && x->r11_id <= 0x10000;
+    *id = last ? x->r11_id - 1 : (unsigned)(x->v->gpr[RSP] >> WINDOW_SHIFT) & 0xffff;
+    return window_id_ok(true, *id);
+}
+
 /* R11 = delta of the window of a guest register's value, as cheaply as can be; or no window will do. */
 static enum base_result delta_of_base(struct xlate *x, unsigned reg, bool table)
 {
     struct reg_guess *g = &x->reg[reg];
     unsigned id = (unsigned)(g->value >> WINDOW_SHIFT) & 0xffff;
+    bool known = g->known;
     if (x->r11_id == R11_OF_REGS && g->in_r11)
         return BASE_DONE; /* a table lookup for an earlier access */
+    if (!known && !table && !g->checked)
+        known = likely_window(x, &id);
     if (g->checked) {
         load_delta(x, g->id);
-    } else if (g->known && !window_id_ok(x->key & KEY_USER, id)) {
+    } else if (known && !window_id_ok(x->key & KEY_USER, id)) {
         return BASE_SOFT;
-    } else if (table || !g->known) {
+    } else if (table || !known) {
         lower_delta_by_table(x, reg);
     } else {
         if (!delta_checked(x, reg, id))

@@ -5,8 +5,8 @@
  * may change what translation depends on, the page's end, or TB_MAX_INSNS.  An instruction that
  * straddles two pages is a block of its own.  In the second tier it is a trace: it goes on behind
  * direct jumps within the page, along the side of a condition that has been executed before, until
- * it meets itself or another trace.  What is known of registers then holds across jumps, and the
- * code of a path lies in one piece.
+ * it meets itself or, once it has some length, another trace.  What is known of registers then holds
+ * across jumps, and the code of a path lies in one piece.
  *
  *     decode     until the block ends
  *     liveness   which arithmetic flags are live before each instruction (backward)
@@ -1977,10 +1977,14 @@ static struct tb *known_block(struct xlate *x, uint64_t gva)
     return cache_lookup(x->bt, gva, page | (gva & (GUEST_PAGE_SIZE - 1)), x->key, tb->cs);
 }
 
-/* May a trace go on at this address, where `there` (NULL: nothing) is? */
+/* How many instructions a trace may have before it copies what another trace holds already. */
+#define TRACE_COPIES 20u
+
+/* May a trace go on at this address, where `there` (NULL: nothing) is?  A short one goes on even in
+ * another's code: what it knows of registers is worth more than the copy costs. */
 static bool may_follow(const struct xlate *x, uint64_t gva, const struct tb *there)
 {
-    if (!same_page(x, gva) || (there && there->window))
+    if (!same_page(x, gva) || (there && there->window && x->n > TRACE_COPIES))
         return false;
     for (unsigned i = 0; i < x->n; i++)
         if (linear_of(x, x->rip[i]) == gva)

@@ -209,6 +209,23 @@ TEST(hot, ends_of_the_address_space)
             run_at(&r, code);
             expect(GP, 0);
         }
+        /* Addresses that differ from one that the code has got used to by multiples of 2^47. */
+        static const u64 far[] = {1, 2, 3, 5, 254, 255, 256, 0x8000, 0xffff, 0x10000, 0x1fffe};
+        for (unsigned i = 0; i < 6; i++) {
+            r.rbx = good[i], r.rcx = WARM / 4, r.rdx = 0;
+            u8 *warm = SNIP("1: incq (%%rbx)\n\tdec %%rcx\n\tjnz 1b\n\tincq 8(%%rdx)");
+            r.rdx = good[i] & ~0xfffull;
+            done(&r, warm);
+            for (unsigned k = 0; k < 11; k++) {
+                u64 at = good[i] + (far[k] << 47);
+                if ((u64)((long)(at << 16) >> 16) == at)
+                    continue;
+                context("cpl %u, 0x%lx after 0x%lx", cpl, at, good[i]);
+                r.rbx = at, r.rcx = 1;
+                run_at(&r, warm);
+                expect(GP, 0);
+            }
+        }
         context("cpl %u, a non-canonical base with a canonical sum", cpl);
         r.rbx = 0x800000000000, r.rcx = 1000, r.rdx = (u64)-16;
         done(&r, SNIP("1: incq -8(%%rbx)\n\tincq (%%rbx,%%rdx)\n\tdec %%rcx\n\tjnz 1b"));
