@@ -52,6 +52,18 @@ int mmu_walk(struct vcpu *v, uint64_t gva, unsigned access, struct mmu_xlat *out
  * `explain` and debuggers. Returns 0, or -1 if not mapped. */
 int mmu_peek(const struct vcpu *v, uint64_t gva, struct mmu_xlat *out);
 
+/*
+ * The same for one address after another: what the tables above the last level said is remembered in
+ * *near (all zero at first) for addresses in the same 2 MiB, as a CPU's paging-structure cache does.  To be used within one
+ * operation that may see the tables as they were at its start, such as a flush.
+ */
+struct mmu_near {
+    const uint64_t *table; /* of the last level; NULL: nothing is remembered */
+    uint64_t region;       /* address >> 21                                  */
+    uint64_t all, any;     /* AND and OR of the entries that led there       */
+};
+int mmu_peek_near(const struct vcpu *v, uint64_t gva, struct mmu_near *near, struct mmu_xlat *out);
+
 /* Reads the four PDPTEs that PAE paging would load with this CR3.  0, or -1 if a present one has
  * reserved bits set (SDM vol. 3, 4.4.1): the caller raises #GP(0). */
 int mmu_read_pdptes(struct vcpu *v, uint64_t cr3, uint64_t pdpte[4]);

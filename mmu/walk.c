@@ -284,6 +284,14 @@ int mmu_walk(struct vcpu *v, uint64_t gva, unsigned access, struct mmu_xlat *out
 
 int mmu_peek(const struct vcpu *v, uint64_t gva, struct mmu_xlat *out)
 {
+    struct mmu_near near = {0};
+
+    return mmu_peek_near(v, gva, &near, out);
+}
+
+int mmu_peek_near(const struct vcpu *v, uint64_t gva, struct mmu_near *near, struct mmu_xlat *out)
+{
+    unsigned index = gva >> GUEST_PAGE_SHIFT & 511;
     struct walk w;
 
     if (!mmu_canonical(gva))
@@ -292,8 +300,31 @@ int mmu_peek(const struct vcpu *v, uint64_t gva, struct mmu_xlat *out)
         describe_identity(v, gva, out);
         return 0;
     }
-    if (read_tables(v, gva, &w) != WALK_OK)
-        return -1;
+    if (near->table && near->region == gva >> 21) {
+        uint64_t value = __atomic_load_n(&near->table[index], __ATOMIC_ACQUIRE);
+        if (!(value & PTE_P) || (value & reserved_bits(v, 1, value)))
+            return -1;
+        w.value[0] = value;
+        w.all = near->all & value;
+        w.any = near->any | value;
+        w.leaf = 1;
+        w.shift = GUEST_PAGE_SHIFT;
+        w.base = value & PTE_ADDR;
+    } else {
+        if (read_tables(v, gva, &w) != WALK_OK)
+            return -1;
+        near->table = NULL;
+        if (w.leaf == 1 && !w.narrow) {
+            near->table = (const uint64_t *)w.entry[0] - index;
+            near->region = gva >> 21;
+            near->all = ~0ull;
+            near->any = 0;
+            for (unsigned level = 1; level < w.top; level++) {
+                near->all &= w.value[level];
+                near->any |= w.value[level];
+            }
+        }
+    }
     describe(v, gva, &w, access_mode(v, MMU_READ), out);
     return 0;
 }

@@ -1016,10 +1016,18 @@ void window_drop_gpa(struct window_space *ws, uint64_t gpa, uint64_t len)
 
 void window_probe_vcpu(void *vcpu, uint64_t gva, struct window_pte *out)
 {
+    struct window_prober p = {.vcpu = vcpu};
+
+    window_probe_near(&p, gva, out);
+}
+
+void window_probe_near(void *prober, uint64_t gva, struct window_pte *out)
+{
+    struct window_prober *p = prober;
     struct mmu_xlat x;
 
     *out = (struct window_pte){.valid = false};
-    if (mmu_peek(vcpu, gva, &x) || !x.accessed || x.user != !(gva >> 63))
+    if (mmu_peek_near(p->vcpu, gva, &p->near, &x) || !x.accessed || x.user != !(gva >> 63))
         return;
     out->gpa = x.gpa & PAGE_MASK;
     out->shift = x.page_shift;

@@ -20,6 +20,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "mmu/mmu.h"
 #include "mmu/ram.h"
 
 #define WINDOW_SHIFT 39
@@ -52,6 +53,13 @@ typedef void (*window_probe)(void *opaque, uint64_t gva, struct window_pte *out)
 
 /* A probe for the tables of `vcpu` (a struct vcpu *) as they are now, with the usual rules. */
 void window_probe_vcpu(void *vcpu, uint64_t gva, struct window_pte *out);
+
+/* The same for many pages of one flush or install, with a struct window_prober. */
+struct window_prober {
+    struct vcpu *vcpu;
+    struct mmu_near near;
+};
+void window_probe_near(void *prober, uint64_t gva, struct window_pte *out);
 
 struct window {
     struct window_key key;

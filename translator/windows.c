@@ -118,7 +118,8 @@ static bool key_of(const struct vcpu *v, unsigned id, struct window_key *key)
 static void revalidate(struct vcpu *v, struct window *w, bool keep_global)
 {
     struct engine_vcpu *ev = v->engine;
-    window_flush(&ev->ws, w, keep_global, window_probe_vcpu, v);
+    struct window_prober prober = {.vcpu = v};
+    window_flush(&ev->ws, w, keep_global, window_probe_near, &prober);
     if (!keep_global)
         ev->stale[w - ev->ws.window] = false;
 }
@@ -240,7 +241,10 @@ static bool install(struct vcpu *v, struct window *w, uint64_t gva, bool write)
         ev->bt->stats.huge_made += huge > 0;
         ev->bt->stats.huge_refused += huge < 0;
     }
-    return window_install(&ev->ws, w, gva, &pte, probe, v) == 0;
+    struct window_prober prober = {.vcpu = v};
+    if (flat_window(w))
+        return window_install(&ev->ws, w, gva, &pte, probe, v) == 0;
+    return window_install(&ev->ws, w, gva, &pte, window_probe_near, &prober) == 0;
 }
 
 /* The instruction's operands lie where no window is yet: open them. */

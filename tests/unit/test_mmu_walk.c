@@ -448,7 +448,7 @@ Test(walk, random_tables)
 {
     enum { TABLES = 12, SIZE = TABLES * 4096 };
     static uint8_t mem[SIZE];
-    unsigned faults = 0, passes = 0, shifts[3] = {0};
+    unsigned faults = 0, passes = 0, nears = 0, shifts[3] = {0};
 
     mmu_setup(SIZE);
     for (unsigned round = 0; round < 3000; round++) {
@@ -498,7 +498,28 @@ Test(walk, random_tables)
             else
                 passes++, shifts[(m.shift - 12) / 9]++;
         }
+        struct mmu_near near = {0};
+        uint64_t at = 0;
+        for (unsigned n = 0; n < 40; n++) { /* the same controls: one flush asks for many pages */
+            uint64_t r = rnd(), leaf = (r & 7) < 4 ? r & 7 : 504 + (r & 7);
+            for (unsigned l = 0; l < 3 && n % 8 == 0; l++) {
+                r >>= 3;
+                at = at << 9 | ((r & 7) < 4 ? r & 7 : 504 + (r & 7));
+            }
+            uint64_t gva = (uint64_t)((int64_t)(at << 37) >> 16) | leaf << 12 | (rnd() & 0xfff);
+            struct mmu_xlat x = {0}, y = {0};
+            int one = mmu_peek(v, gva, &x), other = mmu_peek_near(v, gva, &near, &y);
+            cr_assert_eq(one, other, "%#lx", gva);
+            if (!one) {
+                nears += near.table != NULL;
+                cr_assert(x.gpa == y.gpa && x.page_shift == y.page_shift && x.user == y.user &&
+                              x.rw == y.rw && x.nx == y.nx && x.accessed == y.accessed &&
+                              x.dirty == y.dirty && x.global == y.global && x.writable == y.writable,
+                          "%#lx", gva);
+            }
+        }
     }
+    cr_expect(nears > 1000, "%u", nears);
     cr_expect(faults > 10000 && passes > 10000, "%u %u", faults, passes);
     cr_expect(shifts[0] > 1000 && shifts[1] > 1000 && shifts[2] > 1000, "%u %u %u", shifts[0],
               shifts[1], shifts[2]);
