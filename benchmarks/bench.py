@@ -12,6 +12,8 @@ benchmark checks its own result, and results must agree between the environments
     scripts/bench --ringshift A --ringshift B    two builds side by side in one run
     scripts/bench --against old.json             with the change since an earlier run
     scripts/bench --json out.json --html out.html
+    scripts/bench --turns 20 --only python --ringshift old=A --ringshift new=B
+                                                 in turns of 150 ms, 20 seconds each: for small effects
     scripts/bench --short                        the form for CI: ratios of this run against bounds
 
 It needs a build with its benchmark programs (cmake --build build) and scripts/fetch-guests.
@@ -32,6 +34,7 @@ import image  # noqa: E402
 import report  # noqa: E402
 import runner  # noqa: E402
 import suite  # noqa: E402
+import turns  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -54,6 +57,9 @@ def arguments():
     parser.add_argument("--skip", default="", help="comma-separated: native, ringshift, qemu, kvm")
     parser.add_argument("--seconds", type=float, help="least time for each benchmark, default 0.5")
     parser.add_argument("--short", action="store_true", help="the form for CI; fails on a bound")
+    parser.add_argument("--turns", type=float, metavar="SECONDS",
+                        help="run all environments in turns of 150 ms, for so many seconds each, and "
+                             "print CPU time a round: tells effects of 3 %% on a busy machine")
     parser.add_argument("--against", metavar="OLD.json", help="show the change since that run")
     parser.add_argument("--json", metavar="FILE", help="write every sample and the medians")
     parser.add_argument("--html", metavar="FILE", help="write a page with plots")
@@ -254,6 +260,25 @@ def repetition(i, chosen, envs, args, images, samples):
             say(f"repetition {i + 1}, {group}, {env.label}: {time.monotonic() - begin:.1f} s")
 
 
+def in_turns(chosen, envs, args, images):
+    """--turns.  Exit status."""
+    results, labels, failed = {}, [e.label for e in envs], 0
+    for b in chosen:
+        if not b.job:
+            say(f"{b.name} is no program: not with --turns")
+            continue
+        root, archive = images["programs" if b.group == "programs" else "small"]
+        out = turns.play(b, envs, root, archive, args)
+        if isinstance(out, str):
+            say(out)
+            failed = 1
+            continue
+        results[b.name] = out
+        say(f"{b.name}: " + ", ".join(f"{label} {out[label][1]} rounds" for label in labels))
+    print("\n".join(turns.table(results, labels)))
+    return failed
+
+
 def note(group, env, out, samples):
     for error in out["errors"]:
         samples.failures.append(f"{env.label}, {group}: {error}")
@@ -313,6 +338,8 @@ def main():
     images = {"small": small_image(args, work)}
     if any(b.group == "programs" for b in chosen):
         images["programs"] = big_image(args, work)
+    if args.turns:
+        return in_turns(chosen, envs, args, images)
     samples = Samples()
     for i in range(args.repetitions):
         repetition(i, chosen, envs, args, images, samples)

@@ -1,4 +1,5 @@
 """What the benchmark suite concludes from its samples: medians, ratios, bounds, the page."""
+import argparse
 import html.parser
 import json
 import os
@@ -13,6 +14,7 @@ import image  # noqa: E402
 import report  # noqa: E402
 import runner  # noqa: E402
 import suite  # noqa: E402
+import turns  # noqa: E402
 
 ENVS = [runner.Environment("native", "native"), runner.Environment("ringshift", "A", "a"),
         runner.Environment("ringshift", "B", "b"), runner.Environment("qemu", "tcg", "q")]
@@ -113,6 +115,36 @@ class Archive(unittest.TestCase):
             self.assertEqual(data.count(b"TRAILER!!!"), 2)
             self.assertEqual(len(data) % 4, 0)
             self.assertIn(b"idle 1\n", data)
+
+
+class Turns(unittest.TestCase):
+    """Scripts in place of virtual machines: one works for 20 ms a round, one for 40, one fails."""
+
+    def play(self, *bodies):
+        class Fake(runner.Environment):
+            def command(self, kernel, memory, append, initramfs):
+                return ["python3", "-uc", "import time\n"
+                        "def work(s):\n"
+                        "    end = time.process_time() + s\n"
+                        "    while time.process_time() < end: pass\n" + self.program]
+        envs = [Fake("ringshift", f"e{i}", body) for i, body in enumerate(bodies)]
+        with tempfile.TemporaryDirectory() as tmp:
+            archive = os.path.join(tmp, "a")
+            open(archive, "wb").close()
+            args = argparse.Namespace(append="", kernel="", turns=1.5, timeout=60, build="")
+            return turns.play(suite.Bench("b", "compute", (), "u", "self {seconds} /x", 1), envs, None,
+                              archive, args)
+
+    def test_ratio_of_cpu_time(self):
+        loop = "while True: work({}); print('GUEST-END b 0')"
+        out = self.play(loop.format(0.02), loop.format(0.04))
+        self.assertGreater(out["e1"][1], 5)
+        self.assertAlmostEqual(out["e1"][0] / out["e0"][0], 2, delta=0.4)
+        self.assertIn(f"({out['e0'][1]})", "\n".join(turns.table({"b": out}, ["e0", "e1"])))
+
+    def test_what_fails_says_so(self):
+        self.assertIn("e0: ended", self.play("work(0.01)"))
+        self.assertIn("failed", self.play("print('GUEST-END b signal 11'); work(100)"))
 
 
 if __name__ == "__main__":
