@@ -90,15 +90,16 @@ static bool string(struct vcpu *v, const struct callout *c)
     const struct insn *in = &c->insn;
     bool repeat = in->flags & INSN_REP, movs = in->op == OP_MOVS;
     uint64_t left = repeat ? v->gpr[RCX] : 1, gpa;
+    unsigned shift = (unsigned)__builtin_ctz(in->op_size);
     void *src = NULL, *dst;
 
     if (left - 1 >= STRING_LIMIT || (v->bt.hflags & FL_DF) || !c->resume || c->tb->dead)
         return false;
-    while (left) {
-        uint64_t room = room_at(v->gpr[RDI]), n;
+    do {
+        uint64_t room = room_at(v->gpr[RDI]), n, bytes;
         if (movs && room_at(v->gpr[RSI]) < room)
             room = room_at(v->gpr[RSI]);
-        n = room / in->op_size < left ? room / in->op_size : left;
+        n = room >> shift < left ? room >> shift : left;
         if (!n || (movs && mmu_translate(v, v->gpr[RSI], MMU_READ, false, &src, &gpa) != MMU_RAM) ||
             mmu_translate(v, v->gpr[RDI], MMU_WRITE, false, &dst, &gpa) != MMU_RAM)
             return false;
@@ -107,12 +108,13 @@ static bool string(struct vcpu *v, const struct callout *c)
         else
             host_stos(in->op_size, dst, v->gpr[RAX], n);
         left -= n;
-        v->gpr[RDI] += n * in->op_size;
+        bytes = n << shift;
+        v->gpr[RDI] += bytes;
         if (movs)
-            v->gpr[RSI] += n * in->op_size;
+            v->gpr[RSI] += bytes;
         if (repeat)
             v->gpr[RCX] = left;
-    }
+    } while (left);
     v->bt.resume_target = c->resume;
     return true;
 }
