@@ -86,16 +86,16 @@ static const struct class
 #define ROW(name, hot, insns, window, soft)                                                        \
     {#name, class_##name, class_##name##_end, hot, insns, window, soft}
     ROW(alu,       false, 10, 1.3, 1.3),
-    ROW(branch,    false,  8, 2.3, 2.3),
-    ROW(load,      true,  10, 2.6, 9.6),
-    ROW(store,     true,  10, 2.4, 8.7),
+    ROW(branch,    false,  8, 1.7, 1.7),
+    ROW(load,      true,  10, 2.2, 9.6),
+    ROW(store,     true,  10, 2.0, 8.7),
     ROW(index,     true,   8, 3.6, 7.7),
-    ROW(chase,     true,   6, 3.9, 7.3),
+    ROW(chase,     true,   6, 3.1, 7.3),
     ROW(flags,     true,   8, 2.0, 5.4),
     ROW(push,      true,   8, 1.2, 14.3),
     ROW(call,      true,   8, 4.6, 13.4),
     ROW(indirect,  true,   6, 5.0, 11.0),
-    ROW(sse,       true,   8, 2.3, 9.2),
+    ROW(sse,       true,   8, 2.0, 9.2),
     ROW(string,    true,  13, 4.2, 110.0),
     ROW(sensitive, false,  7, 11.0, 14.5),
     // clang-format on
