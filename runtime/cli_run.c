@@ -56,7 +56,7 @@ static const char help_text[] =
     "  --memory SIZE      its memory, with K, M or G; 512M unless given, 16M at least\n"
     "  --cpus N           its processors; only 1 is supported yet\n"
     "  --huge-pages MODE  'auto', guest memory in the host's huge pages where that pays and the host\n"
-    "                     allows it, or 'off'; 'auto' unless given\n"
+    "                     allows it, or 'off', which is the default\n"
     "  --cpu MODEL        what CPUID shows: 'host', all that this processor can and Ringshift\n"
     "                     passes on, or 'baseline', the same everywhere; 'host' unless given\n"
     "  --vga TYPE         'std', a VGA with keyboard and mouse, or 'none'; 'none' unless a "
@@ -217,10 +217,10 @@ static int parse_mem_mode(const char *text, enum mem_mode *out)
     return CLI_USAGE;
 }
 
-static int parse_huge_pages(const char *text, bool *off)
+static int parse_huge_pages(const char *text, bool *on)
 {
-    *off = !strcmp(text, "off");
-    if (*off || !strcmp(text, "auto"))
+    *on = !strcmp(text, "auto");
+    if (*on || !strcmp(text, "off"))
         return CLI_OK;
     cli_say("--huge-pages knows auto and off, not '%s'", text);
     return CLI_USAGE;
@@ -480,7 +480,7 @@ static int parse_options(int argc, char **argv, struct options *o)
             o->trace_range = true;
             break;
         case HUGE_PAGES:
-            code = parse_huge_pages(optarg, &o->engine.no_huge_pages);
+            code = parse_huge_pages(optarg, &o->engine.huge_pages);
             break;
         case MEM:
             code = parse_mem_mode(optarg, &o->engine.mem_mode);

@@ -19,7 +19,7 @@ struct engine_config {
     enum mem_mode mem_mode;  /* how guest memory is shadowed (docs/architecture.md)             */
     int hot_threshold; /* executions of an access up to the second tier; 0: as the mode has it   */
     uint64_t tick_cycles; /* between looks at which links to open; 0: the usual; for counting tests */
-    bool no_huge_pages;      /* leave guest RAM in the host's small pages                       */
+    bool huge_pages;         /* guest RAM in the host's huge pages where that may pay           */
     bool verify;             /* check every emitted block with the independent verifier         */
     bool chaos;              /* tests: tiny cache, spurious flushes and signals, random choices */
     uint64_t cache_size;     /* bytes of code cache, 0 = default                                */

@@ -81,7 +81,7 @@ int windows_init(struct vcpu *v, unsigned vma_budget)
     ev->null_base = (uint64_t)(uintptr_t)p + WINDOW_GUARD;
     for (unsigned id = 0; id < 65536; id++)
         v->window_delta[0][id] = v->window_delta[1][id] = null_delta(ev, id);
-    if (!ev->bt->cfg.no_huge_pages)
+    if (ev->bt->cfg.huge_pages)
         huge_pages_init(&ev->huge, v->ram);
     ev->windows_on = true;
     flat_init(v);
