@@ -182,18 +182,24 @@ def run(env, command, args, memory=None):
     return out
 
 
+def job_command(env, root, archive, jobs, args, memory, folder):
+    """The command that runs the jobs (text for bench-init) in the environment; root and archive hold the
+    same files.  What it needs goes into `folder`, which has to last."""
+    path = os.path.join(folder, f"jobs{len(os.listdir(folder))}")  # a label may be anything
+    if env.kind == "native":
+        with open(path, "w") as f:
+            f.write(jobs)
+        return [os.path.join(args.build, "benchmarks/bench-init"), root, path]
+    image.with_jobs(archive, jobs, path)
+    append = f"console=ttyS0 panic=-1 {args.append}".strip()
+    return env.command(args.kernel, memory, append, path)
+
+
 def run_jobs(env, root, archive, jobs, args, memory):
-    """The jobs (text for bench-init) in the environment; root and archive hold the same files."""
-    with tempfile.TemporaryDirectory(prefix="rsbench-") as tmp:
-        if env.kind == "native":
-            path = os.path.join(tmp, "jobs")
-            with open(path, "w") as f:
-                f.write(jobs)
-            return run(env, [os.path.join(args.build, "benchmarks/bench-init"), root, path], args)
-        path = os.path.join(tmp, "initramfs")
-        image.with_jobs(archive, jobs, path)
-        append = f"console=ttyS0 panic=-1 {args.append}".strip()
-        return run(env, env.command(args.kernel, memory, append, path), args, memory)
+    """Runs them to their end: what run() says."""
+    with tempfile.TemporaryDirectory(prefix="rsbench-") as folder:
+        command = job_command(env, root, archive, jobs, args, memory, folder)
+        return run(env, command, args, None if env.kind == "native" else memory)
 
 
 def run_nano(env, args):

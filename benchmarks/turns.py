@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 
-import image
+import runner
 
 TURN = 0.15  # seconds
 JOBS = 5000  # more than anybody waits for
@@ -22,16 +22,8 @@ class Player:
 
     def __init__(self, env, bench, root, archive, args, folder):
         self.label, self.rounds, self.tail = env.label, 0, b""
-        path = os.path.join(folder, f"{env.label}.jobs")
         jobs = f"{bench.name} {bench.job.format(seconds=0)}\n" * JOBS
-        if env.kind == "native":
-            with open(path, "w") as f:
-                f.write(jobs)
-            command = [os.path.join(args.build, "benchmarks/bench-init"), root, path]
-        else:
-            image.with_jobs(archive, jobs, path)
-            append = f"console=ttyS0 panic=-1 {args.append}".strip()
-            command = env.command(args.kernel, bench.memory, append, path)
+        command = runner.job_command(env, root, archive, jobs, args, bench.memory, folder)
         self.end = f"GUEST-END {bench.name} 0".encode()
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT, start_new_session=True)

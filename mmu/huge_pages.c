@@ -18,21 +18,13 @@
 #define MAX_TRIES   3
 #define MAX_REFUSED 8
 
-static uint64_t read_tsc(void)
-{
-    uint32_t lo, hi;
-
-    __asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));
-    return (uint64_t)hi << 32 | lo;
-}
-
 void huge_pages_init(struct huge_pages *h, struct guest_ram *ram)
 {
     uint64_t pieces = ram->span >> HUGE_PAGE_SHIFT;
     long p = host_mmap(0, pieces, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-    *h = (struct huge_pages){.ram = ram, .begun = read_tsc()};
+    *h = (struct huge_pages){.ram = ram, .begun = __builtin_ia32_rdtsc()};
     if (p < 0)
         return;
     h->tries = (uint8_t *)(uintptr_t)p;
@@ -77,7 +69,7 @@ int huge_pages_consider(struct huge_pages *h, uint64_t gpa)
 
     if (piece >= h->pieces || h->tries[piece] >= MAX_TRIES || h->in_a_row >= MAX_REFUSED)
         return 0;
-    now = read_tsc();
+    now = __builtin_ia32_rdtsc();
     if (h->spent > (now - h->begun) / TIME_SHARE)
         return 0;
     gpa = piece << HUGE_PAGE_SHIFT;
@@ -94,6 +86,6 @@ int huge_pages_consider(struct huge_pages *h, uint64_t gpa)
             result = (int)err;
         }
     }
-    h->spent += read_tsc() - now;
+    h->spent += __builtin_ia32_rdtsc() - now;
     return result;
 }

@@ -54,8 +54,8 @@ int mmu_peek(const struct vcpu *v, uint64_t gva, struct mmu_xlat *out);
 
 /*
  * The same for one address after another: what the tables above the last level said is remembered in
- * *near (all zero at first) for addresses in the same 2 MiB, as a CPU's paging-structure cache does.  To be used within one
- * operation that may see the tables as they were at its start, such as a flush.
+ * *near (all zero at first) for addresses in the same 2 MiB, as a CPU's paging-structure cache does.
+ * To be used within one operation that may see the tables as they were at its start, such as a flush.
  */
 struct mmu_near {
     const uint64_t *table; /* of the last level; NULL: nothing is remembered */

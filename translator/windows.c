@@ -205,13 +205,6 @@ static bool open_window(struct vcpu *v, uint64_t gva)
     return true;
 }
 
-static uint64_t read_tsc(void)
-{
-    uint32_t lo, hi;
-    __asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));
-    return (uint64_t)hi << 32 | lo;
-}
-
 /* Maps the page of gva. */
 static bool install(struct vcpu *v, struct window *w, uint64_t gva, bool write)
 {
@@ -287,7 +280,7 @@ static bool open_operands(struct vcpu *v)
 static void note_install(struct engine_vcpu *ev, uint64_t rip)
 {
     struct site_info *s = site_lookup(ev, rip);
-    uint32_t now = (uint32_t)(read_tsc() >> 8);
+    uint32_t now = (uint32_t)(__builtin_ia32_rdtsc() >> 8);
     uint16_t page_faults = (uint16_t)ev->bt->stats.exceptions[EXC_PF];
     if (s->rip != rip)
         *s = (struct site_info){.rip = rip};
