@@ -179,6 +179,12 @@ struct vcpu_bt {
     uint64_t stack_host;    /* what the resume stub loads RSP with                                 */
     uint64_t xsave_rax, xsave_rdx; /* the guest's own RAX/RDX while an XSAVE runs with a masked one */
     uint64_t flat_base;     /* what the GS base is for 16- and 32-bit code (flat_windows.c)        */
+    /* SYSCALL and SYSRET (translator/system_calls.c): where they go, what they load. */
+    uint64_t syscall_path, sysret_path;
+    uint64_t syscall_cs, syscall_ss, sysret_cs, sysret_ss; /* struct segment up to its base        */
+    uint64_t syscall_keep;  /* flags that are left as they are                                     */
+    uint64_t syscall_index; /* LSTAR's in the jump cache                                           */
+    uint64_t fast_syscalls, fast_sysrets; /* how many did without C code                           */
 };
 
 /* What a vCPU thread can be busy with (host_time.h). */

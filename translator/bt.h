@@ -305,6 +305,7 @@ struct bt_stats {
     uint64_t door_misses, hot_blocks, wfaults, wmisses, soft_sites, window_retries, young, grown;
     uint64_t huge_made, huge_refused; /* pieces of guest RAM as huge host pages */
     uint64_t callouts[OP_COUNT];
+    uint64_t fast_syscalls, fast_sysrets; /* of vCPUs that are gone; struct vcpu_bt */
     uint64_t translate_ns;
 };
 
@@ -408,6 +409,8 @@ struct bt_engine {
     uint32_t through, through_end;
     uint32_t stub_door, stub_access[ACCESS_STUBS]; /* by access_stub_index() */
     uint32_t stub_count[2];                        /* flags dead, flags live */
+    uint32_t stub_syscall, stub_sysret;            /* system_calls.c         */
+    uint32_t fast_syscall, fast_sysret[2];         /* of the latter: to a young address space's code */
     uint32_t stubs_x, stubs_end;
     uint32_t probe; /* door.c; 0: doors branch */
 };
@@ -723,6 +726,15 @@ enum light_result {
 uint64_t bt_light_callout(struct vcpu *v, struct callout *c);
 /* engine.c: may what the jump cache says of the current privilege be used in the current state? */
 bool bt_jump_cache_valid(const struct vcpu *v);
+/* The same of 64-bit code at this CPL, if all else stays as it is. */
+bool bt_long64_key_valid(const struct vcpu *v, unsigned cpl);
+
+/* system_calls.c: SYSCALL and SYSRET are done without C from here on, if nothing stands against that. */
+void system_calls_update(struct vcpu *v);
+/* Something of what system_calls_update() has looked at may have changed, or may be about to. */
+void system_calls_forget(struct vcpu *v);
+struct emitter;
+void system_calls_emit(struct bt_engine *bt, struct emitter *e);
 /* Translates an instruction address to a GPA through the exec TLB. 0 or -1 with v->exc. */
 int exec_translate(struct vcpu *v, uint64_t gva, uint64_t *gpa);
 uint32_t bt_current_key(const struct vcpu *v);

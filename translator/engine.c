@@ -79,10 +79,11 @@ static uint32_t control_key(const struct vcpu *v)
     return k;
 }
 
-uint32_t bt_current_key(const struct vcpu *v)
+/* What the key is at this privilege. */
+static uint32_t key_at(const struct vcpu *v, unsigned cpl, bool long64)
 {
     struct engine_vcpu *ev = v->engine;
-    uint32_t k = (uint32_t)v->cpl << 1;
+    uint32_t k = (uint32_t)cpl << 1;
     if (((ev->control.cr0 ^ v->cr0) | (ev->control.cr4 ^ v->cr4) | (ev->control.xcr0 ^ v->xcr0)) ||
         !ev->control.valid) {
         ev->control.cr0 = v->cr0;
@@ -92,15 +93,20 @@ uint32_t bt_current_key(const struct vcpu *v)
         ev->control.valid = true;
     }
     k |= ev->control.key;
-    if (v->cpl == 3)
-        k |= KEY_USER | (ev->young.now && vcpu_long64(v) ? KEY_YOUNG : 0);
-    if (v->tsc_offset || ((v->cr4 & CR4_TSD) && v->cpl))
+    if (cpl == 3)
+        k |= KEY_USER | (ev->young.now && long64 ? KEY_YOUNG : 0);
+    if (v->tsc_offset || ((v->cr4 & CR4_TSD) && cpl))
         k |= KEY_TSC_TRAP;
     if (ev->watch)
         k |= KEY_SLOW_MEM;
-    if (!vcpu_long64(v))
+    if (!long64)
         k |= legacy_key(v);
     return k;
+}
+
+uint32_t bt_current_key(const struct vcpu *v)
+{
+    return key_at(v, v->cpl, vcpu_long64(v));
 }
 
 /* The part of the key that all blocks in one half of the jump cache share. */
@@ -159,6 +165,13 @@ static bool key_is_seen(const struct vcpu *v, uint32_t key)
 bool bt_jump_cache_valid(const struct vcpu *v)
 {
     return key_is_seen(v, bt_current_key(v));
+}
+
+bool bt_long64_key_valid(const struct vcpu *v, unsigned cpl)
+{
+    const struct engine_vcpu *ev = v->engine;
+    unsigned sup = cpl != 3;
+    return shared_key(key_at(v, cpl, true)) == ev->key_seen[sup] && !ev->cs_seen[sup];
 }
 
 /* -- Finding code --------------------------------------------------------------------------------- */
@@ -268,6 +281,7 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     } else {
         jump_cache_switch(v, kind == MMU_FLUSHED_NONGLOBAL);
     }
+    system_calls_update(v);
 }
 
 /* Checks a block, if that is asked for. A refused one ends the run: it is a bug of ours. */
@@ -473,6 +487,20 @@ static unsigned index_in(const struct vcpu *v, const struct tb *tb)
     return index < 63 ? index : 63;
 }
 
+/* Can an instruction done in C change what system_calls_update() looks at?  A new CR3 leads there by
+ * itself. */
+static bool changes_key(const struct insn *in)
+{
+    switch (in->op) {
+    case OP_MOV_TO_CR:
+        return in->reg != 3;
+    case OP_CLTS: case OP_LMSW: case OP_MOV_TO_DR: case OP_XSETBV: case OP_WRMSR:
+        return true;
+    default:
+        return false;
+    }
+}
+
 static uint64_t callout(struct vcpu *v, struct callout *c, bool light)
 {
     struct engine_vcpu *ev = v->engine;
@@ -489,6 +517,8 @@ static uint64_t callout(struct vcpu *v, struct callout *c, bool light)
         r = gather_execute(v, &c->insn);
     else
         r = callout_execute(v, &c->insn);
+    if (changes_key(&c->insn))
+        system_calls_forget(v);
     if (r == CPU_JUMP && (ev->bt->cfg.trace_mask & TRACE_TRAPS))
         trace_software(ev->bt, v, c);
     if (r == CPU_NEXT || r == CPU_JUMP) {
@@ -864,6 +894,7 @@ static void bt_run(struct engine *e, struct vcpu *v)
         update_watch(v);
         uint32_t key = bt_current_key(v);
         use_key(v, key);
+        system_calls_forget(v); /* whatever has happened since translated code was left */
         bool one = soft_once || (v->rflags & FL_TF) || (shadow && atomic_load(&v->events));
         if (exec_breakpoints(v)) {
             one = true;
@@ -1071,6 +1102,7 @@ static int bt_vcpu_init(struct engine *e, struct vcpu *v)
     ev->bt = bt;
     v->engine = ev;
     v->bt.self = (uint64_t)(uintptr_t)v;
+    system_calls_forget(v);
     for (unsigned i = 0; i < EXEC_TLB_SIZE; i++)
         ev->exec_tlb[i].gva_page = ~0ull;
     ev->key_seen[0] = ev->key_seen[1] = ~0u;
@@ -1106,6 +1138,8 @@ static void bt_vcpu_destroy(struct engine *e, struct vcpu *v)
     for (unsigned i = 0; i < bt->n_vcpus; i++)
         if (bt->vcpus[i] == v)
             bt->vcpus[i] = bt->vcpus[--bt->n_vcpus];
+    bt->stats.fast_syscalls += v->bt.fast_syscalls;
+    bt->stats.fast_sysrets += v->bt.fast_sysrets;
     signals_destroy_thread(v);
     munmap(v->engine->guard, GUARD_SIZE);
     free(v->engine);
@@ -1182,7 +1216,14 @@ static void bt_print_stats(struct engine *e, FILE *out)
     for (unsigned i = 0; i < 32; i++)
         if (s->exceptions[i])
             fprintf(out, " #%u: %llu", i, (unsigned long long)s->exceptions[i]);
-    fprintf(out, "\ncallouts:\n");
+    uint64_t syscalls = s->fast_syscalls, sysrets = s->fast_sysrets;
+    for (unsigned i = 0; i < bt->n_vcpus; i++) {
+        syscalls += bt->vcpus[i]->bt.fast_syscalls;
+        sysrets += bt->vcpus[i]->bt.fast_sysrets;
+    }
+    fprintf(out, "\nsystem calls: %llu entries, %llu returns without C code\n",
+            (unsigned long long)syscalls, (unsigned long long)sysrets);
+    fprintf(out, "callouts:\n");
     for (unsigned i = 0; i < OP_COUNT; i++)
         if (s->callouts[i])
             fprintf(out, "  %-16s %llu\n", insn_op_name((enum insn_op)i),

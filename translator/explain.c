@@ -104,6 +104,12 @@ static enum field name_field(uint64_t off, char *name, size_t size)
     return F_OTHER;
 }
 
+static bool callout_stub(const struct bt_engine *bt, uint64_t x)
+{
+    return x == bt->stub_callout || x == bt->stub_light || x == bt->stub_syscall ||
+           x == bt->stub_sysret;
+}
+
 static const char *stub_name(const struct bt_engine *bt, uint64_t x)
 {
     const struct {
@@ -112,6 +118,7 @@ static const char *stub_name(const struct bt_engine *bt, uint64_t x)
     } stub[] = {
         {bt->stub_lookup, "<lookup>"},   {bt->stub_callout, "<callout>"},
         {bt->stub_light, "<light callout>"},
+        {bt->stub_syscall, "<syscall>"}, {bt->stub_sysret, "<sysret>"},
         {bt->stub_prepare, "<prepare>"}, {bt->stub_commit, "<commit>"},
         {bt->stub_stepped, "<stepped>"}, {bt->stub_door, "<door>"},
         {bt->stub_wmiss, "<wmiss>"},     {bt->stub_exit_link, "<link>"},
@@ -237,7 +244,7 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
         f->in_c |= value == bt->stub_prepare;
         f->helper |= access_stub(bt, value);
         f->count |= value == bt->stub_count[0] || value == bt->stub_count[1];
-        if (value == bt->stub_callout || value == bt->stub_light)
+        if (callout_stub(bt, value))
             f->callout = true;
         if (stub)
             snprintf(text, size, "%s %s", i->mnemonic, stub);
@@ -258,7 +265,7 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
         uint64_t next = 0;
         char name[64] = "";
         jump_target(&w->host[at + 1], &next);
-        if (next == bt->stub_callout || next == bt->stub_light) {
+        if (callout_stub(bt, next)) {
             f->record = (const struct callout *)(uintptr_t)value;
             snprintf(name, sizeof(name), "callout{%s}", f->record->insn.mnemonic);
         } else if (next == bt->stub_prepare || next == bt->stub_commit || next == bt->stub_wmiss ||

@@ -192,6 +192,7 @@ static bool system_call(struct vcpu *v, const struct callout *c)
         return false;
     v->bt.hflags = (v->rflags & FL_HOST) | FL_FIXED1 | FL_IF;
     v->bt.r10 = v->rip;
+    system_calls_update(v); /* the next one may do without us */
     v->bt.resume_target = bt_jump_cache_valid(v)
                               ? v->jump_cache[v->cpl == 3 ? 0 : 1][jump_cache_index(bt, v->bt.r10, false)]
                               : bt->stub_lookup;
@@ -225,6 +226,9 @@ static enum light_result short_cut(struct vcpu *v, const struct callout *c)
     enum light_result r;
     bool done = false;
 
+    /* An inline STI casts a shadow that nobody sees end, but its place is known. */
+    if (v->interrupt_shadow && v->bt.shadow_rip != c->rip)
+        v->interrupt_shadow = 0;
     if (v->interrupt_shadow || v->fp_saved || ev->watch || (v->rflags & FL_TF) ||
         (v->dr[7] & DR7_ENABLES) || bt->cfg.trace_mask)
         return LIGHT_DECLINED;

@@ -378,6 +378,7 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
         emit_access(bt, e, i);
     emit_count(bt, e, false);
     emit_count(bt, e, true);
+    system_calls_emit(bt, e);
     bt->through_end = (uint32_t)emit_here(e);
     while ((e->p - r->code_w) & 63)
         e8(e, 0xcc);

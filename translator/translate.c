@@ -424,6 +424,20 @@ static void leave_trace(struct xlate *x, unsigned cc, uint64_t target)
 
 /* -- Callouts ------------------------------------------------------------------------------------- */
 
+static uint32_t callout_stub(const struct xlate *x, const struct callout *c)
+{
+    const struct bt_engine *bt = x->bt;
+    if (!c->light)
+        return bt->stub_callout;
+    if (!(x->key & (KEY_LEGACY | KEY_SLOW_MEM))) {
+        if (c->insn.op == OP_SYSCALL && (x->key & KEY_USER))
+            return bt->stub_syscall;
+        if (c->insn.op == OP_SYSRET && c->insn.op_size == 8 && !(x->key & KEY_CPL_MASK))
+            return bt->stub_sysret;
+    }
+    return bt->stub_light;
+}
+
 static struct callout *emit_callout(struct xlate *x, const struct insn *in, bool resume)
 {
     struct emitter *e = &x->e;
@@ -441,7 +455,7 @@ static struct callout *emit_callout(struct xlate *x, const struct insn *in, bool
     for (unsigned r = 0; c->light && r < 16; r++)
         if (in->gpr_read & BT_LIGHT_KEPT & (1u << r))
             e_store_gs(e, GPR_OFF(r), r);
-    e_jmp(e, c->light ? x->bt->stub_light : x->bt->stub_callout);
+    e_jmp(e, callout_stub(x, c));
     c->resume = resume ? (uint32_t)emit_here(e) : 0;
     return c;
 }

@@ -751,6 +751,26 @@ static const struct far_link *far_link_at(const struct verifier *v, uint64_t add
     return NULL;
 }
 
+/* The stubs that take a callout. */
+static bool callout_stub(const struct bt_engine *bt, uint64_t to)
+{
+    return to == bt->stub_callout || to == bt->stub_light || to == bt->stub_syscall ||
+           to == bt->stub_sysret;
+}
+
+/* Does it do this instruction, in code of this kind? */
+static bool stub_fits(const struct verifier *v, uint64_t to, const struct callout *c)
+{
+    const uint32_t no = KEY_LEGACY | KEY_ONE_INSN | KEY_SLOW_MEM;
+    uint32_t key = v->tb->key;
+    if (to == v->bt->stub_syscall)
+        return c->insn.op == OP_SYSCALL && c->light && (key & KEY_USER) && !(key & no);
+    if (to == v->bt->stub_sysret)
+        return c->insn.op == OP_SYSRET && c->insn.op_size == 8 && c->light &&
+               !(key & (KEY_USER | KEY_CPL_MASK | no));
+    return true;
+}
+
 static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
 {
     const struct bt_engine *bt = v->bt;
@@ -781,12 +801,14 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
             return reject(v, "R11 is not the block");
         return true;
     }
-    if (to == bt->stub_callout || to == bt->stub_light) {
+    if (callout_stub(bt, to)) {
         if (r10->meaning != M_CONST || !in_meta(v, r10->a, sizeof(struct callout)))
             return reject(v, "R10 is no callout");
         const struct callout *c = (const struct callout *)(uintptr_t)r10->a;
         if (c->tb != v->tb)
             return reject(v, "callout of another block");
+        if (!stub_fits(v, to, c))
+            return reject(v, "callout of another instruction");
         if (!c->resume)
             return true;
         /* The C side changes what the instruction writes and, of what is ours, anything. */
@@ -1599,8 +1621,7 @@ static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
             at -= 9;
         if (is_stub(v, t) && at >= 6 && v->d.insn[at - 6] && v->d.code[at - 6] == 0x41)
             memcpy(&arg, v->d.code + at - 4, 4);
-        if ((t == v->bt->stub_callout || t == v->bt->stub_light) &&
-            in_meta(v, arg, sizeof(struct callout))) {
+        if (callout_stub(v->bt, t) && in_meta(v, arg, sizeof(struct callout))) {
             host[n++] = ((const struct callout *)(uintptr_t)arg)->resume;
         } else if ((t == v->bt->stub_prepare || t == v->bt->stub_commit ||
                     t == v->bt->stub_count[0] || t == v->bt->stub_count[1] ||
