@@ -685,8 +685,14 @@ static bool lower_bounded_index(struct xlate *x, const struct insn *in, const st
     *result = delta_of_base(x, base, table);
     if (*result != BASE_DONE)
         return true;
-    e_lea(e, R10, m->base, m->index, m->scale, disp);
-    refer_to_sum(x, in, a, body);
+    /* The index goes into the operand: it is what is computed last, as a rule. */
+    e_lea(e, R10, base, R11, 1, 0);
+    if (needs_scratch(x, in, body))
+        a->scratch = R11;
+    a->ref = (struct memref){.base = R10,
+                             .index = (uint8_t)(base == m->base ? m->index : m->base),
+                             .scale = m->scale,
+                             .disp = disp};
     return true;
 }
 

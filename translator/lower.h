@@ -202,6 +202,8 @@ bool stack_usable(const struct xlate *x);
 bool stack_direct(const struct xlate *x);
 /* Bytes from RSP + lo to RSP + hi are about to be used; afterwards, those at RSP + disp have been. */
 void stack_reach(struct xlate *x, int64_t lo, int64_t hi);
+/* Is that possible without another look at the table? */
+bool stack_within(const struct xlate *x, int64_t lo, int64_t hi);
 void stack_touched(struct xlate *x, int32_t disp);
 /* The block may be left after this instruction, of which nothing has been done yet. Uses R10, R11. */
 void stack_settle(struct xlate *x);
@@ -209,7 +211,7 @@ void stack_settle(struct xlate *x);
 void stack_settle_late(struct xlate *x, bool keep_r10);
 /* PUSH and POP of eight bytes, of and to a register of the host. */
 void stack_push(struct xlate *x, unsigned reg);
-void stack_push_imm(struct xlate *x, uint64_t imm);
+void stack_push_imm(struct xlate *x, uint64_t imm, unsigned scratch); /* R10 or R11, if it needs one */
 void stack_pop(struct xlate *x, unsigned reg);
 /* An instruction without memory operand that names RSP. `dead`: nobody will see the flags. */
 void stack_copy(struct xlate *x, const struct insn *in, bool dead);

@@ -71,9 +71,14 @@ bool stack_direct(const struct xlate *x)
     return stack_usable(x) && !lower_soft_site(x);
 }
 
+bool stack_within(const struct xlate *x, int64_t lo, int64_t hi)
+{
+    return x->stack_slack + hi <= STACK_REACH - 4096 && x->stack_slack - lo <= STACK_REACH - 4096;
+}
+
 void stack_reach(struct xlate *x, int64_t lo, int64_t hi)
 {
-    if (x->stack_slack + hi > STACK_REACH - 4096 || x->stack_slack - lo > STACK_REACH - 4096)
+    if (!stack_within(x, lo, hi))
         stack_renew(x);
 }
 
@@ -125,12 +130,14 @@ void stack_push(struct xlate *x, unsigned reg)
     x->stack_slack = 0;
 }
 
-void stack_push_imm(struct xlate *x, uint64_t imm)
+void stack_push_imm(struct xlate *x, uint64_t imm, unsigned scratch)
 {
     struct emitter *e = &x->e;
     if ((int64_t)imm != (int32_t)imm) {
-        e_mov_imm(e, R10, imm);
-        stack_push(x, R10);
+        e_mov_imm(e, scratch, imm);
+        if (scratch == R11)
+            x->r11_id = 0;
+        stack_push(x, scratch);
         return;
     }
     stack_reach(x, -8, 0);

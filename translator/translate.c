@@ -887,7 +887,7 @@ static bool push_directly(struct xlate *x, const struct insn *in, unsigned i)
     if (in->op_size != 8 || !stack_direct(x))
         return false;
     if (in->stack_operand == STK_IMM) {
-        stack_push_imm(x, (uint64_t)in->imm);
+        stack_push_imm(x, (uint64_t)in->imm, R10);
     } else if (in->stack_operand == STK_MEM) {
         struct access a = {.size = in->mem.size, .flags = stack_flag(&in->mem),
                            .flags_live = live_at(x, i)};
@@ -1694,7 +1694,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
     }
     case OP_CALL:
         if (width == 8 && stack_direct(x)) {
-            stack_push_imm(x, next_rip);
+            stack_push_imm(x, next_rip, R10);
             jump_to(x, target);
             break;
         }
@@ -1712,9 +1712,10 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
     case OP_JMP_IND: case OP_CALL_IND: {
         unsigned reg = in->rm;
         bool mem = in->flags & INSN_MEM, call = in->op == OP_CALL_IND;
-        /* Where nothing comes in between, or only a push that needs no register, it stays in R10. */
-        bool direct = is_legacy(x) && mem &&
-                      (!call || (width == 4 && lower_plain_flat(x, SEG_SS) && stack_addr_size(x) == 4));
+        bool pushed = call && width == 8 && stack_direct(x);
+        /* Where nothing comes in between, or only a push that leaves it alone, it stays in R10. */
+        bool direct = mem && (!call || (pushed && stack_within(x, -8, 0)) ||
+                              (width == 4 && lower_plain_flat(x, SEG_SS) && stack_addr_size(x) == 4));
         if (mem) {
             struct access a = {.size = (uint16_t)width, .flags = stack_flag(&in->mem),
                                .flags_live = live_at(x, i)};
@@ -1729,9 +1730,8 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
                 e_mov_rr(e, R10, RSP);
             e_store_gs(e, VCPU_OFF(scratch[SCR_TARGET]), R10);
         }
-        bool pushed = call && width == 8 && stack_direct(x);
         if (pushed) {
-            stack_push_imm(x, next_rip);
+            stack_push_imm(x, next_rip, R11);
         } else if (call) {
             stack_access(x, in, i, MMU_WRITE, width, -(int32_t)width,
                          (struct access){.imm = next_rip}, body_push_imm);

@@ -16,6 +16,7 @@
  *     gs:[32 bits]       16- and 32-bit code only: the flat window's memory or nothing
  *     [flat base + reg]  the same, by a register that holds no more than 32 bits and a displacement
  *                        that does not reach what lies below
+ *     [sum + index]      in 64-bit code: such a sum computed before, and a bounded index
  *     [rsp]              in 64-bit code, where RSP itself is such a sum (native_stack.c): no further
  *                        from its window than the guard zones reach; also PUSH and POP
  *
@@ -54,6 +55,7 @@ enum meaning {
     M_TLB_IN,     /* the same, known to be at most b                                            */
     M_HVA,        /* host address of at least a accessible bytes; b = 1 if they may be written;
                      of != 0: an address in reach of a window plus its delta, (of, of_drift)    */
+    M_SUM,        /* an address at most a bytes outside a window, plus its delta                */
     M_NOT,        /* the complement of (of, drift)                                              */
     M_ROTATED,    /* RORX by 39 of value (of, drift)                                            */
     M_ID,         /* its low 16 bits, zero-extended: the window id of (of, drift)               */
@@ -494,6 +496,11 @@ static uint32_t window_id(uint64_t gva)
     return (uint32_t)(gva >> WINDOW_SHIFT) & 0xffff;
 }
 
+static int64_t distance(int64_t a, int64_t b)
+{
+    return a < b ? b - a : a - b;
+}
+
 /* How far above (*up) and below (*down) 0 a value times scale can be; false if that is not known. */
 static bool extent(const struct value *x, int64_t scale, int64_t *up, int64_t *down)
 {
@@ -520,6 +527,19 @@ static bool delta_reaches(const struct state *s, uint32_t vn, int64_t drift, con
             drift - s->fact[i].drift + lo >= -reach && drift - s->fact[i].drift + hi <= reach)
             return true;
     return false;
+}
+
+/* How far outside the window that d is the delta for x can be; more than REACH: no telling. */
+static int64_t away_from_window(const struct state *s, const struct value *x, const struct value *d)
+{
+    int64_t away = INT64_MAX;
+    if (d->meaning == M_DELTA_OF && d->of == x->vn)
+        away = distance(x->drift, d->of_drift);
+    for (unsigned i = 0; d->meaning == M_DELTA_ID && i < s->n_facts; i++)
+        if (s->fact[i].vn == x->vn && s->fact[i].id == d->a &&
+            distance(x->drift, s->fact[i].drift) < away)
+            away = distance(x->drift, s->fact[i].drift);
+    return away;
 }
 
 /* Does d hold the delta for guest addresses at x + disp? */
@@ -552,6 +572,18 @@ static bool form_window(struct verifier *v, const struct state *s, const struct 
     }
     const struct value *x = &s->reg[o->index];
     return delta_fits(s, b, x, disp) || delta_fits(s, x, b, disp);
+}
+
+/* [address + delta, taken together before, + index + disp] */
+static bool form_sum(const struct state *s, const struct operand *o)
+{
+    int64_t disp = o->op->mem.disp, up = 0, down = 0;
+    if (o->base < 0 || s->reg[o->base].meaning != M_SUM || o->size > GUEST_PAGE_SIZE)
+        return false;
+    if (o->index >= 0 && !extent(&s->reg[o->index], o->op->mem.scale, &up, &down))
+        return false;
+    int64_t away = (int64_t)s->reg[o->base].a;
+    return away + down - disp <= REACH && away + up + disp + o->size <= REACH;
 }
 
 /* [rsp + index + disp] */
@@ -675,6 +707,7 @@ static bool check_memory(struct verifier *v, const struct state *s, const struct
         break;
     }
     if (!o->jump && (form_hva(v, s, o) || form_stack(v, s, o) || form_window(v, s, o) ||
+                     form_sum(s, o) ||
                      form_flat(v, s, o) || form_heat(v, o) || form_probe(v, s, o) ||
                      form_probe32(v, s, o)))
         return true;
@@ -1323,6 +1356,11 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
         o.size = 64;
         if (string_restored(s, dst, r, &o)) {
             forget(v, s, dst);
+        } else if (o.base >= 0 && o.index == R11 && dst == R10 && o.base != R10 && !r->mem.disp &&
+                   r->mem.scale == 1 &&
+                   away_from_window(s, &s->reg[o.base], &s->reg[R11]) <= REACH) {
+            int64_t away = away_from_window(s, &s->reg[o.base], &s->reg[R11]);
+            set_meaning(v, s, R10, M_SUM, (uint64_t)away);
         } else if (o.base >= 0 && form_window(v, s, &o)) {
             struct value delta = {0};
             /* base + delta, as string instructions need it and only to be taken apart again */
