@@ -49,7 +49,8 @@ static bool to_access_helper(const struct bt_engine *bt, uint64_t target)
     for (unsigned i = 0; i < ACCESS_STUBS; i++)
         if (bt->stub_access[i] == target)
             return true;
-    return target == bt->stub_prepare;
+    return target == bt->stub_prepare || target == bt->stub_as_user[0] ||
+           target == bt->stub_as_user[1];
 }
 
 /*

@@ -375,6 +375,14 @@ static inline unsigned access_stub_index(bool flags_live, bool sup, bool write, 
     return log << 3 | flags_live << 2 | sup << 1 | write;
 }
 
+/* May what this access of 64-bit code misses in the soft TLB be looked for in the user's (stub_as_user)? */
+#define AS_USER_MAX 8u
+static inline bool access_as_user(uint32_t key, unsigned size, unsigned site_flags)
+{
+    return !(key & (KEY_USER | KEY_LEGACY | KEY_ONE_INSN | KEY_SLOW_MEM)) && size <= AS_USER_MAX &&
+           !site_flags;
+}
+
 struct bt_engine {
     struct engine base;
     struct engine_config cfg;
@@ -409,6 +417,7 @@ struct bt_engine {
     uint32_t through, through_end;
     uint32_t stub_door, stub_access[ACCESS_STUBS]; /* by access_stub_index() */
     uint32_t stub_count[2];                        /* flags dead, flags live */
+    uint32_t stub_as_user[2]; /* supervisor code under AC, after a miss: read, write */
     uint32_t stub_syscall, stub_sysret;            /* system_calls.c         */
     uint32_t fast_syscall, fast_sysret[2];         /* of the latter: to a young address space's code */
     uint32_t stubs_x, stubs_end;

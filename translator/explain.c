@@ -120,6 +120,7 @@ static const char *stub_name(const struct bt_engine *bt, uint64_t x)
         {bt->stub_light, "<light callout>"},
         {bt->stub_syscall, "<syscall>"}, {bt->stub_sysret, "<sysret>"},
         {bt->stub_prepare, "<prepare>"}, {bt->stub_commit, "<commit>"},
+        {bt->stub_as_user[0], "<read as user>"}, {bt->stub_as_user[1], "<write as user>"},
         {bt->stub_stepped, "<stepped>"}, {bt->stub_door, "<door>"},
         {bt->stub_wmiss, "<wmiss>"},     {bt->stub_exit_link, "<link>"},
         {bt->stub_resume, "<resume>"},   {bt->stub_exit_common, "<exit>"},
@@ -241,7 +242,8 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
     if (jump_target(i, &value)) {
         const char *stub = stub_name(bt, value);
         struct tb *to;
-        f->in_c |= value == bt->stub_prepare;
+        f->in_c |= value == bt->stub_prepare || value == bt->stub_as_user[0] ||
+                   value == bt->stub_as_user[1];
         f->helper |= access_stub(bt, value);
         f->count |= value == bt->stub_count[0] || value == bt->stub_count[1];
         if (callout_stub(bt, value))
@@ -269,6 +271,7 @@ static void host_text(const struct view *w, size_t at, char *text, size_t size, 
             f->record = (const struct callout *)(uintptr_t)value;
             snprintf(name, sizeof(name), "callout{%s}", f->record->insn.mnemonic);
         } else if (next == bt->stub_prepare || next == bt->stub_commit || next == bt->stub_wmiss ||
+                   next == bt->stub_as_user[0] || next == bt->stub_as_user[1] ||
                    access_stub(bt, next)) {
             const struct mem_site *s = (const struct mem_site *)(uintptr_t)value;
             if (s->size)

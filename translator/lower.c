@@ -318,7 +318,9 @@ void lower_slow_paths(struct xlate *x)
                                        : offsetof(struct soft_tlb_entry, rtag)));
             if (s->a.flags_live)
                 lower_restore_flags(e);
-            to_stub(x, s->site, R11, x->bt->stub_prepare);
+            to_stub(x, s->site, R11,
+                    access_as_user(x->key, s->a.size, s->a.flags) ? x->bt->stub_as_user[write]
+                                                                  : x->bt->stub_prepare);
         }
         if (s->seg_jcc) {
             e_fix_here(e, s->seg_jcc);

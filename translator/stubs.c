@@ -239,6 +239,44 @@ static void emit_access(struct bt_engine *bt, struct emitter *e, unsigned index)
     }
 }
 
+/*
+ * Supervisor code of the second tier, after a miss in its soft TLB, with the flags live perhaps: under AC
+ * it may do what user code may, so the user's TLB is as good (soft_tlb.c, as_user()).  Kernels touch a page
+ * of user memory once or twice between STAC and CLAC, which would be a call of C each time.
+ */
+static void emit_as_user(struct bt_engine *bt, struct emitter *e, bool write)
+{
+    uint32_t table = VCPU_OFF(stlb);
+    uint32_t tag = table + (uint32_t)(write ? offsetof(struct soft_tlb_entry, wtag)
+                                            : offsetof(struct soft_tlb_entry, rtag));
+    bt->stub_as_user[write] = (uint32_t)emit_here(e);
+    e_store_gs(e, BT_OFF(helper_rax), RAX);
+    e_bytes(e, (const uint8_t[]){0x9f, 0x0f, 0x90, 0xc0}, 4); /* lahf; seto al */
+    e_bytes(e, (const uint8_t[]){0x65, 0xf7, 0x04, 0x25}, 4); /* test dword gs:[rflags], imm */
+    e32(e, VCPU_OFF(rflags));
+    e32(e, FL_AC);
+    uint8_t *without = e_jcc_fwd(e, CC_E);
+    e_store_gs(e, BT_OFF(helper_rcx), RCX);
+    e_mov32_rr(e, RCX, R10);
+    e_bytes(e, (const uint8_t[]){0xc1, 0xe9, GUEST_PAGE_SHIFT - 5}, 3); /* shr ecx */
+    e_bytes(e, (const uint8_t[]){0x81, 0xe1}, 2);                       /* and ecx */
+    e32(e, (STLB_SIZE - 1) * (uint32_t)sizeof(struct soft_tlb_entry));
+    e_gs_idx(e, true, 0x2b, R10, RCX, 0, tag);
+    e_bytes(e, (const uint8_t[]){0x49, 0x81, 0xfa}, 3); /* cmp r10, imm32 */
+    e32(e, GUEST_PAGE_SIZE - AS_USER_MAX);
+    uint8_t *miss = e_jcc_fwd(e, CC_A);
+    e_gs_idx(e, true, 0x03, R10, RCX, 0, table + (uint32_t)offsetof(struct soft_tlb_entry, host));
+    e_load_gs(e, RCX, BT_OFF(helper_rcx));
+    flags_back(e, true);
+    resume_site(e);
+    e_fix_here(e, miss);
+    e_gs_idx(e, true, 0x03, R10, RCX, 0, tag);
+    e_load_gs(e, RCX, BT_OFF(helper_rcx));
+    e_fix_here(e, without);
+    flags_back(e, true);
+    e_jmp(e, bt->stub_prepare);
+}
+
 /* Counts an execution of a block in which no access does (SITE_COUNT). */
 static void emit_count(struct bt_engine *bt, struct emitter *e, bool live)
 {
@@ -378,6 +416,8 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
         emit_access(bt, e, i);
     emit_count(bt, e, false);
     emit_count(bt, e, true);
+    emit_as_user(bt, e, false);
+    emit_as_user(bt, e, true);
     system_calls_emit(bt, e);
     bt->through_end = (uint32_t)emit_here(e);
     while ((e->p - r->code_w) & 63)

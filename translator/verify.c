@@ -863,8 +863,9 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     bool prepare = to == bt->stub_prepare, commit = to == bt->stub_commit;
     bool miss = to == bt->stub_wmiss;
     int access = access_stub(v, to);
+    bool as_user = to == bt->stub_as_user[0] || to == bt->stub_as_user[1];
     bool count = to == bt->stub_count[0] || to == bt->stub_count[1];
-    if (!prepare && !commit && !miss && !count && access < 0)
+    if (!prepare && !commit && !miss && !count && !as_user && access < 0)
         return reject(v, "jumps into the middle of the stubs");
     const struct value *arg = miss ? r10 : r11;
     if (arg->meaning != M_CONST || !in_meta(v, arg->a, sizeof(struct mem_site)))
@@ -877,6 +878,9 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
             (access & 1) != ((site->access & MMU_WRITE) != 0))
             return reject(v, "looks up other rights than the site has");
     }
+    if (as_user && (site->tb != v->tb || !access_as_user(v->tb->key, site->size, site->flags) ||
+                    to != bt->stub_as_user[(site->access & MMU_WRITE) != 0]))
+        return reject(v, "looks up as a user what it must not");
     if (miss)
         return site->tb == v->tb ? true : reject(v, "site of another block");
     struct state out = *s;
@@ -885,7 +889,7 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     forget(v, &out, R11);
     if (count)
         return site->tb == v->tb ? resume(v, site->resume, &out) : reject(v, "site of another block");
-    if (access < 0)
+    if (access < 0 && !as_user)
         stack_renewed(v, &out);
     if (commit)
         return resume(v, site->resume_done, &out);
@@ -1663,6 +1667,7 @@ static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
             host[n++] = ((const struct callout *)(uintptr_t)arg)->resume;
         } else if ((t == v->bt->stub_prepare || t == v->bt->stub_commit ||
                     t == v->bt->stub_count[0] || t == v->bt->stub_count[1] ||
+                    t == v->bt->stub_as_user[0] || t == v->bt->stub_as_user[1] ||
                     access_stub(v, t) >= 0) &&
                    in_meta(v, arg, sizeof(struct mem_site))) {
             const struct mem_site *s = (const struct mem_site *)(uintptr_t)arg;

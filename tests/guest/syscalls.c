@@ -231,8 +231,8 @@ static bool step_handler(struct isr_frame *f)
 
 TEST(syscalls, single_step_from_sysret)
 {
-    /* TF from R11: the first trap is behind the instruction that SYSRET goes to, as with POPF. Then a
-     * step over SYSCALL, with TF masked. */
+    /* TF from R11: the first trap is behind the instruction that SYSRET goes to, as with POPF. Then
+     * a step over SYSCALL, with TF masked. */
     u8 *behind, *code = endless(&behind);
     TCG_SKIP("traps before the first instruction");
     for (unsigned again = 0; again < 2; again++) {
@@ -478,5 +478,66 @@ TEST(syscalls, back_to_compatibility_mode)
         EQ(T.r.rax, (SEL_UCODE32 | 3) + 2); /* 40h is INC EAX there */
         EQ(T.r.rbx, 4);
         EQ(T.r.r12, WARM);
+    }
+}
+
+TEST(syscalls, user_memory_under_ac)
+{
+    /* A page that user code has just touched, read and written by the kernel between STAC and CLAC
+     * in every call, with flags that are live over the accesses; up to the round in which that is
+     * not allowed. */
+    if (!feat.smap)
+        SKIP("no SMAP");
+    u8 *at;
+    struct {
+        const char *name;
+        u8 *last;
+        u64 error;
+    } c[5];
+#define COPY                                                                                       \
+    "mov (%%rdi), %%rax\n\tadc $1, %%rax\n\tmov %%rax, 8(%%rdi)\n\tadcl $0, 0xffc(%%rdi)\n\t"
+#define KERNEL(last)                                                                               \
+    SNIP("dec %%r13\n\tjnz 7f\n\t" last "\n7: stac\n\tstc\n\t" COPY "clac\n\tsysretq")
+    c[0].name = "without AC";
+    c[0].last = KERNEL("clac\n\tmov (%%rdi), %%rax");
+    c[0].error = PF_P;
+    c[1].name = "AC cleared by POPFQ";
+    c[1].last =
+        KERNEL("stac\n\tmov (%%rdi), %%rax\n\tpushfq\n\tandl $~0x40000, (%%rsp)\n\tpopfq\n\tmov "
+               "(%%rdi), %%rax");
+    c[1].error = PF_P;
+    c[2].name = "written, read only";
+    c[2].last = KERNEL(
+        "mov %%rbp, (%%rbx)\n\tinvlpg (%%rdi)\n\tstac\n\tmov (%%rdi), %%rax\n\tmov %%rax, (%%rdi)");
+    c[2].error = PF_P | PF_W;
+    c[3].name = "not there any more";
+    c[3].last = KERNEL("movq $0, (%%rbx)\n\tinvlpg (%%rdi)\n\tstac\n\tmov (%%rdi), %%rax");
+    c[3].error = 0;
+    c[4].name = "on to a page that is not there";
+    c[4].last = KERNEL("stac\n\tmov %%rax, 0xffc(%%rdi)");
+    c[4].error = PF_W;
+    u8 *code = SNIP_AT(
+        at, "1: inc %%r12\n\tmov %%r12, (%%rdi)\n\tsyscall\n662: mov 8(%%rdi), %%rax\n\tsub %%r12, "
+            "%%rax\n\tadd %%rax, %%r14\n\tjmp 1b");
+    for (unsigned i = 0; i < sizeof(c) / sizeof(c[0]); i++) {
+        context("%s", c[i].name);
+        u64 pa = map_new(UVA, PG_URW);
+        map_new(KVA, PG_KRW);
+        write_cr4(default_cr4 | CR4_SMAP);
+        kernel_at(c[i].last, F_IF | F_TF | F_DF | F_AC);
+        struct regs r = user_regs(20000);
+        r.rdi = UVA, r.r14 = 0;
+        /* the kernel's view of the PTE, which the identity map has at a supervisor's address */
+        r.rbx = (u64)pte_at(UVA, 1), r.rbp = pa | PG_P | PG_U | PG_A | PG_D;
+        r.rsp = at_cpl(0, run_stack + 8192);
+        run_at(&r, code);
+        expect(PF, c[i].error);
+        EQ(T.r.cs, SEL_KCODE);
+        EQ(T.cr2, i == 4 ? UVA + 4096 : UVA);
+        EQ(T.r.r12, 20000);
+        EQ(T.r.r14, 2 * 19999); /* 1 and the carry */
+        EQ(*(u32 *)(pa + 0xffc), 0);
+        write_cr4(default_cr4);
+        unmap(UVA);
     }
 }
