@@ -318,7 +318,7 @@ struct exec_tlb_entry {
 /* What has been learnt of an instruction's accesses, by its address. */
 /* The user half of the jump cache of an address space that is not current. */
 #define AS_RECORDS 16u
-#define AS_ENTRIES 768u
+#define AS_ENTRIES 1536u
 struct as_record {
     uint64_t cr3, epoch, stamp, cs; /* stamp 0: free */
     uint32_t key, n;
@@ -563,6 +563,15 @@ static inline unsigned jump_cache_index(const struct bt_engine *bt, uint64_t gva
 {
     uint64_t mix = bt->bmi2 && !legacy ? gva >> JUMP_CACHE_ROT | gva << (64 - JUMP_CACHE_ROT) : 0;
     return (unsigned)(gva + mix) & (JUMP_CACHE_SIZE - 1);
+}
+/* Where returns look, if code of this key has a place of its own for them. */
+static inline unsigned return_cache_index(uint64_t gva)
+{
+    return (unsigned)gva & (JUMP_CACHE_SIZE - 1);
+}
+static inline bool return_cache_used(uint32_t key)
+{
+    return (key & KEY_USER) && !(key & KEY_LEGACY);
 }
 void jump_cache_init(struct vcpu *v);
 void jump_cache_insert(struct vcpu *v, struct tb *tb);

@@ -1,8 +1,15 @@
 /*
  * The jump cache: where an indirect jump (or a direct one to another page) finds its target.
  *
- * One table of host addresses for user code, one for supervisor code, indexed by the low 16 bits
- * of the guest address: `movzx r11d, r10w; jmp gs:[jump_cache + r11*8]`, no flags touched.  The
+ * One table of host addresses for user code, one for supervisor code, indexed by 16 bits that are made
+ * of the guest address:
+ *
+ *     16- and 32-bit code, and returns of 64-bit user code     its low 16 bits, one instruction
+ *     all else in 64-bit code                                  of its sum with itself, shifted
+ *
+ * The second is two instructions more, which a return feels (docs/performance.md), but functions
+ * are aligned, and would meet in a sixteenth of the table.  So a block of 64-bit user code has two places.
+ * What is at the place is jumped to, with no flag touched.  The
  * block it lands in compares R10 with its own address and leaves for the dispatcher if they differ.
  * An entry says "this GVA is this block now", so it must go when the GVA's mapping may have changed
  * (TLB flush), when the translation key changes, and when the block is dropped.
@@ -19,23 +26,28 @@ void jump_cache_init(struct vcpu *v)
     }
 }
 
-static unsigned index_of(const struct bt_engine *bt, const struct tb *tb)
+/* The places of a block: for jumps, and for returns. */
+static unsigned places_of(const struct bt_engine *bt, const struct tb *tb, unsigned place[2])
 {
-    return jump_cache_index(bt, tb->gva, tb->key & KEY_LEGACY);
+    place[0] = jump_cache_index(bt, tb->gva, tb->key & KEY_LEGACY);
+    place[1] = return_cache_index(tb->gva);
+    return return_cache_used(tb->key) && place[1] != place[0] ? 2 : 1;
 }
 
 void jump_cache_insert(struct vcpu *v, struct tb *tb)
 {
     struct engine_vcpu *ev = v->engine;
-    unsigned sup = tb->key & KEY_USER ? 0 : 1, index = index_of(ev->bt, tb);
-    uint64_t *e = &v->jump_cache[sup][index];
-    if (*e == ev->bt->stub_lookup) {
-        const uint32_t max = sizeof ev->jc_used[0] / sizeof ev->jc_used[0][0];
-        if (ev->jc_n[sup] < max)
-            ev->jc_used[sup][ev->jc_n[sup]] = index;
-        ev->jc_n[sup]++; /* beyond max: the next flush clears the whole table */
+    const uint32_t max = sizeof ev->jc_used[0] / sizeof ev->jc_used[0][0];
+    unsigned sup = tb->key & KEY_USER ? 0 : 1, place[2], n = places_of(ev->bt, tb, place);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t *e = &v->jump_cache[sup][place[i]];
+        if (*e == ev->bt->stub_lookup) {
+            if (ev->jc_n[sup] < max)
+                ev->jc_used[sup][ev->jc_n[sup]] = place[i];
+            ev->jc_n[sup]++; /* beyond max: the next flush clears the whole table */
+        }
+        *e = tb->side_door && !tb->probing ? tb->side_door : tb->entry_ind;
     }
-    *e = tb->side_door && !tb->probing ? tb->side_door : tb->entry_ind;
 }
 
 void jump_cache_flush_pcid(struct vcpu *v, unsigned pcid)
@@ -134,21 +146,28 @@ void jump_cache_flush_page(struct vcpu *v, uint64_t gva)
     uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
     /* Blocks of this page, and one that straddles into it from the page before. Other pages whose
      * addresses end alike keep theirs. */
-    for (int way = 0; way < (gva >> 32 ? 2 : 4); way++)
+    for (unsigned way = 0; way < 4; way++) {
+        bool sup = way & 1, low = way & 2;
+        if (sup && low && gva >> 32) /* that place is for 32-bit code, and for returns of user code */
+            continue;
         for (uint64_t a = page - 15; a != page + GUEST_PAGE_SIZE; a++) {
-            uint64_t *e = &v->jump_cache[way & 1][jump_cache_index(bt, a, way >> 1)];
+            unsigned index = low ? return_cache_index(a) : jump_cache_index(bt, a, false);
+            uint64_t *e = &v->jump_cache[sup][index];
             if (*e == bt->stub_lookup)
                 continue;
             struct tb *tb = cache_find_pc(bt, *e);
             if (!tb || tb->gva == a)
                 *e = bt->stub_lookup;
         }
+    }
 }
 
 void jump_cache_forget(struct vcpu *v, struct tb *tb)
 {
-    unsigned sup = tb->key & KEY_USER ? 0 : 1;
-    uint64_t *e = &v->jump_cache[sup][index_of(v->engine->bt, tb)];
-    if (*e == tb->entry_ind || (tb->side_door && *e == tb->side_door))
-        *e = v->engine->bt->stub_lookup;
+    unsigned sup = tb->key & KEY_USER ? 0 : 1, place[2], n = places_of(v->engine->bt, tb, place);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t *e = &v->jump_cache[sup][place[i]];
+        if (*e == tb->entry_ind || (tb->side_door && *e == tb->side_door))
+            *e = v->engine->bt->stub_lookup;
+    }
 }

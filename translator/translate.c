@@ -259,7 +259,7 @@ static uint32_t jump_cache_off(const struct xlate *x)
 }
 
 /* R10 = target: through the jump cache. */
-static void jump_indirect(struct xlate *x)
+static void jump_indirect(struct xlate *x, bool is_return)
 {
     struct emitter *e = &x->e;
     if (x->key & KEY_ONE_INSN) {
@@ -270,7 +270,7 @@ static void jump_indirect(struct xlate *x)
         e_jmp(e, x->bt->stub_lookup);
         return;
     }
-    if (x->bt->bmi2 && !is_legacy(x)) {
+    if (x->bt->bmi2 && !is_legacy(x) && !(is_return && return_cache_used(x->key))) {
         e_rorx(e, R11, R10, JUMP_CACHE_ROT);
         e_lea(e, R11, R11, R10, 1, 0);
         e_bytes(e, (const uint8_t[]){0x45, 0x0f, 0xb7, 0xdb}, 4); /* movzx r11d, r11w */
@@ -1755,7 +1755,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         }
         settle_esp(x);
         target_to_linear(x);
-        jump_indirect(x);
+        jump_indirect(x, false);
         break;
     }
     case OP_RET:
@@ -1763,7 +1763,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
             stack_pop(x, R10);
             if ((uint16_t)in->imm)
                 stack_move(x, (uint16_t)in->imm);
-            jump_indirect(x);
+            jump_indirect(x, true);
             break;
         }
         stack_access(x, in, i, MMU_READ, width, 0, (struct access){0}, body_load_r10);
@@ -1772,7 +1772,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         stack_settle_late(x, true);
         settle_esp(x);
         target_to_linear(x);
-        jump_indirect(x);
+        jump_indirect(x, true);
         break;
     }
 }
