@@ -61,8 +61,15 @@ struct mmu_near {
     const uint64_t *table; /* of the last level; NULL: nothing is remembered */
     uint64_t region;       /* address >> 21                                  */
     uint64_t all, any;     /* AND and OR of the entries that led there       */
+    unsigned walks;        /* of mmu_translate_near()                        */
 };
 int mmu_peek_near(const struct vcpu *v, uint64_t gva, struct mmu_near *near, struct mmu_xlat *out);
+
+/* The GPA for a data access of the current CPL that needs nothing but what *near remembers and an entry
+ * of the last level: it is allowed, and the accessed and dirty flags are as it would set them.  False
+ * if it is not that simple; nothing has changed then. */
+bool mmu_walk_near(const struct vcpu *v, uint64_t gva, unsigned access, const struct mmu_near *near,
+                   uint64_t *gpa);
 
 /* Reads the four PDPTEs that PAE paging would load with this CR3.  0, or -1 if a present one has
  * reserved bits set (SDM vol. 3, 4.4.1): the caller raises #GP(0). */
@@ -116,6 +123,16 @@ enum mmu_target { MMU_RAM, MMU_RAM_CODE, MMU_MMIO };
  */
 int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, void **host,
                   uint64_t *gpa);
+
+/*
+ * The same for one page after another of an operation on much memory: with *near (all zero at first; one
+ * for each stream of addresses) most pages take one load from the guest's tables, and do not evict from the
+ * soft TLB what is used again.
+ */
+int mmu_translate_near(struct vcpu *v, uint64_t gva, unsigned access, struct mmu_near *near,
+                       void **host, uint64_t *gpa);
+/* Operations on no more than this are better off with mmu_translate(). */
+#define MMU_NEAR_BYTES (2 * GUEST_PAGE_SIZE)
 
 void mmu_stlb_init(struct vcpu *v);
 void mmu_flush_all(struct vcpu *v);       /* everything, global pages included               */

@@ -189,6 +189,26 @@ int mmu_translate(struct vcpu *v, uint64_t gva, unsigned access, bool stack, voi
     return MMU_RAM;
 }
 
+int mmu_translate_near(struct vcpu *v, uint64_t gva, unsigned access, struct mmu_near *near,
+                       void **host, uint64_t *gpa)
+{
+    bool write = (access & MMU_KIND) == MMU_WRITE;
+    struct mmu_xlat x;
+
+    if (mmu_walk_near(v, gva, access, near, gpa)) {
+        unsigned flags = ram_page(v->ram, *gpa);
+        if (!(flags & (write ? RAM_PAGE_HOLE | RAM_PAGE_READONLY : RAM_PAGE_HOLE))) {
+            *host = v->ram->base + *gpa;
+            return MMU_RAM;
+        }
+    }
+    int target = mmu_translate(v, gva, access, false, host, gpa);
+    /* A third page: there will be more. */
+    if (target == MMU_RAM && ++near->walks > 2 && near->region != gva >> 21)
+        mmu_peek_near(v, gva, near, &x);
+    return target;
+}
+
 /* Invalidates the slots whose bits are set in `which`, an array of MAP_WORDS words. */
 static void invalidate_set(struct vcpu *v, unsigned table, const uint64_t *which)
 {

@@ -289,6 +289,27 @@ int mmu_peek(const struct vcpu *v, uint64_t gva, struct mmu_xlat *out)
     return mmu_peek_near(v, gva, &near, out);
 }
 
+bool mmu_walk_near(const struct vcpu *v, uint64_t gva, unsigned access, const struct mmu_near *near,
+                   uint64_t *gpa)
+{
+    struct access_mode m = access_mode(v, access);
+
+    if (!near->table || near->region != gva >> 21)
+        return false;
+    uint64_t value =
+        __atomic_load_n(&near->table[gva >> GUEST_PAGE_SHIFT & 511], __ATOMIC_ACQUIRE);
+    struct walk w; /* all zero would be a REP STOS, slower than the rest of this */
+    uint64_t need = PTE_P | PTE_A | (m.write ? PTE_D : 0);
+    w.all = near->all & value;
+    w.any = near->any | value;
+    /* D is the last level's alone. */
+    if ((value & need) != need || !(w.all & PTE_A) || (value & reserved_bits(v, 1, value)) ||
+        !access_allowed(v, &w, m))
+        return false;
+    *gpa = mmu_a20(v, (value & PTE_ADDR) | (gva & (GUEST_PAGE_SIZE - 1)));
+    return true;
+}
+
 int mmu_peek_near(const struct vcpu *v, uint64_t gva, struct mmu_near *near, struct mmu_xlat *out)
 {
     unsigned index = gva >> GUEST_PAGE_SHIFT & 511;

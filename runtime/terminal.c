@@ -20,6 +20,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -27,7 +28,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <termios.h>
 #include <time.h>
@@ -58,6 +58,11 @@ struct terminal {
     struct machine *machine; /* while attached */
 
     int in_fd, out_fd, signal_fd; /* ours to close */
+    int signal_write;             /* the pipe's other end, the signal thread's */
+    pthread_t signal_thread;
+    bool signal_thread_runs;
+    _Atomic bool signal_thread_ends;
+    sigset_t signals; /* that it waits for */
     int in_flags, out_flags;      /* F_SETFL to restore on fds 0 and 1, -1 = untouched */
     bool in_tty, out_tty;
     bool in_eof, out_lost;
@@ -498,13 +503,77 @@ static void terminal_accept_input(struct chardev *c)
 /* ---- Signals ----------------------------------------------------------------------------------
  */
 
+/*
+ * Waits for the process's signals and writes their numbers into a pipe, one byte each, for the event loop.
+ * No signalfd: with one in an epoll set Linux wakes that set's thread for each signal of any thread,
+ * whether it is in the mask or not (signalfd_notify()), and the vCPU's SIGSEGVs are thousands a second.
+ */
+static void *signal_thread(void *opaque)
+{
+    struct terminal *t = opaque;
+    siginfo_t si;
+
+    while (!atomic_load(&t->signal_thread_ends)) {
+        int number = sigwaitinfo(&t->signals, &si);
+        uint8_t byte = (uint8_t)number;
+        if (number <= 0 || atomic_load(&t->signal_thread_ends))
+            continue;
+        /* A pipe that is full of signals that nobody has looked at takes no more of them. */
+        if (write(t->signal_write, &byte, 1) < 0)
+            continue;
+    }
+    return NULL;
+}
+
+/* On this CPU: where another thread has run lately, unmapping memory costs an interrupt (near.h). */
+static int start_signal_thread(struct terminal *t)
+{
+    pthread_attr_t attr;
+    sigset_t all, old;
+    int fds[2], cpu = sched_getcpu(), code;
+    cpu_set_t cpus;
+
+    if (pipe2(fds, O_NONBLOCK | O_CLOEXEC) < 0)
+        return -errno;
+    t->signal_fd = fds[0];
+    t->signal_write = fds[1];
+    code = pthread_attr_init(&attr);
+    if (code)
+        return -code;
+    CPU_ZERO(&cpus);
+    if (cpu >= 0 && cpu < CPU_SETSIZE) {
+        CPU_SET((size_t)cpu, &cpus);
+        pthread_attr_setaffinity_np(&attr, sizeof(cpus), &cpus);
+    }
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    code = pthread_create(&t->signal_thread, &attr, signal_thread, t);
+    if (code) /* the CPU may have gone meanwhile */
+        code = pthread_create(&t->signal_thread, NULL, signal_thread, t);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attr);
+    t->signal_thread_runs = code == 0;
+    return -code;
+}
+
+static void stop_signal_thread(struct terminal *t)
+{
+    if (!t->signal_thread_runs)
+        return;
+    atomic_store(&t->signal_thread_ends, true);
+    /* One that it waits for whatever the process was told to ignore. */
+    pthread_kill(t->signal_thread, SIGCONT);
+    pthread_join(t->signal_thread, NULL);
+    t->signal_thread_runs = false;
+}
+
 static void on_signal_ready(void *opaque, uint32_t events)
 {
     struct terminal *t = opaque;
-    struct signalfd_siginfo si;
+    uint8_t number;
 
-    while (read(t->signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
-        switch (si.ssi_signo) {
+    while (read(t->signal_fd, &number, 1) == 1) {
+        switch (number) {
         case SIGTSTP:
             terminal_emergency_restore();
             kill(getpid(), SIGSTOP);
@@ -517,9 +586,9 @@ static void on_signal_ready(void *opaque, uint32_t events)
         default:
             if (t->end_signal) { /* asked twice: at once */
                 terminal_emergency_restore();
-                _exit(128 + (int)si.ssi_signo);
+                _exit(128 + number);
             }
-            end_vm(t, (int)si.ssi_signo);
+            end_vm(t, number);
         }
     }
 }
@@ -568,7 +637,7 @@ int terminal_create(struct terminal **out, char *err, size_t errlen)
         .accept_input = terminal_accept_input,
     };
     struct terminal *t = calloc(1, sizeof(*t));
-    sigset_t block;
+    int code;
 
     *out = NULL;
     if (!t) {
@@ -577,18 +646,22 @@ int terminal_create(struct terminal **out, char *err, size_t errlen)
     }
     t->chardev.ops = &ops;
     t->in_fd = open_again(STDIN_FILENO, O_RDONLY, &t->in_flags);
+    code = t->in_fd < 0 ? -errno : 0;
     t->out_fd = open_again(STDOUT_FILENO, O_WRONLY, &t->out_flags);
+    code = t->out_fd < 0 && !code ? -errno : code;
     t->in_tty = t->in_fd >= 0 && isatty(t->in_fd);
     t->out_tty = t->out_fd >= 0 && isatty(t->out_fd);
 
-    sigemptyset(&block);
-    add_ending_signals(&block);
-    sigaddset(&block, SIGTSTP);
-    sigaddset(&block, SIGCONT);
-    pthread_sigmask(SIG_BLOCK, &block, &t->old_mask);
-    t->signal_fd = signalfd(-1, &block, SFD_NONBLOCK | SFD_CLOEXEC);
-    if (t->in_fd < 0 || t->out_fd < 0 || t->signal_fd < 0) {
-        int code = -errno;
+    t->signal_fd = t->signal_write = -1;
+
+    sigemptyset(&t->signals);
+    add_ending_signals(&t->signals);
+    sigaddset(&t->signals, SIGTSTP);
+    sigaddset(&t->signals, SIGCONT);
+    pthread_sigmask(SIG_BLOCK, &t->signals, &t->old_mask);
+    if (!code)
+        code = start_signal_thread(t);
+    if (code) {
         snprintf(err, errlen, "cannot set up the terminal: %s", strerror(-code));
         terminal_destroy(t);
         return code;
@@ -694,11 +767,10 @@ static void drain_output(struct terminal *t)
         }
         struct pollfd p[2] = {{.fd = t->out_fd, .events = POLLOUT},
                               {.fd = t->signal_fd, .events = POLLIN}};
-        struct signalfd_siginfo si;
-        if (poll(p, 2, wait) > 0 && (p[1].revents & POLLIN) &&
-            read(t->signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si) && si.ssi_signo != SIGTSTP &&
-            si.ssi_signo != SIGCONT) {
-            t->end_signal = (int)si.ssi_signo;
+        uint8_t number;
+        if (poll(p, 2, wait) > 0 && (p[1].revents & POLLIN) && read(t->signal_fd, &number, 1) == 1 &&
+            number != SIGTSTP && number != SIGCONT) {
+            t->end_signal = number;
             break;
         }
     }
@@ -721,8 +793,9 @@ void terminal_destroy(struct terminal *t)
         fcntl(STDIN_FILENO, F_SETFL, t->in_flags);
     if (t->out_flags >= 0)
         fcntl(STDOUT_FILENO, F_SETFL, t->out_flags);
-    int fds[3] = {t->in_fd, t->out_fd, t->signal_fd};
-    for (size_t i = 0; i < 3; i++)
+    stop_signal_thread(t);
+    int fds[4] = {t->in_fd, t->out_fd, t->signal_fd, t->signal_write};
+    for (size_t i = 0; i < 4; i++)
         if (fds[i] >= 0)
             close(fds[i]);
     if (t->handlers_set) {

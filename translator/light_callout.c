@@ -74,13 +74,20 @@ uint8_t bt_light_kind(const struct insn *in, bool legacy)
            (leaves_kept_registers(in, legacy) ? LIGHT_RULES : 0);
 }
 
-/* Elements of a string instruction per call: events wait meanwhile. */
-#define STRING_LIMIT 8192
-
 /* Bytes from gva to the end of its page. */
 static uint64_t room_at(uint64_t gva)
 {
     return GUEST_PAGE_SIZE - (gva & (GUEST_PAGE_SIZE - 1));
+}
+
+/* For a stream of pages if there is one. */
+static inline int translate(struct vcpu *v, uint64_t gva, unsigned access, struct mmu_near *near,
+                            void **host)
+{
+    uint64_t gpa;
+
+    return near ? mmu_translate_near(v, gva, access, near, host, &gpa)
+                : mmu_translate(v, gva, access, false, host, &gpa);
 }
 
 /* Page by page, as far as they are plain RAM.  What is left is the long way's: the registers say where
@@ -89,19 +96,25 @@ static bool string(struct vcpu *v, const struct callout *c)
 {
     const struct insn *in = &c->insn;
     bool repeat = in->flags & INSN_REP, movs = in->op == OP_MOVS;
-    uint64_t left = repeat ? v->gpr[RCX] : 1, gpa;
+    uint64_t left = repeat ? v->gpr[RCX] : 1;
     unsigned shift = (unsigned)__builtin_ctz(in->op_size);
+    struct mmu_near near[2], *from = NULL, *to = NULL;
     void *src = NULL, *dst;
 
-    if (left - 1 >= STRING_LIMIT || (v->bt.hflags & FL_DF) || !c->resume || c->tb->dead)
+    if (!left || (v->bt.hflags & FL_DF) || !c->resume || c->tb->dead)
         return false;
-    do {
+    if (left > MMU_NEAR_BYTES >> shift) {
+        near[0] = near[1] = (struct mmu_near){0};
+        from = &near[0];
+        to = &near[1];
+    }
+    for (;;) {
         uint64_t room = room_at(v->gpr[RDI]), n, bytes;
         if (movs && room_at(v->gpr[RSI]) < room)
             room = room_at(v->gpr[RSI]);
         n = room >> shift < left ? room >> shift : left;
-        if (!n || (movs && mmu_translate(v, v->gpr[RSI], MMU_READ, false, &src, &gpa) != MMU_RAM) ||
-            mmu_translate(v, v->gpr[RDI], MMU_WRITE, false, &dst, &gpa) != MMU_RAM)
+        if (!n || (movs && translate(v, v->gpr[RSI], MMU_READ, from, &src) != MMU_RAM) ||
+            translate(v, v->gpr[RDI], MMU_WRITE, to, &dst) != MMU_RAM)
             return false;
         if (movs)
             host_movs(in->op_size, dst, src, n);
@@ -114,7 +127,11 @@ static bool string(struct vcpu *v, const struct callout *c)
             v->gpr[RSI] += bytes;
         if (repeat)
             v->gpr[RCX] = left;
-    } while (left);
+        if (!left)
+            break;
+        if (cpu_event_due(v))
+            return false;
+    }
     v->bt.resume_target = c->resume;
     return true;
 }

@@ -22,8 +22,8 @@
 #include "mmu/mmu.h"
 #include "translator/host_string.h"
 
-/* Bytes per call before events are looked at again. */
-#define WORK_LIMIT 65536u
+/* Bytes per call; after each run, of a page at most, events are looked at. */
+#define WORK_LIMIT (256u << 10)
 /* Elements of INS per call before events are looked at again. */
 #define IO_LIMIT 256u
 
@@ -43,6 +43,7 @@ struct string {
     unsigned src_seg;
     uint64_t src_base, dst_base;
     uint64_t *rflags;
+    struct mmu_near *near; /* of source and destination; NULL if there is little to do */
 };
 
 static uint64_t linear(const struct string *s, unsigned reg)
@@ -337,6 +338,14 @@ static int one_element(const struct string *s)
     }
 }
 
+/* stream: 0 for the source, 1 for the destination */
+static int translate(const struct string *s, uint64_t gva, unsigned access, unsigned stream,
+                     void **host, uint64_t *gpa)
+{
+    return s->near ? mmu_translate_near(s->v, gva, access, &s->near[stream], host, gpa)
+                   : mmu_translate(s->v, gva, access, false, host, gpa);
+}
+
 /*
  * Does at least one and at most `count` elements; returns how many, or 0 with a fault.
  * *code_hit is set if a page with translations was written.
@@ -363,14 +372,14 @@ static uint64_t do_run(const struct string *s, uint64_t count, bool *code_hit)
         return one_element(s) ? 0 : 1;
 
     if (s->has_src) {
-        target = mmu_translate(v, src, MMU_READ, false, &hsrc, &gpa);
+        target = translate(s, src, MMU_READ, 0, &hsrc, &gpa);
         if (target < 0)
             return 0;
         if (target == MMU_MMIO)
             return one_element(s) ? 0 : 1;
     }
     if (s->has_dst) {
-        target = mmu_translate(v, dst, s->writes ? MMU_WRITE : MMU_READ, false, &hdst, &gpa);
+        target = translate(s, dst, s->writes ? MMU_WRITE : MMU_READ, 1, &hdst, &gpa);
         if (target < 0)
             return 0;
         if (target == MMU_MMIO)
@@ -566,7 +575,12 @@ enum cpu_result callout_string(struct vcpu *v, const struct insn *in)
     bool watching = cpu_debug_watching(v);
     uint64_t budget = watching || (v->rflags & FL_TF) ? 1 : WORK_LIMIT / s.size;
     bool code_hit = false;
+    struct mmu_near near[2];
 
+    if (count > MMU_NEAR_BYTES / s.size) {
+        near[0] = near[1] = (struct mmu_near){0};
+        s.near = near;
+    }
     if (io) {
         /* The permission check precedes the count check (SDM vol. 2, INS: #GP). */
         enum cpu_result r = cpu_io_check(v, v->gpr[RDX], s.size);

@@ -186,6 +186,94 @@ TEST(string, rights)
     }
 }
 
+/* Many pages in one instruction, which lie in memory in no order, and one of them in the way of the rest:
+ * accessed and dirty flags, rights, absence and code are each page's own. */
+TEST(string, many_pages_with_one_that_differs)
+{
+    enum { MANY = 24, ODD = 13, BYTES = MANY * 4096 - 128 };
+    static u64 from[MANY], to[MANY];
+    BOTH_CPLS
+    {
+        u64 pa = page_alloc_2m(), u = cpl ? PF_U : 0, src = va, dst = va + 0x1ff000;
+        u8 *copy = LOOP("rep movsb"), *fill = LOOP("rep stosq");
+        for (unsigned i = 0; i < MANY; i++) {
+            from[i] = pa + (i * 7 % MANY) * 4096ul;
+            to[i] = pa + (MANY + i * 5 % MANY) * 4096ul;
+            map(src + i * 4096ul, from[i], rights | PG_A | PG_D);
+            map(dst + i * 4096ul, to[i], rights | PG_A | PG_D); /* from one table on to the next */
+        }
+        for (unsigned i = 0; i < MANY * 512; i++)
+            ((u64 *)pa)[i] = random64();
+        for (unsigned round = 0; round < 12; round++) {
+            unsigned warm = round ? 0 : WARM, odd = ODD + round % 3;
+            u64 at = dst + odd * 4096ul, done_bytes = odd * 4096ul - 64;
+            context("cpl %u, round %u", cpl, round);
+            /* neither accessed nor dirty yet, source and destination */
+            map(src + odd * 4096ul, from[odd], rights & ~(PG_A | PG_D));
+            map(at, to[odd], rights & ~(PG_A | PG_D));
+            struct regs r = loop_regs(cpl, src + 64, dst + 64, BYTES);
+            r.r8 = src, r.r9 = dst, r.r15 = warm;
+            done(&r, copy);
+            EQ(T.r.rsi, src + 64 + BYTES);
+            EQ(T.r.rdi, dst + 64 + BYTES);
+            EQ(T.r.rcx, 0);
+            EQ(*pte_at(src + odd * 4096ul, 1) & (PG_A | PG_D), PG_A);
+            EQ(*pte_at(at, 1) & (PG_A | PG_D), PG_A | PG_D);
+            for (unsigned i = 0; i < MANY; i++) {
+                unsigned lo = i ? 0 : 64, hi = i == MANY - 1 ? 4096 - 64 : 4096;
+                EQ(memcmp((u8 *)to[i] + lo, (u8 *)from[i] + lo, hi - lo), 0);
+            }
+            /* holds code that has been executed: what is executed then is what was copied */
+            static u8 *const mov_int = (u8 *)"\xb8\0\0\0\0\xcd\x80";
+            for (unsigned k = 1; k <= 3; k++) {
+                memcpy((u8 *)from[odd], mov_int, 7);
+                ((u8 *)from[odd])[1] = (u8)(round * 4 + k);
+                r = loop_regs(cpl, src + 64, dst + 64, BYTES);
+                r.r15 = 0;
+                done(&r, copy);
+                EQ(T.r.rdi, dst + 64 + BYTES);
+                struct regs x = regs_for(cpl);
+                x.rip = at;
+                run(&x);
+                expect(DONE, 0);
+                EQ(T.r.rax, round * 4 + k);
+            }
+            /* may not be written */
+            map(at, to[odd], (rights & ~PG_W) | PG_A | PG_D);
+            r = loop_regs(cpl, src + 64, dst + 64, BYTES);
+            r.r15 = 0;
+            run_at(&r, copy);
+            expect(PF, u | PF_W | PF_P);
+            EQ(T.cr2, at);
+            expect_at(&r, src + 64 + done_bytes, at, BYTES - done_bytes);
+            /* is not there: the source, then the destination */
+            map(at, to[odd], rights | PG_A | PG_D);
+            unmap(src + odd * 4096ul);
+            run_at(&r, copy);
+            expect(PF, u);
+            EQ(T.cr2, src + odd * 4096ul);
+            expect_at(&r, src + 64 + done_bytes, at, BYTES - done_bytes);
+            unmap(at);
+            r = loop_regs(cpl, 0, dst + 64, BYTES / 8);
+            r.r9 = dst, r.r15 = warm, r.rax = random64();
+            run_at(&r, fill);
+            expect(PF, u | PF_W);
+            EQ(T.cr2, at);
+            expect_at(&r, 0, at, (BYTES - done_bytes) / 8);
+            EQ(*(u64 *)(to[odd - 1] + 4088), r.rax);
+            map(src + odd * 4096ul, from[odd], rights | PG_A | PG_D);
+            map(at, to[odd], rights | PG_A | PG_D);
+            if (cpl) { /* the kernel's page in the user's way */
+                map(at, to[odd], PG_KRW | PG_A | PG_D);
+                run_at(&r, fill);
+                expect(PF, u | PF_W | PF_P);
+                expect_at(&r, 0, at, (BYTES - done_bytes) / 8);
+                map(at, to[odd], rights | PG_A | PG_D);
+            }
+        }
+    }
+}
+
 TEST(string, counts_and_directions)
 {
     BOTH_CPLS

@@ -96,7 +96,7 @@ static const struct class
     ROW(call,      true,   8, 4.6, 13.4),
     ROW(indirect,  true,   6, 5.0, 11.0),
     ROW(sse,       true,   8, 2.0, 9.2),
-    ROW(string,    true,  13, 4.2, 110.0),
+    ROW(string,    true,  13, 4.2, 115.0),
     ROW(sensitive, false,  7, 11.0, 14.5),
     // clang-format on
 };

@@ -236,19 +236,19 @@ Test(cpu_string, count_zero_changes_nothing)
 Test(cpu_string, long_runs_pause)
 {
     map_range(0x300000, 0x3c0000, PTE_P | PTE_RW);
-    v->gpr[RCX] = 0x40000;
+    v->gpr[RCX] = 0xa0000;
     v->gpr[RDI] = 0x300000;
     v->gpr[RAX] = 0x5a;
     unsigned pauses = 0;
     while (RUN(0xf3, 0xaa) == CPU_REPEAT) {
         pauses++;
-        cr_assert_eq(v->gpr[RDI], 0x300000 + pauses * 0x10000);
-        cr_assert_eq(v->gpr[RCX] + v->gpr[RDI], 0x340000);
+        cr_assert_eq(v->gpr[RDI], 0x300000 + pauses * 0x40000);
+        cr_assert_eq(v->gpr[RCX] + v->gpr[RDI], 0x3a0000);
     }
-    cr_assert_eq(pauses, 3);
+    cr_assert_eq(pauses, 2);
     cr_assert_eq(v->gpr[RCX], 0);
-    cr_assert_eq(ram.base[0x33ffff], 0x5a);
-    cr_assert_eq(ram.base[0x340000], 0);
+    cr_assert_eq(ram.base[0x39ffff], 0x5a);
+    cr_assert_eq(ram.base[0x3a0000], 0);
     /* An event that can be delivered ends the call after a page. */
     v->gpr[RCX] = 0x8000;
     v->gpr[RDI] = 0x300000;
