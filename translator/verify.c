@@ -14,8 +14,8 @@
  *                        distance that the guard zones cover; of string instructions, which go on from
  *                        there without a gap and so end at a guard zone, the first element
  *     gs:[32 bits]       16- and 32-bit code only: the flat window's memory or nothing
- *     [flat base + reg]  the same, by a register that holds no more than 32 bits and a displacement
- *                        that does not reach what lies below
+ *     [flat base + reg]  the same, by one or two registers that hold no more than 32 bits and a
+ *                        displacement that does not reach what lies below
  *     [sum + index]      in 64-bit code: such a sum computed before, and a bounded index
  *     [rsp]              in 64-bit code, where RSP itself is such a sum (native_stack.c): no further
  *                        from its window than the guard zones reach; also PUSH and POP
@@ -69,6 +69,7 @@ enum meaning {
     M_UNDO,       /* bt.stack_not: with RSP and 1 the guest's RSP                               */
     M_ONES,       /* 2^n - 1 for some n, and 0 at least if the value was (door.c)                */
     M_FLAT,       /* the base of the flat window                                                */
+    M_FLAT_SUM,   /* that plus a value of 32 bits                                               */
 };
 
 struct value {
@@ -605,7 +606,7 @@ static bool form_flat(struct verifier *v, const struct state *s, const struct op
         o->size > GUEST_PAGE_SIZE || disp < -(int64_t)FLAT_BELOW || disp > INT32_MAX)
         return false;
     const struct value *b = &s->reg[o->base], *i = &s->reg[o->index];
-    if (b->meaning == M_FLAT && b->drift == 0 && i->narrow)
+    if ((b->meaning == M_FLAT || b->meaning == M_FLAT_SUM) && b->drift == 0 && i->narrow)
         return true;
     return i->meaning == M_FLAT && i->drift == 0 && o->op->mem.scale == 1 &&
            (b->narrow || (b->meaning == M_BOUND && b->a <= 0xffffffff));
@@ -1360,6 +1361,9 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
         o.size = 64;
         if (string_restored(s, dst, r, &o)) {
             forget(v, s, dst);
+        } else if (o.base >= 0 && o.index == R11 && dst == R10 && !r->mem.disp && r->mem.scale == 1 &&
+                   s->reg[o.base].narrow && s->reg[R11].meaning == M_FLAT && !s->reg[R11].drift) {
+            set_meaning(v, s, R10, M_FLAT_SUM, 0);
         } else if (o.base >= 0 && o.index == R11 && dst == R10 && o.base != R10 && !r->mem.disp &&
                    r->mem.scale == 1 &&
                    away_from_window(s, &s->reg[o.base], &s->reg[R11]) <= REACH) {
