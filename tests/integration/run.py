@@ -1318,6 +1318,21 @@ def stats_and_trace():
 
 
 @test
+def system_calls_without_c():
+    """What a program calls the kernel for goes the short way there and back, nearly always."""
+    needs_ringshift()
+    with open("/proc/cpuinfo") as f:
+        if "bmi2" not in f.read().split():
+            raise Skip("no BMI2, so there are no windows and no short way")
+    g = Guest(run_and_off("/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=1", "count=20000") + ["--stats"],
+              tty=False, stdin=subprocess.DEVNULL)
+    g.wait(0, 120)
+    short = [int(n) for n in re.search(r"system calls: (\d+) entries, (\d+) returns", g.stderr()).groups()]
+    long = [int(n) for n in re.findall(r"^  SYS(?:CALL|RET) +(\d+)$", g.stderr(), re.MULTILINE)]
+    check(min(short) > 40000 and max(long) < min(short) / 4, f"short {short}, in C {long}")
+
+
+@test
 def huge_pages():
     """A program with much memory gets huge pages, and computes the same with them and without."""
     needs_ringshift()
