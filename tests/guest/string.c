@@ -442,7 +442,7 @@ TEST(string, across_slots_of_the_address_space)
     }
 }
 
-static u64 irq_wrong, irq_inside, irq_start, irq_total;
+static u64 irq_wrong, irq_inside, irq_start, irq_total, irq_distance;
 static const u8 *irq_from, *irq_to;
 
 /* The registers at an interrupt in the middle: as many elements are done as RCX says. */
@@ -453,10 +453,11 @@ static bool middle_handler(struct isr_frame *f)
     if (rip == (u64)irq_from && rcx != irq_total) {
         u64 n = irq_total - rcx;
         irq_inside++;
-        if (rdi != irq_start + 3 * 4096 + n || rsi != irq_start + n || f->gpr[10] != 0x1010 ||
+        if (rdi != irq_start + irq_distance + n || rsi != irq_start + n || f->gpr[10] != 0x1010 ||
             f->gpr[11] != 0x1111 || (f->rflags & F_ARITH) != (F_CF | F_SF | F_OF))
             irq_wrong++;
-    } else if (rip >= (u64)irq_from && rip < (u64)irq_to && rdi - va >= PAGES * 4096) {
+    } else if (rip >= (u64)irq_from && rip < (u64)irq_to &&
+               rdi - va > irq_distance + irq_total) {
         irq_wrong++;
     }
     irq_count[0x50]++;
@@ -464,40 +465,63 @@ static bool middle_handler(struct isr_frame *f)
     return true;
 }
 
-TEST(string, interrupts_in_the_middle)
+/* REP MOVSB of irq_total bytes from va to irq_distance further, while a timer ticks. */
+static void copy_under_interrupts(unsigned cpl, const u8 *pa, unsigned times)
 {
     u8 *at;
     u8 *code =
         SNIP_AT(at, "1: mov %%r8, %%rsi\n\tmov %%r9, %%rdi\n\tmov %%rbx, %%rcx\n\tpush %%rbp\n\t"
                     "popf\n662: rep movsb\n\tdec %%r15\n\tjnz 1b");
+    irq_from = at, irq_to = at + 2;
+    irq_start = va;
+    irq_wrong = irq_inside = 0;
+    irq_count[0x50] = 0;
+    handlers[0x50] = middle_handler;
+    struct regs r = loop_regs(cpl, 0, 0, 0);
+    r.r9 = va + irq_distance, r.rbx = irq_total, r.rbp |= F_IF, r.rflags |= F_IF;
+    r.r10 = 0x1010, r.r11 = 0x1111;
+    r.rbp &= cpl ? ~(u64)F_IF : ~0ul; /* POPF at CPL 3 does not change it */
+    apic_timer_periodic(0x50, 20000);
+    for (unsigned i = 0; i < 3000 && irq_inside < 20; i++) {
+        r.r15 = times;
+        done(&r, code);
+    }
+    apic_write(APIC_LVTT, 0x10000);
+    handlers[0x50] = irq_count_handler;
+    sti();
+    for (volatile unsigned i = 0; i < 20; i++)
+        ;
+    cli();
+    EQ(irq_wrong, 0);
+    EQ(memcmp(pa, pa + irq_distance, irq_total), 0);
+    EQ(T.r.rsi, va + irq_total);
+    if (irq_count[0x50] <= 5)
+        fail("%lu interrupts, %lu inside", irq_count[0x50], irq_inside);
+}
+
+TEST(string, interrupts_in_the_middle)
+{
     BOTH_CPLS
     {
         u64 pa = map_area(va);
-        irq_from = at, irq_to = at + 2;
-        irq_start = va, irq_total = 3 * 4096;
-        irq_wrong = irq_inside = 0;
-        irq_count[0x50] = 0;
-        handlers[0x50] = middle_handler;
-        struct regs r = loop_regs(cpl, 0, 0, 0);
-        r.r9 = va + 3 * 4096, r.rbx = irq_total, r.rbp |= F_IF, r.rflags |= F_IF;
-        r.r10 = 0x1010, r.r11 = 0x1111;
-        r.rbp &= cpl ? ~(u64)F_IF : ~0ul; /* POPF at CPL 3 does not change it */
-        apic_timer_periodic(0x50, 20000);
-        for (unsigned i = 0; i < 3000 && irq_inside < 20; i++) {
-            r.r15 = 400;
-            done(&r, code);
-        }
-        apic_write(APIC_LVTT, 0x10000);
-        handlers[0x50] = irq_count_handler;
-        sti();
-        for (volatile unsigned i = 0; i < 20; i++)
-            ;
-        cli();
-        EQ(irq_wrong, 0);
-        EQ(memcmp((u8 *)pa, (u8 *)pa + 3 * 4096, 3 * 4096), 0);
-        EQ(T.r.rsi, va + 3 * 4096);
-        if (irq_count[0x50] <= 5)
-            fail("%lu interrupts, %lu inside", irq_count[0x50], irq_inside);
+        irq_distance = irq_total = 3 * 4096;
+        copy_under_interrupts(cpl, (u8 *)pa, 400);
+    }
+}
+
+TEST(string, interrupts_in_the_middle_of_many_pages)
+{
+    BOTH_CPLS
+    {
+        u64 pa = page_alloc_2m();
+        for (unsigned i = 0; i < 512; i++)
+            map(va + i * 4096ul, pa + i * 4096ul, rights | PG_A | PG_D);
+        for (unsigned i = 0; i < 256 * 512; i++)
+            ((u64 *)pa)[i] = random64();
+        irq_distance = 256 * 4096, irq_total = 256 * 4096 - 77;
+        copy_under_interrupts(cpl, (u8 *)pa, 8);
+        if (!irq_inside)
+            fail("of %lu interrupts none was inside", irq_count[0x50]);
     }
 }
 
