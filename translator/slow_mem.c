@@ -121,6 +121,17 @@ bool bt_guard_fault(struct vcpu *v, uint64_t address)
     return true;
 }
 
+/* Are the x87 pointers those of an instruction that has been executed here?  After an XRSTOR of an image that
+ * has been put right they are the guest's, and it may be long until there is another.  FXSAVE changes
+ * nothing, and the bounce buffer is free. */
+static bool host_fip(struct vcpu *v)
+{
+    uint64_t fip;
+    __asm__ volatile("fxsave64 %0" : "=m"(v->bounce));
+    __builtin_memcpy(&fip, v->bounce + 8, 8);
+    return cache_contains(v->engine->bt, fip);
+}
+
 /*
  * Where the state image at gva can be used as it lies: RAM without translated code, in one piece on
  * the host too.  NULL if it must be copied, or if the copy will find a fault.  An image written in
@@ -136,7 +147,7 @@ static uint8_t *image_in_place(struct vcpu *v, const struct mem_site *s, uint64_
 
     if (s->flags & SITE_FIP) {
         uint64_t in_use;
-        if (cpu_xgetbv(v, 1, &in_use) != CPU_NEXT || (in_use & 1)) {
+        if (cpu_xgetbv(v, 1, &in_use) != CPU_NEXT || ((in_use & 1) && host_fip(v))) {
             v->exc = saved;
             return NULL;
         }

@@ -486,3 +486,34 @@ TEST(xstate, lazy_fpu_switch)
     EQ(memcmp(x, source, 16), 0);
     set_xcr0(feat.xcr0_supported & 0xe7);
 }
+
+TEST(xstate, instruction_pointer_over_xrstor)
+{
+    /* The x87 instruction pointer of an image is the guest's: of an instruction just executed, of
+     * one that came back by XRSTOR and is saved again, many times, and of one executed after that.
+     */
+    if (!feat.xsave)
+        SKIP("no XSAVE");
+    TCG_SKIP("keeps no instruction pointer");
+    map_new(KVA, PG_KRW);
+    map_new(KVA + 4096, PG_KRW);
+    u64 pa = *pte_at(KVA, 1) & PG_ADDR;
+    u8 *at;
+    u8 *code = SNIP_AT(
+        at, "fninit\n\tfnop\n662: fld1\n\txor %%edx, %%edx\n\tmov $3, %%eax\n\txsave64 (%%rdi)\n"
+            "1: xrstor64 (%%rdi)\n\txsave64 0x400(%%rdi)\n\tmov 0x408(%%rdi), %%rbx\n\t"
+            "xsave64 (%%rdi)\n\tdec %%r8\n\tjnz 1b\n\t"
+            "fldz\n\txsave64 0x800(%%rdi)\n\tmov 0x808(%%rdi), %%rsi");
+    for (unsigned cpl = 0; cpl <= 3; cpl += 3) {
+        context("cpl %u", cpl);
+        struct regs r = regs_for(cpl);
+        if (cpl)
+            map(UVA, pa, PG_URW);
+        r.rdi = cpl ? UVA : KVA;
+        r.r8 = 200;
+        done(&r, code);
+        EQ(*(u64 *)(pa + 8), at_cpl(cpl, at));
+        EQ(T.r.rbx, at_cpl(cpl, at));
+        CHECK(T.r.rsi > at_cpl(cpl, at) && T.r.rsi < T.r.rip);
+    }
+}
