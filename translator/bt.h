@@ -306,6 +306,8 @@ struct bt_stats {
     uint64_t huge_made, huge_refused; /* pieces of guest RAM as huge host pages */
     uint64_t callouts[OP_COUNT];
     uint64_t fast_syscalls, fast_sysrets; /* of vCPUs that are gone; struct vcpu_bt */
+    struct window_stats windows;          /* the same */
+    bool windows_used;
     uint64_t translate_ns;
 };
 
@@ -629,6 +631,8 @@ void legacy_state_after(struct vcpu *v, const struct insn *in, uint8_t *image);
 /* windows.c: which windows there are and what the delta tables say. */
 int windows_init(struct vcpu *v, unsigned vma_budget);
 void windows_destroy(struct vcpu *v);
+/* What --stats shows of them. */
+void windows_add_stats(struct window_stats *sum, const struct window_stats *w);
 void windows_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva);
 /* A fault at v->rip (bt.wfault_*): true if the instruction can be run again in window form. */
 bool windows_resolve_fault(struct vcpu *v);

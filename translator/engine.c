@@ -1140,6 +1140,7 @@ static void bt_vcpu_destroy(struct engine *e, struct vcpu *v)
             bt->vcpus[i] = bt->vcpus[--bt->n_vcpus];
     bt->stats.fast_syscalls += v->bt.fast_syscalls;
     bt->stats.fast_sysrets += v->bt.fast_sysrets;
+    windows_destroy(v);
     signals_destroy_thread(v);
     munmap(v->engine->guard, GUARD_SIZE);
     free(v->engine);
@@ -1194,17 +1195,19 @@ static void bt_print_stats(struct engine *e, FILE *out)
             (unsigned long long)s->huge_made, (unsigned long long)s->huge_refused);
     fprintf(out, "young:        %llu address spaces, %llu grew old\n", (unsigned long long)s->young,
             (unsigned long long)s->grown);
-    for (unsigned i = 0; i < bt->n_vcpus; i++)
-        if (bt->vcpus[i]->engine->windows_on) {
-            const struct window_space *ws = &bt->vcpus[i]->engine->ws;
-            fprintf(out,
-                    "  vCPU %u:     %llu installs of %llu pages, %llu unmaps, %llu protects, "
-                    "%llu probes, %u VMAs (peak %u)\n",
-                    i, (unsigned long long)ws->stats.installs,
-                    (unsigned long long)ws->stats.installed_pages,
-                    (unsigned long long)ws->stats.unmaps, (unsigned long long)ws->stats.protects,
-                    (unsigned long long)ws->stats.probes, window_vmas(ws), ws->stats.vmas_peak);
-        }
+    struct window_stats w = s->windows;
+    bool windows = s->windows_used;
+    for (unsigned i = 0; i < bt->n_vcpus; i++) {
+        windows |= bt->vcpus[i]->engine->windows_on;
+        windows_add_stats(&w, &bt->vcpus[i]->engine->ws.stats);
+    }
+    if (windows)
+        fprintf(out,
+                "mappings:     %llu installs of %llu pages, %llu unmaps, %llu protects, %llu probes, "
+                "at most %u VMAs of a vCPU\n",
+                (unsigned long long)w.installs, (unsigned long long)w.installed_pages,
+                (unsigned long long)w.unmaps, (unsigned long long)w.protects,
+                (unsigned long long)w.probes, w.vmas_peak);
     fprintf(out, "flushes:      %llu all, %llu non-global, %llu page\n",
             (unsigned long long)s->flushes[0], (unsigned long long)s->flushes[1],
             (unsigned long long)s->flushes[2]);

@@ -88,11 +88,23 @@ int windows_init(struct vcpu *v, unsigned vma_budget)
     return 0;
 }
 
+void windows_add_stats(struct window_stats *sum, const struct window_stats *w)
+{
+    sum->installs += w->installs;
+    sum->installed_pages += w->installed_pages;
+    sum->unmaps += w->unmaps;
+    sum->protects += w->protects;
+    sum->probes += w->probes;
+    sum->vmas_peak = w->vmas_peak > sum->vmas_peak ? w->vmas_peak : sum->vmas_peak;
+}
+
 void windows_destroy(struct vcpu *v)
 {
     struct engine_vcpu *ev = v->engine;
     if (!ev->windows_on)
         return;
+    windows_add_stats(&ev->bt->stats.windows, &ev->ws.stats);
+    ev->bt->stats.windows_used = true;
     flat_destroy(v);
     window_space_destroy(&ev->ws);
     huge_pages_destroy(&ev->huge);

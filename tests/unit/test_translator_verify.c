@@ -231,6 +231,21 @@ Test(translator_verify, accepts_windows)
     diff_guest_stop(&guest);
 }
 
+/* A vCPU's windows are 50 TiB of addresses: when it is gone others can have them. */
+Test(translator_verify, windows_end_with_their_vcpu)
+{
+    unsigned first = 0;
+    for (unsigned i = 0; i < 5; i++) {
+        struct engine_config cfg = {.mem_mode = MEM_WINDOW};
+        diff_guest_start(&guest, &cfg);
+        run(3, sample, sizeof sample);
+        unsigned count = guest.f.v->engine->windows_on ? guest.f.v->engine->ws.count : 0;
+        first = i ? first : count;
+        cr_expect_eq(count, first, "%u windows for vCPU %u, %u for the first", count, i, first);
+        diff_guest_stop(&guest);
+    }
+}
+
 /* -- Damage ---------------------------------------------------------------------------------------
  */
 
