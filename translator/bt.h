@@ -471,6 +471,7 @@ struct engine_vcpu {
     struct { /* size of XSAVE images with these components: standard, compacted */
         uint64_t rfbm;
         unsigned size[2];
+        uint64_t fip; /* of the x87 state that XRSTOR has loaded last: the guest's, wherever it points */
     } image;
     /* legacy_state.c: of the image or the registers, what exists in 64-bit mode only. */
     uint8_t legacy_high[128 + 128 + 256 + 1024];

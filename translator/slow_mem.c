@@ -121,6 +121,13 @@ bool bt_guard_fault(struct vcpu *v, uint64_t address)
     return true;
 }
 
+/* Is this x87 instruction pointer one of translated code?  A guest's that looks like one is told by where
+ * it came from last. */
+static bool fip_is_ours(const struct vcpu *v, uint64_t fip)
+{
+    return cache_contains(v->engine->bt, fip) && fip != v->engine->image.fip;
+}
+
 /* Are the x87 pointers those of an instruction that has been executed here?  After an XRSTOR of an image that
  * has been put right they are the guest's, and it may be long until there is another.  FXSAVE changes
  * nothing, and the bounce buffer is free. */
@@ -129,7 +136,7 @@ static bool host_fip(struct vcpu *v)
     uint64_t fip;
     __asm__ volatile("fxsave64 %0" : "=m"(v->bounce));
     __builtin_memcpy(&fip, v->bounce + 8, 8);
-    return cache_contains(v->engine->bt, fip);
+    return fip_is_ours(v, fip);
 }
 
 /*
@@ -278,6 +285,10 @@ static uint64_t prepare(struct vcpu *v, struct mem_site *s)
                 cpu_raise_code(v, EXC_GP, 0);
                 return 0;
             }
+            if (bv & v->gpr[RAX] & 1) {
+                ev->image.fip = 0;
+                __builtin_memcpy(&ev->image.fip, image + 8, s->insn->rex & 8 ? 8 : 4);
+            }
         }
         if (!vcpu_long64(v)) {
             legacy_state_before(v, s->insn, image);
@@ -354,7 +365,7 @@ void bt_fix_fip(struct vcpu *v, const struct insn *in, uint8_t *image)
     __builtin_memcpy(&fip, image + fip_off, 4);
     if (wide)
         __builtin_memcpy(&fip, image + fip_off, 8);
-    if (!cache_contains(bt, fip))
+    if (!fip_is_ours(v, fip))
         return;
     fip = guest_fip(bt, fip, env && vcpu_real_segments(v));
     if (wide) {

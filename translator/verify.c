@@ -1369,6 +1369,13 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
                    away_from_window(s, &s->reg[o.base], &s->reg[R11]) <= REACH) {
             int64_t away = away_from_window(s, &s->reg[o.base], &s->reg[R11]);
             set_meaning(v, s, R10, M_SUM, (uint64_t)away);
+        } else if (o.base >= 0 && s->reg[o.base].meaning == M_SUM) { /* where the index cannot stay */
+            bool reaches = form_sum(s, &o);
+            forget(v, s, dst);
+            if (reaches) {
+                set_meaning(v, s, dst, M_HVA, 512);
+                s->reg[dst].b = 1;
+            }
         } else if (o.base >= 0 && form_window(v, s, &o)) {
             struct value delta = {0};
             /* base + delta, as string instructions need it and only to be taken apart again */
