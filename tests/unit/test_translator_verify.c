@@ -63,6 +63,7 @@ static const uint8_t sample[] = {
 static const uint8_t hoisted[] = {
     0x0f, 0xb6, 0x46, 0x01,                   /* movzx eax, byte [rsi+1] */
     0x48, 0x8b, 0x14, 0x83,                   /* mov rdx, [rbx+rax*4]  */
+    0x8a, 0x24, 0x83,                         /* mov ah, [rbx+rax*4]   */
     0x48, 0x8b, 0x43, 0x18,                   /* mov rax, [rbx+24]     */
     0xb9, 3,    0,    0,    0,                /* mov ecx, 3            */
     0x48, 0x99,                               /* cqo                   */
