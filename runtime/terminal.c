@@ -526,7 +526,7 @@ static void *signal_thread(void *opaque)
 }
 
 /* On this CPU: where another thread has run lately, unmapping memory costs an interrupt (near.h). */
-static int start_signal_thread(struct terminal *t)
+static int start_signal_thread(struct terminal *t, char *err, unsigned errlen)
 {
     pthread_attr_t attr;
     sigset_t all, old;
@@ -553,6 +553,9 @@ static int start_signal_thread(struct terminal *t)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
     t->signal_thread_runs = code == 0;
+    if (code)
+        snprintf(err, errlen, "cannot start the terminal's thread for signals: %s (limits on the number of "
+                 "processes, such as ulimit -u or a container's, count threads)", strerror(code));
     return -code;
 }
 
@@ -659,10 +662,12 @@ int terminal_create(struct terminal **out, char *err, size_t errlen)
     sigaddset(&t->signals, SIGTSTP);
     sigaddset(&t->signals, SIGCONT);
     pthread_sigmask(SIG_BLOCK, &t->signals, &t->old_mask);
+    err[0] = 0;
     if (!code)
-        code = start_signal_thread(t);
+        code = start_signal_thread(t, err, errlen);
     if (code) {
-        snprintf(err, errlen, "cannot set up the terminal: %s", strerror(-code));
+        if (!err[0])
+            snprintf(err, errlen, "cannot set up the terminal: %s", strerror(-code));
         terminal_destroy(t);
         return code;
     }

@@ -1665,7 +1665,12 @@ def monitor_stop_and_cont():
     seconds = [int(n) for n in re.findall(r"^(\d+)$", s.ctl("screen"), re.M)]
     steps = [b - a for a, b in zip(seconds, seconds[1:])]
     check(steps and max(steps) <= 4, f"the guest noticed the pause: {seconds}")
-    s.ctl("send-key", "ctrl-c")
+    # A shell that is between two commands may take it for that of the one that has ended.
+    end = time.monotonic() + 60 * PATIENCE
+    while not s.shows(r"^~ #\s*\Z"):
+        check(time.monotonic() < end, f"Ctrl-C does not end the loop: {s.last}")
+        s.ctl("send-key", "ctrl-c")
+        time.sleep(1)
     s.type("clear; dmesg | grep -ciE 'stall|lockup|unstable'")
     s.wait_for(r"^0$")
     s.ctl("powerdown")
