@@ -286,4 +286,16 @@ static inline void e_nops(struct emitter *e, unsigned n)
 
 enum { CC_O = 0, CC_B = 2, CC_AE = 3, CC_E = 4, CC_NE = 5, CC_BE = 6, CC_A = 7 };
 
+/* The arithmetic flags from the word at gs:[off], without POPF, which takes ten times as long. Changes RAX. */
+static inline void e_load_flags(struct emitter *e, uint32_t off)
+{
+    e_bytes(e, (const uint8_t[]){0x65, 0x8a, 0x04, 0x25}, 4); /* mov al, gs:[off + 1] */
+    e32(e, off + 1);
+    e_bytes(e, (const uint8_t[]){0xc0, 0xe0, 0x04}, 3);       /* shl al, 4: OF becomes the sign */
+    e_bytes(e, (const uint8_t[]){0x00, 0xc0}, 2);             /* add al, al: OF = it has changed */
+    e_bytes(e, (const uint8_t[]){0x65, 0x8a, 0x24, 0x25}, 4); /* mov ah, gs:[off] */
+    e32(e, off);
+    e8(e, 0x9e); /* sahf */
+}
+
 #endif

@@ -73,18 +73,6 @@ static void test_tf_df(struct emitter *e)
     e32(e, FL_TF | FL_DF);
 }
 
-/* The arithmetic flags without POPF, which takes ten times as long. Changes RAX. */
-static void load_flags(struct emitter *e)
-{
-    e_bytes(e, (const uint8_t[]){0x65, 0x8a, 0x04, 0x25}, 4); /* mov al, gs:[hflags + 1] */
-    e32(e, BT_OFF(hflags) + 1);
-    e_bytes(e, (const uint8_t[]){0xc0, 0xe0, 0x04}, 3);       /* shl al, 4: OF becomes the sign */
-    e_bytes(e, (const uint8_t[]){0x00, 0xc0}, 2);             /* add al, al: OF = it has changed */
-    e_bytes(e, (const uint8_t[]){0x65, 0x8a, 0x24, 0x25}, 4); /* mov ah, gs:[hflags] */
-    e32(e, BT_OFF(hflags));
-    e8(e, 0x9e); /* sahf */
-}
-
 static void jmp_resume_target(struct emitter *e)
 {
     e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[resume_target] */
@@ -130,7 +118,7 @@ static void emit_light(struct bt_engine *bt, struct emitter *e, uint64_t leave)
     uint8_t *request = e_jcc_fwd(e, CC_NE);
     test_tf_df(e);
     uint8_t *popf = e_jcc_fwd(e, CC_NE);
-    load_flags(e);
+    e_load_flags(e, BT_OFF(hflags));
     for (unsigned i = 0; i < sizeof clobbered; i++)
         e_load_gs(e, clobbered[i], GPR_OFF(clobbered[i]));
     e_load_gs(e, R10, BT_OFF(r10));
@@ -202,6 +190,23 @@ static void resume_site(struct emitter *e)
     e_bytes(e, (const uint8_t[]){0x41, 0xff, 0xe3}, 3); /* jmp r11 */
 }
 
+/* R10 = HVA of the address in it, by this soft TLB, for an access of this size; jumps if it is not there, with
+ * what `tag` of entry RCX has to be added again.  RCX is put aside. */
+static uint8_t *emit_lookup(struct emitter *e, uint32_t table, uint32_t tag, unsigned size)
+{
+    e_store_gs(e, BT_OFF(helper_rcx), RCX);
+    e_mov32_rr(e, RCX, R10);
+    e_bytes(e, (const uint8_t[]){0xc1, 0xe9, GUEST_PAGE_SHIFT - 5}, 3); /* shr ecx */
+    e_bytes(e, (const uint8_t[]){0x81, 0xe1}, 2);                       /* and ecx */
+    e32(e, (STLB_SIZE - 1) * (uint32_t)sizeof(struct soft_tlb_entry));
+    e_gs_idx(e, true, 0x2b, R10, RCX, 0, tag); /* offset in the page, if it is that page */
+    e_bytes(e, (const uint8_t[]){0x49, 0x81, 0xfa}, 3); /* cmp r10, imm32 */
+    e32(e, GUEST_PAGE_SIZE - size);
+    uint8_t *miss = e_jcc_fwd(e, CC_A);
+    e_gs_idx(e, true, 0x03, R10, RCX, 0, table + (uint32_t)offsetof(struct soft_tlb_entry, host));
+    return miss;
+}
+
 static void emit_access(struct bt_engine *bt, struct emitter *e, unsigned index)
 {
     bool live = index & 4, sup = index & 2, write = index & 1;
@@ -211,16 +216,7 @@ static void emit_access(struct bt_engine *bt, struct emitter *e, unsigned index)
                                   : offsetof(struct soft_tlb_entry, rtag));
     bt->stub_access[index] = (uint32_t)emit_here(e);
     uint8_t *hot = count_down(e, live);
-    e_store_gs(e, BT_OFF(helper_rcx), RCX);
-    e_mov32_rr(e, RCX, R10);
-    e_bytes(e, (const uint8_t[]){0xc1, 0xe9, GUEST_PAGE_SHIFT - 5}, 3); /* shr ecx */
-    e_bytes(e, (const uint8_t[]){0x81, 0xe1}, 2);                       /* and ecx */
-    e32(e, (STLB_SIZE - 1) * (uint32_t)sizeof(struct soft_tlb_entry));
-    e_gs_idx(e, true, 0x2b, R10, RCX, 0, tag); /* offset in the page, if it is that page */
-    e_bytes(e, (const uint8_t[]){0x49, 0x81, 0xfa}, 3); /* cmp r10, imm32 */
-    e32(e, GUEST_PAGE_SIZE - (1u << (index >> 3)));
-    uint8_t *miss = e_jcc_fwd(e, CC_A);
-    e_gs_idx(e, true, 0x03, R10, RCX, 0, table + offsetof(struct soft_tlb_entry, host));
+    uint8_t *miss = emit_lookup(e, table, tag, 1u << (index >> 3));
     for (int end = 0; end < 3; end++) {
         if (end == 1) {
             e_fix_here(e, miss);
@@ -256,16 +252,7 @@ static void emit_as_user(struct bt_engine *bt, struct emitter *e, bool write)
     e32(e, VCPU_OFF(rflags));
     e32(e, FL_AC);
     uint8_t *without = e_jcc_fwd(e, CC_E);
-    e_store_gs(e, BT_OFF(helper_rcx), RCX);
-    e_mov32_rr(e, RCX, R10);
-    e_bytes(e, (const uint8_t[]){0xc1, 0xe9, GUEST_PAGE_SHIFT - 5}, 3); /* shr ecx */
-    e_bytes(e, (const uint8_t[]){0x81, 0xe1}, 2);                       /* and ecx */
-    e32(e, (STLB_SIZE - 1) * (uint32_t)sizeof(struct soft_tlb_entry));
-    e_gs_idx(e, true, 0x2b, R10, RCX, 0, tag);
-    e_bytes(e, (const uint8_t[]){0x49, 0x81, 0xfa}, 3); /* cmp r10, imm32 */
-    e32(e, GUEST_PAGE_SIZE - AS_USER_MAX);
-    uint8_t *miss = e_jcc_fwd(e, CC_A);
-    e_gs_idx(e, true, 0x03, R10, RCX, 0, table + (uint32_t)offsetof(struct soft_tlb_entry, host));
+    uint8_t *miss = emit_lookup(e, table, tag, AS_USER_MAX);
     e_load_gs(e, RCX, BT_OFF(helper_rcx));
     flags_back(e, true);
     resume_site(e);
@@ -326,7 +313,7 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r)
     e_fix_here(e, no_request);
     test_tf_df(e);
     uint8_t *popf = e_jcc_fwd(e, CC_NE);
-    load_flags(e);
+    e_load_flags(e, BT_OFF(hflags));
     for (unsigned g = 0; g < 16; g++)
         if (g != RSP && g != R10 && g != R11)
             e_load_gs(e, g, GPR_OFF(g));

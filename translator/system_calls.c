@@ -159,13 +159,7 @@ static void old_stack(struct emitter *e, unsigned from)
 /* The arithmetic flags from vcpu.rflags, by way of RAX, and DF = 0. */
 static void new_flags(struct emitter *e)
 {
-    e_bytes(e, (const uint8_t[]){0x65, 0x8a, 0x04, 0x25}, 4); /* mov al, gs:[rflags + 1] */
-    e32(e, VCPU_OFF(rflags) + 1);
-    e_bytes(e, (const uint8_t[]){0xc0, 0xe0, 0x04}, 3);       /* shl al, 4: OF becomes the sign */
-    e_bytes(e, (const uint8_t[]){0x00, 0xc0}, 2);             /* add al, al: OF = it has changed */
-    e_bytes(e, (const uint8_t[]){0x65, 0x8a, 0x24, 0x25}, 4); /* mov ah, gs:[rflags] */
-    e32(e, VCPU_OFF(rflags));
-    e8(e, 0x9e); /* sahf */
+    e_load_flags(e, VCPU_OFF(rflags));
     e8(e, 0xfc); /* cld */
 }
 

@@ -279,6 +279,8 @@ u64 page_alloc_2m(void);             /* 2 MiB, aligned, not zeroed */
 u64 *pte_at(u64 va, unsigned level); /* 1 = PTE .. 4 = PML4E; makes tables */
 void map(u64 va, u64 pa, u64 flags); /* 4 KiB, tables with all rights; INVLPG */
 void map_level(u64 va, u64 pa, u64 flags, unsigned level);
+/* Another address space: this one, but that in these 512 GiB there is one page only, with this PTE. */
+u64 *space_with(u64 va, u64 pte);
 u64 map_new(u64 va, u64 flags); /* a new page; returns its PA */
 void unmap(u64 va);
 

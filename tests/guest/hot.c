@@ -496,13 +496,7 @@ TEST(hot, address_spaces)
     /* A loop body that switches CR3 each time and sees another page at the same address. */
     u64 a = page_alloc(), b = page_alloc();
     map(UVA, a, PG_URW);
-    u64 *other = (u64 *)page_alloc();
-    memcpy(other, pml4, 4096);
-    u64 *pdpt = (u64 *)page_alloc(), *pd = (u64 *)page_alloc(), *pt = (u64 *)page_alloc();
-    other[UVA >> 39 & 511] = (u64)pdpt | PG_URW;
-    pdpt[UVA >> 30 & 511] = (u64)pd | PG_URW;
-    pd[UVA >> 21 & 511] = (u64)pt | PG_URW;
-    pt[UVA >> 12 & 511] = b | PG_URW;
+    u64 *other = space_with(UVA, b | PG_URW);
     u64 home = read_cr3();
     struct regs r = regs_for(0);
     for (unsigned pcid = 0; pcid <= (feat.pcid ? 1u : 0u); pcid++) {
@@ -533,13 +527,7 @@ TEST(hot, young_address_spaces)
      * switches and without, and with a fault on the stack's end in either. */
     u64 a = page_alloc(), b = page_alloc();
     map(UVA + 4096, a, PG_URW);
-    u64 *other = (u64 *)page_alloc(), home = read_cr3();
-    u64 *pdpt = (u64 *)page_alloc(), *pd = (u64 *)page_alloc(), *pt = (u64 *)page_alloc();
-    memcpy(other, pml4, 4096);
-    other[UVA >> 39 & 511] = (u64)pdpt | PG_URW;
-    pdpt[UVA >> 30 & 511] = (u64)pd | PG_URW;
-    pd[UVA >> 21 & 511] = (u64)pt | PG_URW;
-    pt[(UVA >> 12 & 511) + 1] = b | PG_URW;
+    u64 *other = space_with(UVA + 4096, b | PG_URW), home = read_cr3();
     u8 *code = SNIP("1: push %%rcx\n\tlea 8(%%rsp), %%rsi\n\tpushq (%%rbx)\n\tsub %%rsp, %%rsi\n\t"
                     "add (%%rsp), %%rax\n\tpop %%r9\n\tadd %%rsi, %%rdx\n\tcall 2f\n\tpop %%rcx\n\t"
                     "dec %%rcx\n\tjnz 1b\n\tjmp 3f\n\t2: add 8(%%rsp), %%r8\n\tret\n\t3:");

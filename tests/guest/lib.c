@@ -253,6 +253,18 @@ void map(u64 va, u64 pa, u64 flags)
     map_level(va, pa, flags, 1);
 }
 
+u64 *space_with(u64 va, u64 pte)
+{
+    u64 *top = (u64 *)page_alloc(), *pdpt = (u64 *)page_alloc(), *pd = (u64 *)page_alloc(),
+        *pt = (u64 *)page_alloc();
+    memcpy(top, pml4, 4096);
+    top[va >> 39 & 511] = (u64)pdpt | PG_URW;
+    pdpt[va >> 30 & 511] = (u64)pd | PG_URW;
+    pd[va >> 21 & 511] = (u64)pt | PG_URW;
+    pt[va >> 12 & 511] = pte;
+    return top;
+}
+
 u64 map_new(u64 va, u64 flags)
 {
     u64 pa = page_alloc();

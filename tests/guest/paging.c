@@ -348,13 +348,7 @@ TEST(paging, cr3_switch_with_code)
     memcpy((void *)a, "\xb8\x01\0\0\0\xcd\x80", 7); /* mov $1, %eax; int $0x80 */
     memcpy((void *)b, "\xb8\x02\0\0\0\xcd\x80", 7);
     map(UVA, a, PG_URW);
-    u64 *other = (u64 *)page_alloc();
-    memcpy(other, pml4, 4096);
-    u64 *pdpt = (u64 *)page_alloc(), *pd = (u64 *)page_alloc(), *pt = (u64 *)page_alloc();
-    other[UVA >> 39 & 511] = (u64)pdpt | PG_URW;
-    pdpt[UVA >> 30 & 511] = (u64)pd | PG_URW;
-    pd[UVA >> 21 & 511] = (u64)pt | PG_URW;
-    pt[UVA >> 12 & 511] = b | PG_URW;
+    u64 *other = space_with(UVA, b | PG_URW);
     u64 home = read_cr3();
     BOTH_CPLS
     {

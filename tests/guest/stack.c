@@ -793,13 +793,7 @@ TEST(stack, another_page_under_it)
     /* RSP stays while CR3 is switched or the page is mapped anew, in a loop, at CPL 0. */
     u64 a = page_alloc(), b = page_alloc();
     map(UVA, a, PG_KRW);
-    u64 *other = (u64 *)page_alloc();
-    memcpy(other, pml4, 4096);
-    u64 *pdpt = (u64 *)page_alloc(), *pd = (u64 *)page_alloc(), *pt = (u64 *)page_alloc();
-    other[UVA >> 39 & 511] = (u64)pdpt | PG_URW;
-    pdpt[UVA >> 30 & 511] = (u64)pd | PG_URW;
-    pd[UVA >> 21 & 511] = (u64)pt | PG_URW;
-    pt[UVA >> 12 & 511] = b | PG_KRW;
+    u64 *other = space_with(UVA, b | PG_KRW);
     u64 home = read_cr3();
     for (unsigned pcid = 0; pcid <= (feat.pcid ? 1u : 0u); pcid++) {
         context("pcid %u", pcid);

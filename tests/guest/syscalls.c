@@ -410,13 +410,7 @@ TEST(syscalls, address_spaces)
      * address behind SYSRET there. With flushes, and with PCIDs without. */
     u64 a = page_alloc(), b = page_alloc();
     map(UVA, a, PG_P | PG_U);
-    u64 *other = (u64 *)page_alloc(), home = read_cr3();
-    u64 *pdpt = (u64 *)page_alloc(), *pd = (u64 *)page_alloc(), *pt = (u64 *)page_alloc();
-    memcpy(other, pml4, 4096);
-    other[UVA >> 39 & 511] = (u64)pdpt | PG_URW;
-    pdpt[UVA >> 30 & 511] = (u64)pd | PG_URW;
-    pd[UVA >> 21 & 511] = (u64)pt | PG_URW;
-    pt[UVA >> 12 & 511] = b | PG_P | PG_U;
+    u64 *other = space_with(UVA, b | PG_P | PG_U), home = read_cr3();
     /* 1: syscall; inc r14 or inc r15; dec r13; jnz 1b; int 80h */
     static const u8 text[] = {0x0f, 0x05, 0x49, 0xff, 0xc6, 0x49,
                               0xff, 0xcd, 0x75, 0xf6, 0xcd, 0x80};
