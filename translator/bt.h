@@ -119,6 +119,20 @@ struct side_entry {
 
 struct tb;
 
+/*
+ * What is known of registers in 64-bit code at some place (ahead.c): those in regs[i] are at most
+ * KNOWN_AWAY bytes outside the window whose id ends in id[i]; R11 is the delta of the one in
+ * id[r11 - 1], if r11 is not 0.
+ */
+#define KNOWN_IDS  2u
+#define KNOWN_AWAY (1u << 26)
+struct known {
+    uint16_t regs[KNOWN_IDS];
+    uint8_t id[KNOWN_IDS];
+    uint8_t r11;
+    bool user; /* of user code: which half the ids belong to */
+};
+
 /* A direct jump out of a block that can be patched to go straight to its target. */
 struct link {
     struct tb *from;
@@ -128,6 +142,7 @@ struct link {
     uint64_t target;       /* GVA */
     uint32_t patch_x;      /* executable address of the rel32 */
     uint32_t stub;         /* executable address of the exit stub */
+    struct known known;    /* where it leaves */
 };
 
 /* A direct jump to another page (far_links.c). Only the second tier has them. */
@@ -149,6 +164,9 @@ struct tb {
     uint16_t n_insns;
     uint32_t entry_ind;  /* for indirect jumps: checks r10 against gva */
     uint32_t entry;      /* for direct jumps and the dispatcher */
+    /* For links that hand on `known`, without and with R11 (ahead.c); else the same as entry. */
+    uint32_t entry_load, entry_known;
+    struct known known;
     uint32_t side_door;  /* of a block whose door probes (door.c): the other one; else 0 */
     uint32_t host_end;
     uint32_t n_side;
@@ -171,6 +189,7 @@ struct tb {
     /* Learnt of the second tier's accesses, a bit for each instruction: which window is not the same
      * every time; windows do not pay. */
     uint64_t table_form, soft_form;
+    uint64_t not_ahead;  /* the same, of checks ahead: they do not hold every time           */
     uint64_t check_divisor; /* divisions by zero, or that overflow, were met here              */
     bool dead;
     bool probing;        /* jumps come in by the door that probes                            */
@@ -231,6 +250,8 @@ enum {
     SITE_ALIGNED = 32, /* #GP(0) if not aligned, before any #PF       */
     SITE_SEG = 64,    /* R10 is an offset in a segment that C checks */
     SITE_COUNT = 128, /* no access at all: it counts executions      */
+    /* Of a window check: it was put ahead of the block. */
+    SITE_AHEAD = 128,
 };
 
 /* An instruction done in C. */
@@ -532,6 +553,8 @@ void cache_code_write(void *opaque, uint64_t gpa, uint64_t len);
 void cache_link(struct bt_engine *bt, struct link *l, struct tb *to);
 /* The jump leads to its exit stub again. */
 void cache_unlink(struct bt_engine *bt, struct link *l);
+/* ahead.c: the entrance of the block that what this link hands on is good for. */
+uint32_t ahead_entrance(const struct link *l, const struct tb *to);
 /* Sets where the jump goes, a host address. */
 void cache_patch(struct bt_engine *bt, struct link *l, uint32_t target);
 /* The links to a block lead to the one that replaces it: same address, key and page. */

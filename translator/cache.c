@@ -387,7 +387,7 @@ void cache_link(struct bt_engine *bt, struct link *l, struct tb *to)
     if (l->to || l->from->dead || to->dead)
         return;
     put_on_list(l, to);
-    cache_patch(bt, l, to->entry);
+    cache_patch(bt, l, ahead_entrance(l, to));
     bt->stats.links++;
 }
 
@@ -411,7 +411,7 @@ void cache_redirect(struct bt_engine *bt, struct tb *from, struct tb *to)
         take_off_list(l);
         put_on_list(l, to);
         if (!link_is_far(l) || far_links_open((struct far_link *)l))
-            cache_patch(bt, l, to->entry);
+            cache_patch(bt, l, ahead_entrance(l, to));
     }
 }
 

@@ -1028,7 +1028,8 @@ static void bt_run(struct engine *e, struct vcpu *v)
             bt->stats.wmisses++;
             soft_once = true;
             if (++site->heat >= 3 && !site->tb->dead) {
-                site->tb->table_form |= 1ull << site->index;
+                *(site->flags & SITE_AHEAD ? &site->tb->not_ahead : &site->tb->table_form) |=
+                    1ull << site->index;
                 heat_up(v, site->tb);
                 if (v->exit != VCPU_EXIT_NONE)
                     goto out;

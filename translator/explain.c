@@ -649,7 +649,7 @@ static void find_parts(struct view *w)
     uint32_t last = 0, insns = 0;
     w->main = tb->entry;
     for (uint32_t s = 0; s < tb->n_side; s++)
-        if (side_starts(tb, &tb->side[s])) {
+        if (side_starts(tb, &tb->side[s]) && side_host(tb, &tb->side[s]) >= tb->entry_known) {
             if (!insns++)
                 w->main = side_host(tb, &tb->side[s]);
             last = s;
@@ -703,6 +703,11 @@ void explain_print(struct bt_engine *bt, const struct tb *tb, FILE *out)
     range(&w, tb->entry_ind, tb->entry, &first, &last);
     print_rows(&w, "(door for indirect jumps)", first, last,
                "the jump cache may have guessed wrong: r10 must be this block's address");
+    range(&w, tb->entry, tb->entry_known, &first, &last);
+    if (first < last)
+        print_rows(&w, "(checks ahead)", first, last,
+                   "registers that are in the windows expected for all of the block; links that know "
+                   "come in behind this");
     print_main(&w);
     print_slow(&w);
     range(&w, w.exits, tb->side_door ? tb->side_door : tb->host_end, &first, &last);

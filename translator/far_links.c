@@ -91,7 +91,7 @@ static void set_open(struct bt_engine *bt, struct far_page *p, bool open)
 {
     p->open = open;
     for (struct far_link *l = p->links; l; l = l->next)
-        cache_patch(bt, &l->link, open ? l->link.to->entry : l->closed);
+        cache_patch(bt, &l->link, open ? ahead_entrance(&l->link, l->link.to) : l->closed);
 }
 
 /* Is the page where its record says, for whoever runs now? */

@@ -499,7 +499,7 @@ static uint32_t delta_off(const struct xlate *x, unsigned id)
 
 /* R11 = delta of window `id`. Nothing to do if an earlier access has left it there: deltas only change
  * in C code, and whatever comes back from C says that R11 is lost. */
-static void load_delta(struct xlate *x, unsigned id)
+void lower_load_delta(struct xlate *x, unsigned id)
 {
     if (x->r11_id != id + 1)
         e_load_gs(&x->e, R11, delta_off(x, id));
@@ -524,26 +524,54 @@ void lower_delta_by_table(struct xlate *x, unsigned reg)
     e_gs_idx(e, true, 0x8b, R11, R11, 3, delta_off(x, 0));
 }
 
-/* R11 = delta, having checked that `reg` (not R11) is in window id. Uses R10 unless reg is R10. */
-static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
+/* jne to where this access misses what was expected of it, or (ahead) the block does for its sake. */
+static void unless_equal(struct xlate *x, unsigned index, bool ahead)
 {
-    struct emitter *e = &x->e;
     struct mem_site *site = cache_meta_alloc(x->r, sizeof *site);
     if (!site || x->n_miss >= TB_MAX_SLOW) {
         x->failed = true;
-        return false;
+        return;
     }
-    *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb, .index = x->index};
+    *site = (struct mem_site){.rip = x->cur_rip, .tb = x->tb, .index = (uint8_t)index,
+                              .flags = ahead ? SITE_AHEAD : 0};
+    x->miss[x->n_miss].jcc = e_jcc_fwd(&x->e, CC_NE);
+    x->miss[x->n_miss].site = site;
+    x->miss[x->n_miss++].guest_off = x->guest_off;
+}
+
+/* Compares with a window's id. Uses R10, or R11 if that is reg. */
+static void compare_id(struct xlate *x, unsigned reg, unsigned id)
+{
     unsigned tmp = reg == R10 ? R11 : R10;
     if (tmp == R11)
         x->r11_id = 0;
-    e_rorx(e, tmp, reg, WINDOW_SHIFT);
-    e_bytes(e, (const uint8_t[]){0x41, 0x80, (uint8_t)(0xf8 | (tmp & 7)), (uint8_t)id}, 4);
-    x->miss[x->n_miss].jcc = e_jcc_fwd(e, CC_NE);
-    x->miss[x->n_miss].site = site;
-    x->miss[x->n_miss++].guest_off = x->guest_off;
-    load_delta(x, id);
-    return true;
+    e_rorx(&x->e, tmp, reg, WINDOW_SHIFT);
+    e_bytes(&x->e, (const uint8_t[]){0x41, 0x80, (uint8_t)(0xf8 | (tmp & 7)), (uint8_t)id}, 4);
+}
+
+/* R11 = delta, having checked that `reg` (not R11) is in window id. Uses R10 unless reg is R10. */
+static bool delta_checked(struct xlate *x, unsigned reg, unsigned id)
+{
+    compare_id(x, reg, id);
+    unless_equal(x, x->index, false);
+    if (!x->failed)
+        lower_load_delta(x, id);
+    return !x->failed;
+}
+
+static void set_checked(struct reg_guess *g, unsigned id)
+{
+    g->checked = true;
+    g->id = (uint16_t)id;
+    g->away = 0;
+}
+
+void lower_check_ahead(struct xlate *x, unsigned reg, unsigned id, unsigned at)
+{
+    compare_id(x, reg, id);
+    unless_equal(x, at, true);
+    set_checked(&x->reg[reg], id);
+    x->reg[reg].away = KNOWN_AWAY; /* as whoever comes behind the check has it */
 }
 
 bool lower_soft_site(const struct xlate *x)
@@ -618,7 +646,7 @@ static enum base_result delta_of_base(struct xlate *x, unsigned reg, bool table)
     if (!known && !table && !g->checked)
         known = likely_window(x, &id);
     if (g->checked) {
-        load_delta(x, g->id);
+        lower_load_delta(x, g->id);
     } else if (known && !window_id_ok(x->key & KEY_USER, id)) {
         return BASE_SOFT;
     } else if (table || !known) {
@@ -626,9 +654,7 @@ static enum base_result delta_of_base(struct xlate *x, unsigned reg, bool table)
     } else {
         if (!delta_checked(x, reg, id))
             return BASE_FAILED;
-        g->checked = true;
-        g->id = (uint16_t)id;
-        g->drift = 0;
+        set_checked(g, id);
     }
     return BASE_DONE;
 }
@@ -655,6 +681,33 @@ static void refer_to_sum(struct xlate *x, const struct insn *in, struct access *
     }
 }
 
+/* Is a register's value known, or guessed, to be no more than a signed number of 32 bits? */
+bool lower_small(const struct xlate *x, unsigned reg)
+{
+    const struct reg_guess *g = &x->reg[reg];
+    return g->ext || (g->known && (int64_t)g->value == (int32_t)g->value);
+}
+
+/*
+ * Is it no more than that, by what is known, or from now on by a check?  That is cheaper than a check of the
+ * sum that the register is part of, for R11 stays what it is, and the pointer is likely to have been
+ * checked.  Uses R10 and the flags.
+ */
+static bool bounded(struct xlate *x, unsigned reg, bool table)
+{
+    struct emitter *e = &x->e;
+    const uint8_t rex = (uint8_t)(0x4c | reg >> 3), modrm = (uint8_t)(0xd0 | (reg & 7));
+    if (x->reg[reg].ext)
+        return true;
+    if (table || !lower_small(x, reg))
+        return false;
+    e_bytes(e, (const uint8_t[]){rex, 0x63, modrm}, 3); /* movsxd r10, reg32 */
+    e_bytes(e, (const uint8_t[]){rex, 0x39, modrm}, 3); /* cmp reg, r10 */
+    unless_equal(x, x->index, false);
+    x->reg[reg].ext = EXT_SIGN;
+    return true;
+}
+
 /*
  * An index that is the value of 32 bits cannot leave the guards of the window that the rest of the
  * address is in (up to 34 GiB, and 1 GiB of drift), so only that is checked: nothing at all if it is a
@@ -671,18 +724,21 @@ static bool lower_bounded_index(struct xlate *x, const struct insn *in, const st
     *result = BASE_DONE;
     if (base == REG_NONE) {
         unsigned id = (unsigned)((uint64_t)(int64_t)disp >> WINDOW_SHIFT) & 0xffff;
-        if (!x->reg[index].ext || !window_id_ok(x->key & KEY_USER, id))
+        if (!window_id_ok(x->key & KEY_USER, id) || !bounded(x, index, table))
             return false;
-        load_delta(x, id);
+        lower_load_delta(x, id);
         a->ref = (struct memref){
             .base = R11, .index = (uint8_t)index, .disp = disp, .scale = m->scale};
         return true;
     }
     if (!in_host_register(x, base))
         return false;
-    if (!x->reg[index].ext && x->reg[base].ext && m->scale == 1)
+    if (m->scale == 1 && !x->reg[index].ext &&
+        (x->reg[base].ext || (!lower_small(x, index) && lower_small(x, base)))) {
         base = m->index; /* which of the two is the pointer is not for the encoding to say */
-    else if (!x->reg[index].ext)
+        index = m->base;
+    }
+    if (!bounded(x, index, table))
         return false;
     *result = delta_of_base(x, base, table);
     if (*result != BASE_DONE)
@@ -691,10 +747,8 @@ static bool lower_bounded_index(struct xlate *x, const struct insn *in, const st
     e_lea(e, R10, base, R11, 1, 0);
     if (needs_scratch(x, in, body))
         a->scratch = R11;
-    a->ref = (struct memref){.base = R10,
-                             .index = (uint8_t)(base == m->base ? m->index : m->base),
-                             .scale = m->scale,
-                             .disp = disp};
+    a->ref = (struct memref){
+        .base = R10, .index = (uint8_t)index, .scale = m->scale, .disp = disp};
     return true;
 }
 
@@ -743,7 +797,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         unsigned id = (unsigned)(ea >> WINDOW_SHIFT) & 0xffff;
         if (!mmu_canonical(ea) || !window_id_ok(user, id))
             return false;
-        load_delta(x, id);
+        lower_load_delta(x, id);
         if ((int64_t)ea == (int32_t)ea) {
             a.ref = (struct memref){.base = R11, .index = KEEP, .disp = (int32_t)ea};
         } else {
@@ -764,8 +818,14 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         enum base_result r = delta_of_base(x, m->base, table);
         if (r != BASE_DONE)
             return r == BASE_FAILED;
+        struct reg_guess *g = &x->reg[m->base];
+        bool proof = g->checked && x->r11_id == g->id + 1u && !(a.flags & SITE_MASKED);
         a.ref = (struct memref){.base = m->base, .index = R11, .disp = (int32_t)disp};
         window_body(x, in, &a, body);
+        /* It has faulted or was in the window, for there is nothing else in reach. */
+        uint64_t d = (uint64_t)(disp < 0 ? -disp : disp);
+        if (proof && d < g->away)
+            g->away = (uint32_t)d;
         return true;
     }
     enum base_result r;
@@ -933,6 +993,15 @@ static bool guess_load(const struct xlate *x, uint64_t ea, uint64_t *value)
     return true;
 }
 
+/* The same for what is known as a bound. */
+static bool stray(uint32_t *away, int64_t by)
+{
+    if (by > 1 << 30 || by < -(1 << 30) || *away + (uint64_t)(by < 0 ? -by : by) > 1u << 30)
+        return false;
+    *away += (uint32_t)(by < 0 ? -by : by);
+    return true;
+}
+
 static bool move(int32_t *distance, int64_t by)
 {
     int64_t d = *distance + by;
@@ -948,7 +1017,7 @@ static void drift(struct xlate *x, unsigned r, int64_t by)
     struct reg_guess *g = &x->reg[r];
     g->value += (uint64_t)by;
     g->ext = EXT_NONE;
-    g->checked = g->checked && move(&g->drift, by);
+    g->checked = g->checked && stray(&g->away, by);
     g->in_r11 = g->in_r11 && move(&g->r11_drift, by);
 }
 
@@ -994,6 +1063,11 @@ static enum extension extension_of(const struct insn *in)
     default:
         return EXT_NONE;
     }
+}
+
+bool lower_extends(const struct insn *in)
+{
+    return in->gpr_written && !(in->gpr_written & (in->gpr_written - 1)) && extension_of(in);
 }
 
 static void track(struct xlate *x, const struct insn *in)

@@ -53,9 +53,9 @@ enum extension { EXT_NONE, EXT_ZERO, EXT_SIGN };
 /* What is known of a guest register while a block is translated for the window tier. */
 struct reg_guess {
     bool known;       /* value holds a guess of the register's value, good enough to predict by */
-    bool checked;     /* the register was in window `id` less than 1 GiB from here: a fact      */
+    bool checked;     /* the register is at most `away` bytes outside window `id`: a fact       */
     uint16_t id;
-    int32_t drift;    /* bytes it has moved since the check                                     */
+    uint32_t away;    /* at most 1 GiB                                                          */
     bool in_r11;      /* with r11_id R11_OF_REGS: R11 is the delta of the window it was in       */
     int32_t r11_drift; /* less than 1 GiB ago                                                   */
     uint8_t ext;      /* enum extension, of what was last written: a fact                       */
@@ -67,6 +67,7 @@ struct pending_link {
     uint64_t target;
     uint8_t *patch; /* writable alias of the rel32 */
     uint32_t patch_x;
+    struct known known;
 };
 
 /* How a trace goes on behind a branch in it. */
@@ -86,6 +87,9 @@ struct xlate {
     int64_t stack_slack;  /* bytes that the host's RSP can be outside its window */
     int32_t heat;         /* of accesses of the first tier: executions to go to the second */
     struct reg_guess reg[16];
+    uint16_t ahead;       /* registers whose checks are put ahead of the block: of these windows, */
+    uint16_t ahead_id[16];
+    uint8_t ahead_at[16]; /* for the accesses of these instructions first of all */
     /* R11 holds the delta of window r11_id - 1 (0: no telling; R11_OF_REGS: that of the registers with
      * in_r11, whichever it is) since an earlier instruction; every
      * instruction that is not known to keep it clears r11_kept. */
@@ -185,6 +189,29 @@ void lower_track(struct xlate *x, const struct insn *in);
 
 /* Where C may have run: registers come back from memory, so what was checked before is no fact any more. */
 void lower_forget_checks(struct xlate *x);
+
+/* What the rule for an instruction is like. (translate.c) */
+enum insn_rule { RULE_NATIVE, RULE_CALLOUT, RULE_CALLOUT_END, RULE_BRANCH };
+enum insn_rule rule_of(const struct insn *in, uint32_t key);
+
+/* Does the instruction leave no more than 32 bits in the one general register that it writes? */
+bool lower_extends(const struct insn *in);
+
+/* Is a register's value known, or guessed, to be no more than a signed number of 32 bits? */
+bool lower_small(const struct xlate *x, unsigned reg);
+
+/* R11 = delta of window id. */
+void lower_load_delta(struct xlate *x, unsigned id);
+
+/* Is this register in window id? From now on it is, or the block is left before its first instruction, on
+ * account of the access of instruction `at`. Uses R10 and the flags. */
+void lower_check_ahead(struct xlate *x, unsigned reg, unsigned id, unsigned at);
+
+/* ahead.c: which checks to put ahead of the block; them, and the entrances behind them; what is known
+ * where a link leaves that is emitted now; where a link comes in. */
+void ahead_choose(struct xlate *x);
+void ahead_emit(struct xlate *x);
+struct known ahead_known(const struct xlate *x);
 
 /* native_stack.c.  All but stack_direct() are for x->native_stack only. */
 

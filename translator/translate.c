@@ -32,9 +32,7 @@
 
 /* -- What ends a block ---------------------------------------------------------------------------- */
 
-enum insn_rule { RULE_NATIVE, RULE_CALLOUT, RULE_CALLOUT_END, RULE_BRANCH };
-
-static enum insn_rule rule_of(const struct insn *in, uint32_t key)
+enum insn_rule rule_of(const struct insn *in, uint32_t key)
 {
     bool cpl0 = !(key & (KEY_USER | KEY_CPL_MASK)) && !(key & KEY_ONE_INSN);
     bool user64 = (key & KEY_USER) && !(key & (KEY_LEGACY | KEY_ONE_INSN));
@@ -347,7 +345,7 @@ static void jump_link(struct xlate *x, int cc, uint64_t target)
         e8(e, (uint8_t)(0x80 | cc));
     }
     x->link[x->n_links++] = (struct pending_link){
-        .target = target, .patch = e->p, .patch_x = (uint32_t)emit_here(e)};
+        .target = target, .patch = e->p, .patch_x = (uint32_t)emit_here(e), .known = ahead_known(x)};
     e32(e, 0);
 }
 
@@ -379,7 +377,7 @@ static void finish_links(struct xlate *x)
             x->tb->n_out++;
         }
         *l = (struct link){.from = x->tb, .target = p->target, .patch_x = p->patch_x,
-                           .stub = (uint32_t)emit_here(e)};
+                           .stub = (uint32_t)emit_here(e), .known = p->known};
         uint32_t rel = l->stub - (l->patch_x + 4);
         memcpy(p->patch, &rel, 4);
         e_mov_imm(e, R10, (uintptr_t)l);
@@ -1673,6 +1671,7 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         x->r11_kept = true;
         break;
     case OP_LOOP: case OP_LOOPE: case OP_LOOPNE: case OP_JRCXZ: {
+        x->reg[RCX].checked = false; /* it moves before the jump */
         if (past) {
             emit_callout(x, in, false);
             break;
@@ -2244,6 +2243,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         if (replace) {
             block.table_form = replace->table_form;
             block.soft_form = replace->soft_form;
+            block.not_ahead = replace->not_ahead;
             block.check_divisor = replace->check_divisor;
         }
         if (bt->cfg.chaos && (gva & 8))
@@ -2298,6 +2298,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         door_emit(x);
         tb->entry = (uint32_t)emit_here(&x->e);
         x->guest_off = 0;
+        ahead_choose(x);
+        ahead_emit(x);
         for (unsigned i = 0; i < x->n; i++) {
             x->cur_rip = x->rip[i];
             x->index = (uint8_t)i;

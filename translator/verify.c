@@ -59,7 +59,7 @@ enum meaning {
     M_NOT,        /* the complement of (of, drift)                                              */
     M_ROTATED,    /* RORX by 39 of value (of, drift)                                            */
     M_ID,         /* its low 16 bits, zero-extended: the window id of (of, drift)               */
-    M_SIGNED,     /* sign-extended from 32 bits                                                 */
+    M_SIGNED,     /* sign-extended from 32 bits; of != 0: those of value (of, of_drift)         */
     M_NEAR,       /* value (of, drift) plus at most a; b = 1: or minus as much                  */
     M_DELTA_OF,   /* the delta of the window that (of, drift) is in                             */
     M_DELTA_ID,   /* the delta of window a                                                      */
@@ -89,14 +89,13 @@ struct value {
 struct state {
     struct state *next; /* while it is not in use */
     struct value reg[16], scratch[N_SCRATCH];
-    struct { /* value vn + drift lies in window id */
-        uint32_t vn;
-        int64_t drift;
-        uint32_t id;
+    struct { /* value vn + drift lies at most `away` bytes outside window id */
+        uint32_t vn, id;
+        int64_t drift, away;
     } fact[MAX_FACTS];
     unsigned n_facts;
     /* What the instruction just before compared. */
-    enum { CMP_NONE, CMP_TLB, CMP_ID } cmp;
+    enum { CMP_NONE, CMP_TLB, CMP_ID, CMP_SIGNED } cmp;
     uint32_t cmp_vn;
     int64_t cmp_drift;
     uint64_t cmp_imm;
@@ -341,6 +340,11 @@ static void drop_state(struct verifier *v, uint32_t off)
     }
 }
 
+static int64_t distance(int64_t a, int64_t b)
+{
+    return a < b ? b - a : a - b;
+}
+
 /* Control may pass to offset `to` with state s. */
 static void flow(struct verifier *v, uint32_t to, const struct state *s)
 {
@@ -377,12 +381,17 @@ static void flow(struct verifier *v, uint32_t to, const struct state *s)
         for (unsigned i = 0; i < N_SCRATCH; i++)
             changed |= meet_value(&in->scratch[i], &s->scratch[i], merged(to, 16 + i));
         for (unsigned i = 0; i < in->n_facts;) {
-            bool found = false;
+            int64_t away = INT64_MAX;
             for (unsigned k = 0; k < s->n_facts; k++)
-                found |= s->fact[k].vn == in->fact[i].vn && s->fact[k].drift == in->fact[i].drift &&
-                         s->fact[k].id == in->fact[i].id;
-            if (found) {
+                if (s->fact[k].vn == in->fact[i].vn && s->fact[k].id == in->fact[i].id) {
+                    int64_t a = s->fact[k].away + distance(s->fact[k].drift, in->fact[i].drift);
+                    away = a < away ? a : away;
+                }
+            if (away <= in->fact[i].away) {
                 i++;
+            } else if (away <= REACH) {
+                in->fact[i++].away = away;
+                changed = true;
             } else {
                 in->fact[i] = in->fact[--in->n_facts];
                 changed = true;
@@ -497,11 +506,6 @@ static uint32_t window_id(uint64_t gva)
     return (uint32_t)(gva >> WINDOW_SHIFT) & 0xffff;
 }
 
-static int64_t distance(int64_t a, int64_t b)
-{
-    return a < b ? b - a : a - b;
-}
-
 /* How far above (*up) and below (*down) 0 a value times scale can be; false if that is not known. */
 static bool extent(const struct value *x, int64_t scale, int64_t *up, int64_t *down)
 {
@@ -525,7 +529,8 @@ static bool delta_reaches(const struct state *s, uint32_t vn, int64_t drift, con
         return drift - d->of_drift + lo >= -reach && drift - d->of_drift + hi <= reach;
     for (unsigned i = 0; d->meaning == M_DELTA_ID && i < s->n_facts; i++)
         if (s->fact[i].vn == vn && s->fact[i].id == d->a &&
-            drift - s->fact[i].drift + lo >= -reach && drift - s->fact[i].drift + hi <= reach)
+            drift - s->fact[i].drift - s->fact[i].away + lo >= -reach &&
+            drift - s->fact[i].drift + s->fact[i].away + hi <= reach)
             return true;
     return false;
 }
@@ -538,8 +543,8 @@ static int64_t away_from_window(const struct state *s, const struct value *x, co
         away = distance(x->drift, d->of_drift);
     for (unsigned i = 0; d->meaning == M_DELTA_ID && i < s->n_facts; i++)
         if (s->fact[i].vn == x->vn && s->fact[i].id == d->a &&
-            distance(x->drift, s->fact[i].drift) < away)
-            away = distance(x->drift, s->fact[i].drift);
+            distance(x->drift, s->fact[i].drift) + s->fact[i].away < away)
+            away = distance(x->drift, s->fact[i].drift) + s->fact[i].away;
     return away;
 }
 
@@ -805,6 +810,8 @@ static bool stub_fits(const struct verifier *v, uint64_t to, const struct callou
     return true;
 }
 
+static bool holds(const struct verifier *v, const struct state *s, const struct known *k);
+
 static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
 {
     const struct bt_engine *bt = v->bt;
@@ -820,10 +827,12 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     if (to == bt->stub_exit_link) {
         for (unsigned i = 0; i < v->tb->n_out; i++)
             if (r10->meaning == M_CONST && r10->a == (uint64_t)(uintptr_t)&v->tb->out[i])
-                return true;
+                return holds(v, s, &v->tb->out[i].known) || reject(v, "a link that knows too much");
         const struct far_link *f = r10->meaning == M_CONST ? far_link_at(v, r10->a) : NULL;
         if (!f || !boundary(v, f->closed))
             return reject(v, "R10 is none of the block's links");
+        if (!holds(v, s, &f->link.known))
+            return reject(v, "a link that knows too much");
         /* The jump that leads here may be made to lead there, with what is known at both. */
         struct state there = *s;
         forget(v, &there, R10);
@@ -924,6 +933,93 @@ static unsigned fact_slot(struct state *s)
     return 0;
 }
 
+/* Value vn + drift is at most `away` bytes outside window id. */
+static void learn(struct state *s, uint32_t vn, int64_t drift, uint32_t id, int64_t away)
+{
+    unsigned i = 0;
+    while (i < s->n_facts && (s->fact[i].vn != vn || s->fact[i].id != id))
+        i++;
+    if (i < s->n_facts && s->fact[i].away + distance(s->fact[i].drift, drift) <= away)
+        return;
+    if (i == s->n_facts)
+        i = fact_slot(s);
+    s->fact[i].vn = vn;
+    s->fact[i].id = id;
+    s->fact[i].drift = drift;
+    s->fact[i].away = away;
+}
+
+/* How far outside window id a value is at most; INT64_MAX: no telling. */
+static int64_t away_from(const struct state *s, const struct value *x, uint32_t id)
+{
+    int64_t away = INT64_MAX;
+    for (unsigned i = 0; i < s->n_facts; i++)
+        if (s->fact[i].vn == x->vn && s->fact[i].id == id) {
+            int64_t a = s->fact[i].away + distance(s->fact[i].drift, x->drift);
+            away = a < away ? a : away;
+        }
+    return away;
+}
+
+/* The id of which 8 bits are known in code of this view. */
+static uint32_t whole_id(const struct verifier *v, uint8_t id)
+{
+    return (view_of(v) ? 0xff00u : 0) | id;
+}
+
+/* Is all that true here? */
+static bool holds(const struct verifier *v, const struct state *s, const struct known *k)
+{
+    for (unsigned i = 0; i < KNOWN_IDS; i++)
+        for (unsigned r = 0; r < 16; r++)
+            if ((k->regs[i] >> r & 1) && away_from(s, &s->reg[r], whole_id(v, k->id[i])) > KNOWN_AWAY)
+                return false;
+    return !k->r11 || (k->r11 <= KNOWN_IDS && s->reg[R11].meaning == M_DELTA_ID &&
+                       s->reg[R11].a == whole_id(v, k->id[k->r11 - 1]));
+}
+
+/* The same as a state to start from. */
+static void assume(struct verifier *v, struct state *s, const struct known *k, bool r11)
+{
+    for (unsigned i = 0; i < KNOWN_IDS; i++)
+        for (unsigned r = 0; r < 16; r++)
+            if (k->regs[i] >> r & 1)
+                learn(s, s->reg[r].vn, 0, whole_id(v, k->id[i]), KNOWN_AWAY);
+    if (r11 && k->r11 && k->r11 <= KNOWN_IDS) {
+        s->reg[R11].meaning = M_DELTA_ID;
+        s->reg[R11].a = whole_id(v, k->id[k->r11 - 1]);
+    }
+}
+
+/* May code with this state go to that place of another block, or of this one again? */
+static bool entrance(struct verifier *v, const struct state *s, const struct tb *tb, uint64_t to)
+{
+    struct known k = tb->known;
+    if (to == tb->entry || to == tb->entry_ind)
+        return true;
+    if ((to != tb->entry_known && to != tb->entry_load) || ((tb->key ^ v->tb->key) & KEY_USER))
+        return false;
+    if (to != tb->entry_known)
+        k.r11 = 0;
+    return holds(v, s, &k) || reject(v, "comes in behind checks that it cannot do without");
+}
+
+/* An access by an address and the delta of a window that has been checked to be its: it has faulted, or
+ * was in that window. */
+static void proves(struct state *s, const struct state *before, const cs_x86_op *op)
+{
+    unsigned reg[2], width;
+    if (op->mem.segment != X86_REG_INVALID || op->mem.scale != 1 ||
+        !gpr_of(op->mem.base, &reg[0], &width) || !gpr_of(op->mem.index, &reg[1], &width))
+        return;
+    for (unsigned i = 0; i < 2; i++) {
+        const struct value *x = &before->reg[reg[i]], *d = &before->reg[reg[!i]];
+        int64_t disp = op->mem.disp;
+        if (d->meaning == M_DELTA_ID && delta_reaches(before, x->vn, x->drift, d, disp, disp))
+            learn(s, x->vn, x->drift, (uint32_t)d->a, disp < 0 ? -disp : disp);
+    }
+}
+
 /* The state on the edge of a conditional jump where the condition does not hold. */
 static void not_taken(struct state *s, unsigned id)
 {
@@ -935,10 +1031,16 @@ static void not_taken(struct state *s, unsigned id)
                 s->reg[r].b = s->cmp_imm;
             }
     } else if (id == X86_INS_JNE && s->cmp == CMP_ID) {
-        unsigned i = fact_slot(s);
-        s->fact[i].vn = s->cmp_vn;
-        s->fact[i].drift = s->cmp_drift;
-        s->fact[i].id = (uint32_t)s->cmp_imm;
+        learn(s, s->cmp_vn, s->cmp_drift, (uint32_t)s->cmp_imm, 0);
+    } else if (id == X86_INS_JNE && s->cmp == CMP_SIGNED) {
+        for (unsigned r = 0; r < 16; r++)
+            if (s->reg[r].vn == s->cmp_vn && s->reg[r].drift == s->cmp_drift &&
+                (s->reg[r].meaning == M_NONE || s->reg[r].meaning == M_NEAR ||
+                 s->reg[r].meaning == M_CONST))
+                s->reg[r] = (struct value){.vn = s->cmp_vn,
+                                           .drift = s->cmp_drift,
+                                           .narrow = s->reg[r].narrow,
+                                           .meaning = M_SIGNED};
     }
 }
 
@@ -976,16 +1078,20 @@ static bool check_jump(struct verifier *v, const cs_insn *in, const struct state
     uint64_t to = (uint64_t)x->operands[0].imm;
     struct state out = *s;
     out.cmp = CMP_NONE;
-    if ((!boundary(v, to) || to == v->tb->entry) && !is_stub(v, to) && !stack_intact(v, s, true))
+    bool again = to == v->tb->entry || to == v->tb->entry_load || to == v->tb->entry_known;
+    if ((!boundary(v, to) || again) && !is_stub(v, to) && !stack_intact(v, s, true))
         return reject(v, "leaves with a stack pointer that is not what it should be");
-    if (boundary(v, to))
+    if (again && to != v->tb->entry) {
+        if (!entrance(v, s, v->tb, to))
+            return false;
+    } else if (boundary(v, to))
         flow(v, (uint32_t)(to - v->tb->entry_ind), &out);
     else if (is_stub(v, to)) {
         if (!jump_to_stub(v, &out, to))
             return false;
     } else {
         struct tb *other = cache_find_pc(v->bt, to);
-        if (!other || (to != other->entry && to != other->entry_ind))
+        if (!other || !entrance(v, s, other, to))
             return reject(v, "jumps to no instruction, stub or block");
         if (!all_narrow(v, s))
             return false;
@@ -1481,7 +1587,24 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
             return false;
         set_drift(v, s, dst, s->reg[dst], in->id == X86_INS_INC ? 1 : -1);
         return true;
+    case X86_INS_MOVSXD:
+        if (!dreg || dw != 8 || !sreg || sw != 4)
+            return false;
+        {
+            struct value from = s->reg[src];
+            set_meaning(v, s, dst, M_SIGNED, 0);
+            s->reg[dst].of = from.vn;
+            s->reg[dst].of_drift = from.drift;
+        }
+        return true;
     case X86_INS_CMP:
+        if (dreg && dw == 8 && sreg && sw == 8 && s->reg[src].meaning == M_SIGNED &&
+            s->reg[src].of == s->reg[dst].vn && s->reg[src].of_drift == s->reg[dst].drift) {
+            s->cmp = CMP_SIGNED;
+            s->cmp_vn = s->reg[dst].vn;
+            s->cmp_drift = s->reg[dst].drift;
+            return true;
+        }
         if (!dreg || r->type != X86_OP_IMM)
             return false;
         if (dw == 8 && s->reg[dst].meaning == M_TLB_OFFSET && r->imm >= 0) {
@@ -1634,6 +1757,9 @@ static bool check_insn(struct verifier *v)
             x->operands[i].mem.index == X86_REG_INVALID && in->id != X86_INS_LEA &&
             in->id != X86_INS_NOP && x->operands[i].mem.segment != X86_REG_GS && !masked(in))
             stack_used(&s, x->operands[i].mem.disp);
+    for (unsigned i = 0; i < x->op_count && in->id != X86_INS_LEA && in->id != X86_INS_NOP; i++)
+        if (x->operands[i].type == X86_OP_MEM && !masked(in))
+            proves(&s, v->in[v->off], &x->operands[i]);
     if (v->failed)
         return false;
     if (!boundary(v, in->address + in->size))
@@ -1767,7 +1893,8 @@ static bool verify(struct bt_engine *bt, struct verify_kit *kit, const struct tb
         v.failed = true;
     } else if (!v.in || !v.order || !v.rank || !v.dirty || !v.done || !v.loop) {
         v.failed = true;
-    } else if (!boundary(&v, tb->entry) || (tb->side_door && !boundary(&v, tb->side_door))) {
+    } else if (!boundary(&v, tb->entry) || (tb->side_door && !boundary(&v, tb->side_door)) ||
+               !boundary(&v, tb->entry_load) || !boundary(&v, tb->entry_known)) {
         reject(&v, "an entry is no instruction");
     } else if (!find_order(&v)) {
         v.failed = true;
@@ -1787,6 +1914,12 @@ static bool verify(struct bt_engine *bt, struct verify_kit *kit, const struct tb
         flow(&v, tb->entry - tb->entry_ind, &s);
         if (tb->side_door)
             flow(&v, tb->side_door - tb->entry_ind, &s);
+        if (tb->entry_known != tb->entry) {
+            assume(&v, &s, &tb->known, false);
+            flow(&v, tb->entry_load - tb->entry_ind, &s);
+            assume(&v, &s, &tb->known, true);
+            flow(&v, tb->entry_known - tb->entry_ind, &s);
+        }
         for (v.next = 0; !v.failed && v.next < v.n_order;) {
             uint32_t place = v.next++;
             if (!v.dirty[place])

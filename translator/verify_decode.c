@@ -297,10 +297,13 @@ int verify_implicit_writes(const cs_insn *in)
     enum { A = 1 << 0, C = 1 << 1, D = 1 << 2 };
     switch (in->id) {
     case X86_INS_IMUL:
-        return in->detail->x86.op_count > 1 ? 0 : A | D;
+        if (in->detail->x86.op_count > 1)
+            return 0;
+        /* fallthrough */
     case X86_INS_MUL:
     case X86_INS_DIV:
-    case X86_INS_IDIV:
+    case X86_INS_IDIV: /* those of bytes write AX */
+        return in->detail->x86.operands[0].size == 1 ? A : A | D;
     case X86_INS_CMPXCHG8B:
     case X86_INS_CMPXCHG16B:
     case X86_INS_RDTSC:

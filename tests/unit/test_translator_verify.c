@@ -103,6 +103,34 @@ static const uint8_t masks[] = {
     0x31, 0xc0,                   /* xor eax, eax     */
 };
 
+/* A loop whose checks are made once, with an index that is no more than 32 bits by a check. */
+static const uint8_t loop[] = {
+    0x31, 0xd2,                         /* xor edx, edx        */
+    0x0f, 0x1f, 0x40, 0x00,             /* 1: nop              */
+    0x48, 0x8b, 0x04, 0xd3,             /* mov rax, [rbx+rdx*8] */
+    0x48, 0x89, 0x04, 0xd6,             /* mov [rsi+rdx*8], rax */
+    0x48, 0x8b, 0x07,                   /* mov rax, [rdi]      */
+    0x48, 0x83, 0xc7, 0x08,             /* add rdi, 8          */
+    0x48, 0xff, 0xc2,                   /* inc rdx             */
+    0x48, 0x83, 0xfa, 0x08,             /* cmp rdx, 8          */
+    0x75, 0xe8,                         /* jne 1b              */
+};
+
+/* What is known of RDX is known behind operations of bytes, which leave it alone. */
+static const uint8_t bytes[] = {
+    0x48, 0x89, 0xda,             /* mov rdx, rbx  */
+    0x31, 0xc0,                   /* xor eax, eax  */
+    0x80, 0x22, 0x00,             /* and byte [rdx], 0 */
+    0xf6, 0x22,                   /* mul byte [rdx]  */
+    0xf6, 0x2a,                   /* imul byte [rdx] */
+    0xfe, 0x02,                   /* inc byte [rdx]  */
+    0xf6, 0x32,                   /* div byte [rdx]  */
+    0xf6, 0x3a,                   /* idiv byte [rdx] */
+    0x85, 0xc0,                   /* test eax, eax */
+    0x74, 0x01,                   /* je +1         */
+    0x90,
+};
+
 /* String instructions, with one operand and with two. */
 static const uint8_t strings[] = {
     0x31, 0xc0,                   /* xor eax, eax  */
@@ -197,6 +225,10 @@ static void setup(unsigned mode)
         run(3, masks, sizeof masks);
     for (unsigned i = 0; i < 3; i++)
         run(3, strings, sizeof strings);
+    for (unsigned i = 0; i < 3; i++)
+        run(3, loop, sizeof loop);
+    for (unsigned i = 0; i < 3; i++)
+        run(3, bytes, sizeof bytes);
     for (unsigned cpl = 0; cpl <= 3; cpl += 3)
         for (unsigned i = 0; i < 3; i++)
             run(cpl, stack, sizeof stack);
@@ -503,6 +535,56 @@ static void damage_all(unsigned mode, const struct damage *l, unsigned n)
     each_block(apply);
     for (unsigned i = 0; i < n; i++)
         cr_expect_gt(applied_to[i], 0, "%s: no place for it was found", l[i].what);
+    diff_guest_stop(&guest);
+}
+
+/* -- What links hand on (ahead.c) ------------------------------------------------------------------- */
+
+static const struct tb *demanding;
+static unsigned n_claims, n_entered;
+
+static void find_demanding(const struct tb *tb, uint8_t *copy, uint32_t size)
+{
+    if (tb->entry_known != tb->entry)
+        demanding = tb;
+}
+
+/* A link that claims to know one register more; one that comes in behind checks it cannot do without. */
+static void know_too_much(const struct tb *tb, uint8_t *copy, uint32_t size)
+{
+    for (unsigned i = 0; i < tb->n_out; i++) {
+        struct link *l = &tb->out[i];
+        struct known keep = l->known;
+        for (unsigned r = 0; r < 16 && !l->to; r++) {
+            if ((keep.regs[0] | keep.regs[1]) >> r & 1)
+                continue;
+            l->known.regs[1] |= (uint16_t)(1u << r);
+            l->known.id[1] = 0x77;
+            cr_expect_not(bt_verify_bytes(engine(), tb, copy, true),
+                          "register %u of a link of %#llx", r, (unsigned long long)tb->gva);
+            l->known = keep;
+            n_claims++;
+        }
+        if (!demanding || ahead_entrance(l, demanding) != demanding->entry || l->to)
+            continue;
+        uint32_t at = l->patch_x - tb->entry_ind, rel = demanding->entry_known - (l->patch_x + 4), old;
+        memcpy(&old, copy + at, 4);
+        memcpy(copy + at, &rel, 4);
+        cr_expect_not(bt_verify_bytes(engine(), tb, copy, true), "a link of %#llx",
+                      (unsigned long long)tb->gva);
+        memcpy(copy + at, &old, 4);
+        n_entered++;
+    }
+}
+
+Test(translator_verify, refuses_links_that_know_too_much)
+{
+    setup(MEM_WINDOW);
+    each_block(find_demanding);
+    each_block(know_too_much);
+    cr_expect(demanding);
+    cr_expect_gt(n_claims, 0);
+    cr_expect_gt(n_entered, 0);
     diff_guest_stop(&guest);
 }
 
