@@ -89,7 +89,7 @@ enum side_kind {
     SIDE_XSAVE,    /* as INSIDE, and guest RAX/RDX wait in bt.xsave_rax/rdx                   */
     SIDE_PLAIN_RSP, /* as INSIDE, and RSP is the guest's plain value                          */
     /* As BOUNDARY, at a string instruction on host addresses: what they are more than the guest's is in
-     * R11, and if both are, for RSI in R10. */
+     * R11, and if both are, for RSI in R10; in 16- and 32-bit code in R11 for both. */
     SIDE_STRING_BOTH = 8,
     SIDE_STRING_RSI,
     SIDE_STRING_RDI,

@@ -896,7 +896,7 @@ static bool sum_by_flat_base(const struct xlate *x, const struct insn *in, const
            !(x->bt->cfg.chaos && (x->cur_rip & 2));
 }
 
-static void load_flat_base(struct xlate *x)
+void lower_load_flat_base(struct xlate *x)
 {
     if (x->r11_id != R11_FLAT)
         e_load_gs(&x->e, R11, VCPU_OFF(bt.flat_base));
@@ -921,12 +921,12 @@ static bool lower_flat(struct xlate *x, const struct insn *in, const struct insn
         a.scratch = R10;
         a.ref = (struct memref){m->base, m->index, disp, m->scale, true};
         if (by_flat_base(x, in, m, disp)) {
-            load_flat_base(x);
+            lower_load_flat_base(x);
             a.ref = m->index == REG_NONE
                         ? (struct memref){.base = m->base, .index = R11, .disp = disp}
                         : (struct memref){R11, m->index, disp, m->scale, false};
         } else if (sum_by_flat_base(x, in, m, disp, &a, body)) {
-            load_flat_base(x);
+            lower_load_flat_base(x);
             e_lea(&x->e, R10, m->base, R11, 1, 0);
             a.ref = (struct memref){R10, m->index, disp, m->scale, false};
         }

@@ -184,6 +184,9 @@ enum string_form lower_string(struct xlate *x, const struct insn *in);
  * guest's own operand at the GS base, which needs no register? */
 bool lower_plain_flat(const struct xlate *x, unsigned seg);
 
+/* R11 = base of the flat window; 16- and 32-bit code only. */
+void lower_load_flat_base(struct xlate *x);
+
 /* After an instruction has been emitted: what it did to the registers (guesses and facts). */
 void lower_track(struct xlate *x, const struct insn *in);
 

@@ -118,8 +118,15 @@ static bool in_stubs(const struct bt_engine *bt, uint64_t pc)
 }
 
 /* At a string instruction on host addresses: the guest's. */
-static void string_registers(const struct side_entry *se, greg_t *g)
+static void string_registers(const struct tb *tb, const struct side_entry *se, greg_t *g)
 {
+    if (tb->key & KEY_LEGACY) {
+        if (se->kind != SIDE_STRING_RDI)
+            g[REG_RSI] = (uint32_t)(g[REG_RSI] - g[REG_R11]);
+        if (se->kind != SIDE_STRING_RSI)
+            g[REG_RDI] = (uint32_t)(g[REG_RDI] - g[REG_R11]);
+        return;
+    }
     if (se->kind != SIDE_STRING_RDI)
         g[REG_RSI] -= g[se->kind == SIDE_STRING_BOTH ? REG_R10 : REG_R11];
     if (se->kind != SIDE_STRING_RSI)
@@ -154,7 +161,7 @@ static bool leave_here(struct vcpu *v, ucontext_t *uc, const struct tb *tb, uint
     if (!exact && !(back && !on_copy(v, g) && boundary_behind(v->engine->bt, tb, se, pc)))
         return false;
     if (string)
-        string_registers(se, g);
+        string_registers(tb, se, g);
     v->rip = bt_offset(v, side_gva(tb, se));
     leave(v, uc, EXIT_ASYNC);
     return true;
@@ -260,7 +267,7 @@ static void on_fault(int sig, siginfo_t *si, void *ctx)
     else if (se->kind >= SIDE_SPILL)
         g[greg_of[se->kind - SIDE_SPILL]] = (greg_t)v->scratch[SCR_SPILL];
     if (side_is_string(se->kind))
-        string_registers(se, g);
+        string_registers(tb, se, g);
     if (se->kind == SIDE_XSAVE) {
         g[REG_RAX] = (greg_t)v->bt.xsave_rax;
         g[REG_RDX] = (greg_t)v->bt.xsave_rdx;

@@ -22,6 +22,20 @@
  * leaves the registers at the next one.  The side table says which of them hold host addresses then
  * (SIDE_STRING), and signals.c subtracts the deltas, which are still in R10 and R11.  A fault is
  * then dealt with as that of any access, and the instruction goes on with what is left.
+ *
+ * 16- and 32-bit code has one window, of 4 GiB (flat_windows.c), so R11 is its base for both
+ * operands, and what comes off again is cut to 32 bits:
+ *
+ *     mov   r11, gs:[flat_base]
+ *     lea   rsi, [rsi + r11]
+ *     lea   rdi, [rdi + r11]
+ *     rep movsd
+ *     not   r11
+ *     lea   esi, [rsi + r11 + 1]
+ *     lea   edi, [rdi + r11 + 1]
+ *
+ * There is nothing above the window, and nothing for a megabyte below it: a run that would wrap
+ * faults there and goes on in C.  RCX is ECX, whose upper half is 0.
  */
 #include "translator/lower.h"
 
@@ -43,7 +57,13 @@ bool string_for_windows(uint32_t key, const struct insn *in)
     case OP_STOS:
     case OP_LODS:
     case OP_SCAS:
-        return !(key & (KEY_LEGACY | KEY_ONE_INSN | KEY_SLOW_MEM)) && in->addr_size == 8 &&
+        if (key & (KEY_ONE_INSN | KEY_SLOW_MEM))
+            return false;
+        if (key & KEY_LEGACY)
+            return in->addr_size == 4 &&
+                   (!reads_source(in) || key_seg_class(key, in->mem.seg) == SEG_FLAT) &&
+                   (!has_destination(in) || key_seg_class(key, SEG_ES) == SEG_FLAT);
+        return in->addr_size == 8 &&
                !(reads_source(in) && (in->mem.seg == SEG_FS || in->mem.seg == SEG_GS));
     default:
         return false;
@@ -76,6 +96,30 @@ static void e_string(struct emitter *e, const struct insn *in)
     e8(e, in->opcode);
 }
 
+static unsigned side_kind_of(bool src, bool dst)
+{
+    return src && dst ? SIDE_STRING_BOTH : src ? SIDE_STRING_RSI : SIDE_STRING_RDI;
+}
+
+static void string_in_flat_window(struct xlate *x, const struct insn *in, bool src, bool dst)
+{
+    struct emitter *e = &x->e;
+    lower_load_flat_base(x);
+    if (src)
+        e_lea(e, RSI, RSI, R11, 1, 0);
+    if (dst)
+        e_lea(e, RDI, RDI, R11, 1, 0);
+    side_mark(x, side_kind_of(src, dst));
+    e_string(e, in);
+    side_mark(x, SIDE_INSIDE);
+    e_not(e, R11);
+    x->r11_id = 0;
+    if (src)
+        e_lea32(e, RSI, RSI, R11, 1, 1);
+    if (dst)
+        e_lea32(e, RDI, RDI, R11, 1, 1);
+}
+
 enum string_form lower_string(struct xlate *x, const struct insn *in)
 {
     struct emitter *e = &x->e;
@@ -84,10 +128,15 @@ enum string_form lower_string(struct xlate *x, const struct insn *in)
         return STRING_IN_C;
     if (!x->window)
         return x->hot ? STRING_IN_C : STRING_COUNTED;
-    if ((src && !may_have_window(x, RSI)) || (dst && !may_have_window(x, RDI)))
+    if (is_legacy(x) ? x->tb->table_form >> x->index & 1 /* it has wrapped */
+                     : (src && !may_have_window(x, RSI)) || (dst && !may_have_window(x, RDI)))
         return STRING_IN_C;
     if (lower_soft_site(x))
         return STRING_RETRIED;
+    if (is_legacy(x)) {
+        string_in_flat_window(x, in, src, dst);
+        return STRING_INLINE;
+    }
     if (src)
         lower_delta(x, RSI);
     if (src && dst)
@@ -99,7 +148,7 @@ enum string_form lower_string(struct xlate *x, const struct insn *in)
         e_lea(e, RSI, RSI, of_src, 1, 0);
     if (dst)
         e_lea(e, RDI, RDI, R11, 1, 0);
-    side_mark(x, src && dst ? SIDE_STRING_BOTH : src ? SIDE_STRING_RSI : SIDE_STRING_RDI);
+    side_mark(x, side_kind_of(src, dst));
     e_string(e, in);
     side_mark(x, SIDE_INSIDE);
     if (src && dst)

@@ -1479,17 +1479,30 @@ static void rule_mov_from_seg(struct xlate *x, const struct insn *in)
 
 /* -- String instructions -------------------------------------------------------------------------- */
 
+/* Any other instruction is a callout. */
+static void rule_string(struct xlate *x, const struct insn *in)
+{
+    enum string_form form = lower_string(x, in);
+    if (form == STRING_INLINE)
+        return;
+    struct callout *c = emit_callout(x, in, true);
+    if (c && form != STRING_IN_C)
+        c->heat = form == STRING_COUNTED ? x->heat : STRING_RETRY;
+}
+
 /* More elements than this are better done by the host's own REP, which takes time to get going. */
 #define SHORT_REP 24
 
 /*
  * A short REP MOVS or REP STOS of 16- or 32-bit code with flat segments: a loop over the elements, each
  * of which is complete in itself, as that of a repeated instruction is.  The flags are not its
- * business, so it counts by LEA and JECXZ.  Longer ones, and DF = 1, go to C; false: so does all of it.
+ * business, so it counts by LEA and JECXZ.  Longer ones, and DF = 1, are left to the host's own instruction,
+ * or to C; false: so is all of it.
  */
-static bool rule_short_rep(struct xlate *x, const struct insn *in)
+static bool rule_short_rep(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct emitter *e = &x->e;
+    bool live = live_at(x, i);
     bool movs = in->op == OP_MOVS;
     unsigned size = in->op_size, reg = movs ? R11 : RAX;
     struct memref src = {.base = RSI, .index = KEEP, .flat = true};
@@ -1501,13 +1514,15 @@ static bool rule_short_rep(struct xlate *x, const struct insn *in)
         (movs && key_seg_class(x->key, in->mem.seg) != SEG_FLAT) || lower_soft_site(x))
         return false;
     flags_to_r10(e);
-    lower_save_flags(e);
+    if (live)
+        lower_save_flags(e);
     e_bytes(e, (const uint8_t[]){0x41, 0xf7, 0xc2}, 3); /* test r10d, DF */
     e32(e, FL_DF);
     uint8_t *down = e_jcc_fwd(e, CC_NE);
     e_bytes(e, (const uint8_t[]){0x83, 0xf9, SHORT_REP}, 3); /* cmp ecx */
     uint8_t *many = e_jcc_fwd(e, CC_A);
-    lower_restore_flags(e);
+    if (live)
+        lower_restore_flags(e);
 
     uint64_t next = emit_here(e);
     side_mark(x, SIDE_ELEMENT);
@@ -1531,8 +1546,9 @@ static bool rule_short_rep(struct xlate *x, const struct insn *in)
 
     e_fix_here(e, down);
     e_fix_here(e, many);
-    lower_restore_flags(e);
-    emit_callout(x, in, true);
+    if (live)
+        lower_restore_flags(e);
+    rule_string(x, in);
     if (!e->overflow) {
         if (e->p - rel8 - 1 > 127)
             x->failed = true;
@@ -1555,17 +1571,6 @@ static void rule_cpuid(struct xlate *x, const struct insn *in)
     emit_callout(x, in, true);
     if (inl)
         e_fix_here(e, done);
-}
-
-/* In 64-bit code; any other instruction is a callout. */
-static void rule_string(struct xlate *x, const struct insn *in)
-{
-    enum string_form form = lower_string(x, in);
-    if (form == STRING_INLINE)
-        return;
-    struct callout *c = emit_callout(x, in, true);
-    if (c && form != STRING_IN_C)
-        c->heat = form == STRING_COUNTED ? x->heat : STRING_RETRY;
 }
 
 /* -- Branch rules --------------------------------------------------------------------------------- */
@@ -1794,7 +1799,7 @@ static void emit_insn(struct xlate *x, unsigned i)
     case RULE_CALLOUT:
         if (in->op == OP_CPUID)
             rule_cpuid(x, in);
-        else if (!rule_short_rep(x, in))
+        else if (!rule_short_rep(x, in, i))
             rule_string(x, in);
         return;
     case RULE_CALLOUT_END:

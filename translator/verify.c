@@ -659,6 +659,9 @@ static void keep_narrow(const struct verifier *v, const cs_insn *in, const struc
     }
     for (unsigned r = 0; r < 8 && !wide; r++)
         s->reg[r].narrow = before->reg[r].narrow;
+    unsigned n, width;
+    if (in->id == X86_INS_LEA && gpr_of(x->operands[0].reg, &n, &width) && width == 4)
+        s->reg[n].narrow = true;
 }
 
 static bool operand_of(struct verifier *v, const cs_x86_op *op, struct operand *o)
@@ -1239,6 +1242,12 @@ static bool is_swept(const struct state *s, unsigned reg)
            s->reg[n].a == 0;
 }
 
+static bool same_register(unsigned a, unsigned b)
+{
+    unsigned n, m, width;
+    return a != X86_REG_INVALID && gpr_of(a, &n, &width) && gpr_of(b, &m, &width) && n == m;
+}
+
 static bool uses_swept(struct verifier *v, const cs_insn *in, const struct state *s)
 {
     const cs_x86 *x = &in->detail->x86;
@@ -1246,12 +1255,14 @@ static bool uses_swept(struct verifier *v, const cs_insn *in, const struct state
         const cs_x86_op *op = &x->operands[i];
         struct operand o;
         if (op->type == X86_OP_REG && is_swept(s, op->reg) &&
-            !(in->id == X86_INS_LEA && i == 0 && x->op_count == 2 && x->operands[1].mem.base == op->reg))
+            !(in->id == X86_INS_LEA && i == 0 && x->op_count == 2 &&
+              same_register(x->operands[1].mem.base, op->reg)))
             return true;
         if (op->type != X86_OP_MEM || (!is_swept(s, op->mem.base) && !is_swept(s, op->mem.index)))
             continue;
         unsigned dst, width;
-        if (in->id != X86_INS_LEA || !gpr_of(x->operands[0].reg, &dst, &width) || width != 8 ||
+        if (in->id != X86_INS_LEA || !gpr_of(x->operands[0].reg, &dst, &width) ||
+            width != (v->tb->key & KEY_LEGACY ? 4 : 8) ||
             !operand_of(v, op, &o) || !string_restored(s, dst, op, &o))
             return true;
     }
@@ -1270,11 +1281,12 @@ static bool check_string(struct verifier *v, const cs_insn *in, struct state *s,
     unsigned kind = str->src && str->dst ? SIDE_STRING_BOTH
                     : str->src           ? SIDE_STRING_RSI
                                          : SIDE_STRING_RDI;
-    if (in->detail->x86.addr_size != 8 || !v->tb->window || (v->tb->key & KEY_LEGACY))
+    bool legacy = v->tb->key & KEY_LEGACY, narrow[2] = {s->reg[RAX].narrow, s->reg[RCX].narrow};
+    if (in->detail->x86.addr_size != 8 || !v->tb->window || (legacy && str->wide))
         return reject(v, "a string instruction in a block that cannot have it");
     if (!se || side_host(v->tb, se) != in->address || se->kind != kind)
         return reject(v, "a string instruction that the side table does not know");
-    if (str->src && !has_delta_of(&s->reg[RSI], &s->reg[str->dst ? R10 : R11]))
+    if (str->src && !has_delta_of(&s->reg[RSI], &s->reg[str->dst && !legacy ? R10 : R11]))
         return reject(v, "a string instruction without a check of RSI");
     if (str->dst && (!has_delta_of(&s->reg[RDI], &s->reg[R11]) || (str->writes && !s->reg[RDI].b)))
         return reject(v, "a string instruction without a check of RDI");
@@ -1288,6 +1300,8 @@ static bool check_string(struct verifier *v, const cs_insn *in, struct state *s,
         forget(v, s, RCX);
     if (str->accumulator)
         forget(v, s, RAX);
+    s->reg[RAX].narrow = legacy && narrow[0]; /* it has counted down, or got less than 64 bits */
+    s->reg[RCX].narrow = legacy && narrow[1];
     return true;
 }
 
@@ -1470,6 +1484,13 @@ static bool known_effect(struct verifier *v, const cs_insn *in, struct state *s)
         } else if (o.base >= 0 && o.index == R11 && dst == R10 && !r->mem.disp && r->mem.scale == 1 &&
                    s->reg[o.base].narrow && s->reg[R11].meaning == M_FLAT && !s->reg[R11].drift) {
             set_meaning(v, s, R10, M_FLAT_SUM, 0);
+        } else if (o.base >= 0 && o.index == R11 && dst == (unsigned)o.base && (dst == RSI || dst == RDI) &&
+                   !r->mem.disp && r->mem.scale == 1 && s->reg[dst].narrow &&
+                   s->reg[R11].meaning == M_FLAT && !s->reg[R11].drift) {
+            uint32_t base = s->reg[R11].vn; /* as string instructions need it */
+            set_meaning(v, s, dst, M_HVA, 512);
+            s->reg[dst].b = 1;
+            s->reg[dst].of = base;
         } else if (o.base >= 0 && o.index == R11 && dst == R10 && o.base != R10 && !r->mem.disp &&
                    r->mem.scale == 1 &&
                    away_from_window(s, &s->reg[o.base], &s->reg[R11]) <= REACH) {

@@ -117,6 +117,7 @@ bool verify_string(const cs_insn *in, struct verify_string *out)
     unsigned i = 0;
     *out = (struct verify_string){.repeat = b[0] == 0xf2 || b[0] == 0xf3};
     i += out->repeat;
+    out->wide = b[i] == 0x48;
     i += b[i] == 0x66 || b[i] == 0x48;
     if (in->size != i + 1)
         return false;

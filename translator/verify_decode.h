@@ -50,6 +50,7 @@ struct verify_string {
     bool src, dst;   /* [rsi], [rdi]              */
     bool writes;     /* to [rdi]                  */
     bool repeat;
+    bool wide;       /* of eight bytes           */
     bool accumulator; /* LODS writes RAX          */
 };
 bool verify_string(const cs_insn *in, struct verify_string *out);

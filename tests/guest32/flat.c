@@ -74,6 +74,65 @@ TEST(flat, wraps_sometimes)
     }
 }
 
+/* String instructions that look for something, both ways, in code that is hot. */
+TEST(flat, strings)
+{
+    EACH_MODE(m, FLAT)
+    {
+        for (u32 down = 0; down < 2; down++) {
+            struct regs r = regs_for(m);
+            u32 first = down ? 0x7ff : 0, sign = down ? (u32)-1 : 1;
+            fill();
+            for (u32 i = 0; i < 0x800; i++)
+                *(u8 *)(ES_BASE + i) = *(u8 *)(DS_BASE + i);
+            *(u8 *)(ES_BASE + first + sign * 300) ^= 1;
+            r.edx = RUNS;
+            r.ebx = DS_BASE + first;
+            r.ebp = ES_BASE + first;
+            r.edi = 0;
+            if (down)
+                r.eflags |= F_DF;
+            if (!done(&r, SNIP32("1: mov %%ebx, %%esi\n\tpush %%edi\n\tmov %%ebp, %%edi\n\t"
+                                 "mov $400, %%ecx\n\trepe cmpsb\n\tpop %%edi\n\t"
+                                 "lea (%%edi,%%ecx), %%edi\n\t" /* what is left of them */
+                                 "lodsb\n\tmovzbl %%al, %%eax\n\tlea (%%edi,%%eax), %%edi\n\t"
+                                 "mov %%ebp, %%esi\n\tmov $50, %%ecx\n\trep lodsb\n\t"
+                                 "push %%edi\n\tmov %%ebp, %%edi\n\tmov $100, %%ecx\n\t"
+                                 "repne scasb\n\tpop %%edi\n\tlea (%%edi,%%ecx), %%edi\n\t"
+                                 "dec %%edx\n\tjnz 1b\n\tcld")))
+                continue;
+            u32 n = 0;
+            u8 al = *(u8 *)(ES_BASE + first + sign * 49);
+            while (*(u8 *)(ES_BASE + first + sign * n++) != al)
+                ;
+            EQ(T.r.edi, RUNS * (99 + *(u8 *)(DS_BASE + first + sign * 301) + 100 - n));
+            EQ(T.r.ecx, 100 - n);
+            EQ(T.r.esi, r.ebp + sign * 50);
+        }
+    }
+}
+
+/* A run that wraps at 4 GiB, every other time. */
+TEST(flat, string_wraps)
+{
+    EACH_MODE(m, FLAT)
+    {
+        struct regs r = regs_for(m);
+        fill();
+        r.edx = RUNS * 2;
+        r.ebx = DS_BASE;
+        r.ebp = (u32)-16;
+        r.edi = 0;
+        if (!done(&r, SNIP32("1: mov %%ebx, %%esi\n\tmov $32, %%ecx\n\txor %%eax, %%eax\n\t"
+                             "rep lodsb\n\tadd %%eax, %%edi\n\tadd %%esi, %%edi\n\t"
+                             "xchg %%ebx, %%ebp\n\tdec %%edx\n\tjnz 1b")))
+            continue;
+        u32 low = *(volatile u8 *)(*(volatile u32 *)&r.edi + 15);
+        EQ(T.r.edi, RUNS * (DS_BASE + 32 + *(u8 *)(DS_BASE + 31) + 16 + low));
+        EQ(T.r.ecx, 0);
+    }
+}
+
 TEST(flat, alike_targets)
 {
     /* 4 MiB apart: code there may share its place in tables that go by the lower bits. */
