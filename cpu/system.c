@@ -257,9 +257,12 @@ static enum cpu_result set_cr3(struct vcpu *v, uint64_t value)
         return gp0(v);
     if (pae_paging(v->cr0, v->cr4, v->efer) && load_pdptes(v, value))
         return CPU_EXCEPTION;
-    bool same = value == v->cr3;
-    v->cr3 = value;
-    if (!keep)
+    /* With another table than the PCID had before this is a flush, which is allowed: what is remembered of
+     * a PCID is always of one table, and INVLPG there finds it. */
+    uint64_t *last = &v->pcid_cr3[v->cr4 & CR4_PCIDE ? value & 0xfff : 0];
+    bool same = value == v->cr3, flush = !keep || *last != value;
+    v->cr3 = *last = value;
+    if (flush)
         mmu_flush_nonglobal(v);
     else if (!same)
         mmu_switch(v);

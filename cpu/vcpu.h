@@ -160,6 +160,18 @@ struct mmio_tlb_entry {
 enum { MMIO_TLB_WRITE = 1, MMIO_TLB_USER = 2 };
 
 /*
+ * Entries of the user's soft TLB that are put aside while another PCID is current (mmu/soft_tlb.c): the
+ * translations that a guest may expect to find again when it comes back without a flush.
+ */
+#define STLB_KEPT_SPACES 16u
+#define STLB_KEPT        16u
+struct stlb_kept {
+    uint32_t n;
+    uint16_t index[STLB_KEPT];
+    struct soft_tlb_entry entry[STLB_KEPT];
+};
+
+/*
  * Words of the binary translator that emitted code addresses relative to the GS base.  Owned by
  * translator/ (bt.h says how each is used); here only because there is one GS base.
  */
@@ -275,7 +287,12 @@ struct vcpu {
     /* -- Soft TLB: one for user mode, one for supervisor mode. ---------------------------------- */
     struct soft_tlb_entry stlb[2][STLB_SIZE] __attribute__((aligned(64)));
     struct soft_tlb_map stlb_map[2];
+    uint64_t stlb_cr3;                        /* whose translations they are */
+    uint64_t stlb_kept_cr3[STLB_KEPT_SPACES]; /* by PCID: whose those put aside are; ~0: nobody's */
+    struct stlb_kept stlb_kept[STLB_KEPT_SPACES];
     struct mmio_tlb_entry mmio_tlb[MMIO_TLB_SIZE];
+
+    uint64_t pcid_cr3[4096]; /* the value of CR3 that was loaded last with each PCID */
 
     /* Binary translator: host entry points by the low 16 bits of the guest address, one table for
      * user and one for supervisor code, and the copy that awkward accesses work on. */

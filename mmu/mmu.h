@@ -98,7 +98,8 @@ static inline bool mmu_canonical(uint64_t gva)
  * mmu_stlb_ac_cleared() evicts them and must be called whenever AC goes from 1 to 0, at any CPL.
  * C code at supervisor privilege under AC also goes by stlb[0], and what it touches once is entered there.
  * Entries hold the rights of the current CR0.WP, CR4.SMAP/SMEP/PGE and EFER.NXE: a change of one of
- * these needs mmu_flush_all().  They carry no PCID: every CR3 write flushes them.
+ * these needs mmu_flush_all().  They carry no PCID: every CR3 write flushes them, but for some of the user's
+ * that mmu_switch() finds again.
  */
 static inline uint64_t mmu_stlb_invalid_tag(unsigned index)
 {

@@ -10,6 +10,11 @@
  * Big pages are entered as the 4K pieces that were touched.  INVLPG must drop all pieces of the
  * page around an address (SDM vol. 3, 4.10.4.1), so slots of big pages are marked with their size,
  * and a Bloom filter over the big pages keeps the usual INVLPG of a 4K page from looking at them.
+ *
+ * The tables know nothing of PCIDs, so a change of CR3 drops what is not global.  Two processes that wake
+ * each other touch the same few pages again and again, and a walk for each would cost more than the rest of
+ * the switch: some of the user's entries are put aside, as a processor that tags them would have them still.
+ * There are never any of the PCID that is current, so INVLPG need not look at them.
  */
 #include "cpu/exception.h"
 #include "mmu/mmu.h"
@@ -209,6 +214,89 @@ int mmu_translate_near(struct vcpu *v, uint64_t gva, unsigned access, struct mmu
     return target;
 }
 
+/* -- Other PCIDs ------------------------------------------------------------------------------- */
+
+static unsigned pcid_of(const struct vcpu *v, uint64_t cr3)
+{
+    return v->cr4 & CR4_PCIDE ? cr3 & 0xfff : 0;
+}
+
+static void forget_kept(struct vcpu *v)
+{
+    for (unsigned i = 0; i < STLB_KEPT_SPACES; i++)
+        v->stlb_kept_cr3[i] = ~0ull;
+}
+
+static void forget_kept_pcid(struct vcpu *v, unsigned pcid)
+{
+    uint64_t *cr3 = &v->stlb_kept_cr3[pcid % STLB_KEPT_SPACES];
+
+    if (pcid_of(v, *cr3) == pcid)
+        *cr3 = ~0ull;
+}
+
+/* Before what is not global is dropped. Without PCIDs, and within one, the new CR3 is a flush. */
+static void keep_user(struct vcpu *v)
+{
+    const struct soft_tlb_map *map = &v->stlb_map[0];
+    struct stlb_kept *k = NULL;
+
+    if (pcid_of(v, v->stlb_cr3) == pcid_of(v, v->cr3))
+        return;
+    for (unsigned word = 0; word < MAP_WORDS; word++)
+        for (uint64_t bits = map->filled[word] & ~map->global[word]; bits; bits &= bits - 1) {
+            if (!k) {
+                unsigned i = pcid_of(v, v->stlb_cr3) % STLB_KEPT_SPACES;
+                v->stlb_kept_cr3[i] = v->stlb_cr3;
+                k = &v->stlb_kept[i];
+                k->n = 0;
+            }
+            if (k->n == STLB_KEPT)
+                return;
+            unsigned index = word * 64 + (unsigned)__builtin_ctzll(bits);
+            k->index[k->n] = (uint16_t)index;
+            k->entry[k->n++] = v->stlb[0][index];
+        }
+}
+
+static void bring_back(struct vcpu *v, const struct stlb_kept *k)
+{
+    struct soft_tlb_map *map = &v->stlb_map[0];
+    unsigned n = k->n;
+
+    for (unsigned i = 0; i < n; i++) {
+        unsigned index = k->index[i];
+        const struct soft_tlb_entry *e = &k->entry[i];
+        uint64_t bit = 1ull << (index & 63);
+        unsigned shift = e->info & STLB_1G   ? 30
+                         : e->info & STLB_4M ? 22
+                         : e->info & STLB_2M ? 21
+                                             : 0;
+        if (map->filled[index / 64] & bit) /* a global page has its place */
+            continue;
+        v->stlb[0][index] = *e;
+        map->filled[index / 64] |= bit;
+        if (e->info & STLB_USER)
+            map->user[index / 64] |= bit;
+        if (shift) {
+            map->big[index / 64] |= bit;
+            map->big_filter[half(e->rtag)] |= big_hash(e->rtag, shift);
+        }
+    }
+}
+
+/* After that, if the new PCID's translations are as they were when it was left. */
+static void return_user(struct vcpu *v)
+{
+    unsigned pcid = pcid_of(v, v->cr3);
+
+    if (v->stlb_kept_cr3[pcid % STLB_KEPT_SPACES] == v->cr3)
+        bring_back(v, &v->stlb_kept[pcid % STLB_KEPT_SPACES]);
+    forget_kept_pcid(v, pcid);
+}
+
+/* -- Flushes ------------------------------------------------------------------------------------ */
+
 /* Invalidates the slots whose bits are set in `which`, an array of MAP_WORDS words. */
 static void invalidate_set(struct vcpu *v, unsigned table, const uint64_t *which)
 {
@@ -219,6 +307,8 @@ static void invalidate_set(struct vcpu *v, unsigned table, const uint64_t *which
 
 void mmu_stlb_init(struct vcpu *v)
 {
+    forget_kept(v);
+    v->stlb_cr3 = v->cr3;
     drop_mmio(v);
     for (unsigned table = 0; table < 2; table++) {
         for (unsigned index = 0; index < STLB_SIZE; index++) {
@@ -231,6 +321,8 @@ void mmu_stlb_init(struct vcpu *v)
 
 void mmu_flush_all(struct vcpu *v)
 {
+    forget_kept(v);
+    v->stlb_cr3 = v->cr3;
     drop_mmio(v);
     for (unsigned table = 0; table < 2; table++) {
         invalidate_set(v, table, v->stlb_map[table].filled);
@@ -258,18 +350,25 @@ static void drop_nonglobal(struct vcpu *v)
 
 void mmu_flush_nonglobal(struct vcpu *v)
 {
+    keep_user(v);
     drop_nonglobal(v);
+    forget_kept_pcid(v, pcid_of(v, v->cr3));
+    v->stlb_cr3 = v->cr3;
     engine_on_mmu_flush(v, MMU_FLUSHED_NONGLOBAL, 0);
 }
 
 void mmu_switch(struct vcpu *v)
 {
-    drop_nonglobal(v); /* the soft TLB has no PCIDs */
+    keep_user(v);
+    drop_nonglobal(v);
+    return_user(v);
+    v->stlb_cr3 = v->cr3;
     engine_on_mmu_flush(v, MMU_SWITCHED, 0);
 }
 
 void mmu_flush_pcid(struct vcpu *v, uint64_t pcid)
 {
+    forget_kept_pcid(v, (unsigned)pcid);
     engine_on_mmu_flush(v, MMU_FLUSHED_PCID, pcid);
 }
 
@@ -319,6 +418,7 @@ void mmu_stlb_ac_cleared(struct vcpu *v)
 
 void mmu_stlb_protect_gpa(struct vcpu *v, uint64_t gpa)
 {
+    forget_kept(v);
     gpa &= ~(uint64_t)(GUEST_PAGE_SIZE - 1);
     for (unsigned table = 0; table < 2; table++)
         for (unsigned word = 0; word < MAP_WORDS; word++)
@@ -332,6 +432,7 @@ void mmu_stlb_protect_gpa(struct vcpu *v, uint64_t gpa)
 
 void mmu_stlb_drop_gpa(struct vcpu *v, uint64_t gpa, uint64_t len)
 {
+    forget_kept(v);
     drop_mmio(v);
     for (unsigned table = 0; table < 2; table++)
         for (unsigned word = 0; word < MAP_WORDS; word++)

@@ -22,6 +22,7 @@
 
 #include "mmu/host_syscall.h"
 #include "mmu/mmu.h"
+#include "mmu/walk.h"
 
 enum { BY_HVA, BY_GPA };
 
@@ -250,6 +251,7 @@ static void link_run(struct window_space *ws, uint64_t hva, uint64_t end, uint64
     for (unsigned tree = 0; tree < 2; tree++)
         ws->root[tree] = insert(ws, tree, ws->root[tree], n);
     ws->runs++;
+    ws->changes++;
     ws->adjacent += touching(ws, r->prev, n) + touching(ws, n, r->next);
     window_at(ws, hva)->runs++;
     if (window_vmas(ws) > ws->stats.vmas_peak)
@@ -262,6 +264,7 @@ static void unlink_run(struct window_space *ws, uint32_t n)
 
     ws->adjacent -= (uint32_t)(touching(ws, r->prev, n) + touching(ws, n, r->next));
     ws->runs--;
+    ws->changes++;
     window_at(ws, r->hva)->runs--;
     for (unsigned tree = 0; tree < 2; tree++)
         ws->root[tree] = remove_run(ws, tree, ws->root[tree], n);
@@ -326,6 +329,7 @@ static void record(struct window_space *ws, uint64_t hva, uint64_t end, uint64_t
 static void forget_everything(struct window_space *ws)
 {
     ws->root[BY_HVA] = ws->root[BY_GPA] = 0;
+    ws->changes++;
     ws->pool_free = ws->pool_used = 0;
     ws->runs = ws->adjacent = 0;
     for (unsigned i = 0; i < ws->count; i++)
@@ -851,6 +855,36 @@ static void change(struct window_space *ws, struct window *w, struct change *c,
     *c = (struct change){.kind = kind, .hva = hva, .end = end, .gpa = gpa, .flags = flags};
 }
 
+/*
+ * How many pages of a run from gva on, at most n, the guest's tables still have as the run says.  Only by what
+ * the prober has at hand, the last level's table, so 0 may also mean that it has to be asked: most flushes
+ * change no page, or one, of the hundreds that are mapped.
+ */
+static unsigned unchanged(const struct window_prober *p, uint64_t gva, uint64_t gpa, uint32_t flags,
+                          uint64_t n)
+{
+    const struct vcpu *v = p->vcpu;
+    bool user = !(gva >> 63), global = v->cr4 & CR4_PGE;
+    unsigned first = gva >> GUEST_PAGE_SHIFT & 511, i = 0;
+    uint64_t upper = p->near.all, all = PTE_A | (user ? PTE_US : 0) | (flags & RUN_WRITE ? PTE_RW : 0);
+    uint64_t want = PTE_P | all | (flags & RUN_WRITE ? PTE_D : 0) | (flags & RUN_GLOBAL ? PTE_G : 0);
+    uint64_t reserved = ((1ull << 52) - 1) & ~GUEST_PHYS_MASK;
+    uint64_t mask = PTE_ADDR | reserved | want | (global ? PTE_G : 0) | (user ? 0 : upper & PTE_US) |
+                    (v->efer & EFER_NX ? 0 : PTE_XD);
+
+    if (!p->near.table || p->near.region != gva >> 21 || (upper & all) != all ||
+        flags >> RUN_SHIFT != GUEST_PAGE_SHIFT || (!global && (flags & RUN_GLOBAL)) ||
+        !(v->efer & EFER_LMA) || /* other bits are reserved then */
+        atomic_load_explicit(&v->a20_off, memory_order_relaxed))
+        return 0;
+    if (n > 512 - first)
+        n = 512 - first;
+    while (i < n && (__atomic_load_n(&p->near.table[first + i], __ATOMIC_ACQUIRE) & mask) ==
+                        (want | (gpa + ((uint64_t)i << GUEST_PAGE_SHIFT))))
+        i++;
+    return i;
+}
+
 /* Compares [hva, end) of a run with the guest's tables. */
 static void revalidate(struct window_space *ws, struct window *w, const struct window_run *r,
                        uint64_t hva, uint64_t end, window_probe probe, void *opaque,
@@ -859,7 +893,16 @@ static void revalidate(struct window_space *ws, struct window *w, const struct w
     while (hva < end) {
         uint64_t gva = hva - w->delta, gpa = r->gpa + (hva - r->hva);
         struct window_pte pte;
+        unsigned same = probe != window_probe_near ? 0
+                                                   : unchanged(opaque, gva, gpa, r->flags,
+                                                               (end - hva) >> GUEST_PAGE_SHIFT);
 
+        if (same) {
+            apply(ws, w, c);
+            ws->stats.kept += same;
+            hva += (uint64_t)same << GUEST_PAGE_SHIFT;
+            continue;
+        }
         probe(opaque, gva, &pte);
         ws->stats.probes++;
         /* As far as this answer goes: the rest of the guest page. */
@@ -894,13 +937,13 @@ static void flush_range(struct window_space *ws, struct window *w, uint64_t hva,
                         bool keep_global, window_probe probe, void *opaque)
 {
     struct change c = {.kind = CHANGE_NONE};
+    uint32_t n = run_from(ws, hva);
 
-    /* By address, because changes (and the evictions they may cause) change the runs. */
     while (hva < end) {
-        uint32_t n = run_from(ws, hva);
         if (!n || run_at(ws, n)->hva >= end)
             break;
         struct window_run r = *run_at(ws, n);
+        uint64_t changes = ws->changes;
         uint64_t from = r.hva > hva ? r.hva : hva, to = r.end < end ? r.end : end;
         if (keep_global && (r.flags & RUN_GLOBAL))
             apply(ws, w, &c); /* what is dropped must not reach over it */
@@ -909,6 +952,8 @@ static void flush_range(struct window_space *ws, struct window *w, uint64_t hva,
         else
             change(ws, w, &c, CHANGE_UNMAP, from, to, 0, 0);
         hva = to;
+        /* By address, where changes (and the evictions they may cause) have changed the runs. */
+        n = ws->changes == changes ? r.next : run_from(ws, hva);
     }
     apply(ws, w, &c);
 }

@@ -116,6 +116,7 @@ struct window_space {
     uint32_t pool_size, pool_free, pool_used;
     uint32_t root[2];
     uint32_t runs, adjacent; /* mapped runs; pairs of them without a gap between                 */
+    uint64_t changes;        /* counts runs that came and went                                   */
     uint64_t seed;
 
     struct window_stats stats;

@@ -339,15 +339,19 @@ struct exec_tlb_entry {
 #define EXEC_TLB_SIZE 256u
 
 /* What has been learnt of an instruction's accesses, by its address. */
-/* The user half of the jump cache of an address space that is not current. */
+/* The user half of the jump cache of an address space that is not current. Of those whose PCIDs are the same
+ * modulo AS_RECORDS only one is remembered. */
 #define AS_RECORDS 16u
 #define AS_ENTRIES 1536u
 struct as_record {
-    uint64_t cr3, epoch, stamp, cs; /* stamp 0: free */
-    uint32_t key, n;
+    uint64_t cr3, epoch, cs;
+    uint32_t key, n; /* n 0: nothing */
     uint16_t idx[AS_ENTRIES];
     uint32_t host[AS_ENTRIES];
 };
+
+/* Entries of the delta tables that are put aside with an address space, if there are no more. */
+#define AS_DELTAS 32u
 
 /* An address space that is not current (young.c). */
 #define YOUNG_SPACES 64u
@@ -460,9 +464,11 @@ struct engine_vcpu {
     uint64_t exec_pages[2][1024];
     uint16_t exec_words[64]; /* words of exec_pages that are not 0 */
     unsigned n_exec_words;   /* more than there is room for: any may be */
-    struct as_record as[AS_RECORDS];
-    uint64_t as_clock;
+    struct as_record as[AS_RECORDS]; /* by PCID */
     uint64_t jc_cr3; /* address space of the user half */
+    /* The user half's entries are those of its record, or fewer, and none of them has gone back to the
+     * miss stub since that was made. */
+    bool jc_saved;
     struct { /* young.c */
         bool now;       /* the current address space is young */
         uint64_t until; /* TSC                                */
@@ -505,6 +511,11 @@ struct engine_vcpu {
     uint64_t null_base;       /* 512 GiB that nothing is ever mapped into, guards around        */
     uint16_t ids[64];         /* table entries in use                                           */
     unsigned n_ids;
+    struct { /* what the tables said in address spaces that are not current (windows.c)         */
+        uint64_t cr3; /* ~0: free */
+        uint64_t delta[AS_DELTAS];
+    } as_deltas[AS_RECORDS], *deltas_now; /* by PCID; those in the tables now, or NULL */
+    unsigned deltas_used;
     bool stale[WINDOW_MAX];   /* flushed while not current: revalidate before use               */
     bool nonglobal[WINDOW_MAX]; /* holds pages that are not global                              */
     struct { /* flat_windows.c */

@@ -203,6 +203,13 @@ int exec_translate(struct vcpu *v, uint64_t gva, uint64_t *gpa)
     return 0;
 }
 
+/* Does exec_translate() know the page without a walk? */
+static bool exec_page_known(const struct vcpu *v, uint64_t gva)
+{
+    return v->engine->exec_tlb[(gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)].gva_page ==
+           ((gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) | (v->cpl == 3));
+}
+
 /* A filter: pages with jump-cache entries, by half of the address space. */
 static uint64_t *exec_page_word(struct vcpu *v, uint64_t gva, uint64_t *bit)
 {
@@ -264,6 +271,8 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
             jump_cache_flush_page(v, page);
         return;
     }
+    uint32_t user_key = ev->key_seen[0];
+    bool young = ev->young.now;
     young_switch(v, kind != MMU_SWITCHED);
     bool all = kind == MMU_FLUSHED_ALL;
     for (unsigned i = 0; all && i < EXEC_TLB_SIZE; i++)
@@ -281,7 +290,8 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
     } else {
         jump_cache_switch(v, kind == MMU_FLUSHED_NONGLOBAL);
     }
-    system_calls_update(v);
+    if (all || ev->key_seen[0] != user_key || ev->young.now != young) /* else what it has found holds */
+        system_calls_update(v);
 }
 
 /* Checks a block, if that is asked for. A refused one ends the run: it is a bug of ours. */
@@ -628,15 +638,16 @@ uint64_t bt_lookup(struct vcpu *v)
 {
     struct engine_vcpu *ev = v->engine;
     struct bt_engine *bt = ev->bt;
-    uint64_t gva = v->bt.r10, page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
-    struct exec_tlb_entry *x = &ev->exec_tlb[(gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
+    uint64_t gva = v->bt.r10, gpa;
     v->rip = bt_offset(v, gva);
     if (v->exit_request || cpu_event_due(v) || (bt->cfg.trace_mask & TRACE_ENTER) || bt->cfg.chaos || ev->watch ||
-        (v->dr[7] & DR7_ENABLES) || x->gva_page != (page | (v->cpl == 3)) || young_over(v))
+        (v->dr[7] & DR7_ENABLES) || young_over(v))
         return 1;
-    uint64_t gpa = (x->gpa_page & ~1ull) | (gva & (GUEST_PAGE_SIZE - 1));
     uint32_t key = bt_current_key(v);
     if (!key_is_seen(v, key))
+        return 1;
+    /* A fault is for the dispatcher to find again; outside 64-bit mode CS's limit comes first. */
+    if ((!vcpu_long64(v) && !exec_page_known(v, gva)) || exec_translate(v, gva, &gpa) < 0)
         return 1;
     bt_lock(bt);
     struct tb *tb = cache_lookup(bt, gva, gpa, key, bt_current_cs(v));

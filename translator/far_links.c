@@ -41,14 +41,19 @@ struct far_page {
     bool listed;   /* in far_links.opened */
 };
 
-/* An address space and the pages known of it, so that forgetting it touches no others. */
-struct far_space {
+/* An address space and the pages known of it, so that forgetting it touches no others.  Which one it is
+ * stands apart from the list: every change of CR3 looks for it. */
+struct far_owner {
     uint64_t cr3, stamp; /* stamp 0: not in use */
+};
+struct far_space {
     uint32_t n;
     uint16_t page[AS_LIST];
 };
 
 struct far_links {
+    struct far_owner owner[AS_GLOBAL];
+    uint8_t hint[16]; /* where an address space was found last */
     struct far_space space[AS_GLOBAL + 1];
     struct far_page page[FAR_PAGES + 1];
     uint16_t bucket[FAR_BUCKETS];
@@ -167,7 +172,7 @@ static uint32_t spaces_of(const struct vcpu *v, const struct far_links *f, unsig
 {
     uint32_t mask = 0;
     for (unsigned as = 0; as < AS_GLOBAL; as++)
-        if (f->space[as].stamp && bt_pcid_of(v, f->space[as].cr3) == pcid)
+        if (f->owner[as].stamp && bt_pcid_of(v, f->owner[as].cr3) == pcid)
             mask |= 1u << as;
     return mask;
 }
@@ -181,20 +186,27 @@ static void forget_pcid(const struct vcpu *v, struct far_links *f, unsigned pcid
 /* Makes the address space of CR3 the current one. */
 static void use_space(struct vcpu *v, struct far_links *f)
 {
+    struct far_owner *o = f->owner;
+    uint8_t *hint = &f->hint[(v->cr3 ^ v->cr3 >> GUEST_PAGE_SHIFT) & 15];
+    if (o[*hint].stamp && o[*hint].cr3 == v->cr3) {
+        o[*hint].stamp = ++f->clock;
+        f->current = *hint;
+        return;
+    }
     unsigned oldest = 0;
     for (unsigned as = 0; as < AS_GLOBAL; as++) {
-        if (f->space[as].stamp && f->space[as].cr3 == v->cr3) {
+        if (o[as].stamp && o[as].cr3 == v->cr3) {
             oldest = as;
             break;
         }
-        if (f->space[as].stamp < f->space[oldest].stamp)
+        if (o[as].stamp < o[oldest].stamp)
             oldest = as;
     }
-    if (!f->space[oldest].stamp || f->space[oldest].cr3 != v->cr3)
+    if (!o[oldest].stamp || o[oldest].cr3 != v->cr3)
         forget_space(f, oldest);
-    f->space[oldest].cr3 = v->cr3;
-    f->space[oldest].stamp = ++f->clock;
+    o[oldest] = (struct far_owner){.cr3 = v->cr3, .stamp = ++f->clock};
     f->current = oldest;
+    *hint = (uint8_t)oldest;
 }
 
 void far_links_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)

@@ -39,6 +39,7 @@ void jump_cache_insert(struct vcpu *v, struct tb *tb)
     struct engine_vcpu *ev = v->engine;
     const uint32_t max = sizeof ev->jc_used[0] / sizeof ev->jc_used[0][0];
     unsigned sup = tb->key & KEY_USER ? 0 : 1, place[2], n = places_of(ev->bt, tb, place);
+    ev->jc_saved &= sup;
     for (unsigned i = 0; i < n; i++) {
         uint64_t *e = &v->jump_cache[sup][place[i]];
         if (*e == ev->bt->stub_lookup) {
@@ -50,41 +51,48 @@ void jump_cache_insert(struct vcpu *v, struct tb *tb)
     }
 }
 
-void jump_cache_flush_pcid(struct vcpu *v, unsigned pcid)
+/* The record of a PCID, or of another that shares its place. */
+static struct as_record *record_of(const struct vcpu *v, uint64_t cr3)
 {
-    for (unsigned i = 0; i < AS_RECORDS; i++)
-        if (bt_pcid_of(v, v->engine->as[i].cr3) == pcid)
-            v->engine->as[i].stamp = 0;
+    return &v->engine->as[bt_pcid_of(v, cr3) % AS_RECORDS];
 }
 
-/* Remembers the user half, if it is worth it and fits. */
+void jump_cache_flush_pcid(struct vcpu *v, unsigned pcid)
+{
+    struct as_record *r = &v->engine->as[pcid % AS_RECORDS];
+    if (bt_pcid_of(v, r->cr3) == pcid)
+        r->n = 0;
+}
+
+/* Empties the user half, and remembers it if it is worth it and fits. */
 static void save_user_half(struct vcpu *v)
 {
     struct engine_vcpu *ev = v->engine;
-    struct as_record *r = &ev->as[0];
-    if (!(v->cr4 & CR4_PCIDE) || !ev->jc_n[0] || ev->jc_n[0] > AS_ENTRIES)
+    struct as_record *r = record_of(v, ev->jc_cr3);
+    uint64_t miss = ev->bt->stub_lookup, epoch = atomic_load(&ev->bt->user_epoch);
+    uint32_t n = ev->jc_n[0], kept = 0;
+    bool saved = ev->jc_saved && r->cr3 == ev->jc_cr3 && r->n == n && r->epoch == epoch;
+    if (!(v->cr4 & CR4_PCIDE) || !n || n > AS_ENTRIES || saved) {
+        if (!saved && r->cr3 == ev->jc_cr3)
+            r->n = 0; /* what it is has lost entries since, by INVLPG perhaps */
+        jump_cache_flush_half(v, 0);
         return;
-    for (unsigned i = 0; i < AS_RECORDS; i++) {
-        if (ev->as[i].stamp && ev->as[i].cr3 == ev->jc_cr3) {
-            r = &ev->as[i];
-            break;
-        }
-        if (ev->as[i].stamp < r->stamp)
-            r = &ev->as[i];
     }
     r->cr3 = ev->jc_cr3;
-    r->epoch = atomic_load(&ev->bt->user_epoch);
-    r->stamp = ++ev->as_clock;
+    r->epoch = epoch;
     r->key = ev->key_seen[0];
     r->cs = ev->cs_seen[0];
-    r->n = 0;
-    for (unsigned i = 0; i < ev->jc_n[0]; i++) {
-        uint64_t host = v->jump_cache[0][ev->jc_used[0][i]];
-        if (host == ev->bt->stub_lookup)
+    for (uint32_t k = 0; k < n; k++) {
+        uint32_t idx = ev->jc_used[0][k];
+        uint64_t *e = &v->jump_cache[0][idx], host = *e;
+        *e = miss;
+        if (host == miss)
             continue;
-        r->idx[r->n] = (uint16_t)ev->jc_used[0][i];
-        r->host[r->n++] = (uint32_t)host;
+        r->idx[kept] = (uint16_t)idx;
+        r->host[kept++] = (uint32_t)host;
     }
+    r->n = kept;
+    ev->jc_n[0] = 0;
 }
 
 void jump_cache_switch(struct vcpu *v, bool flushed)
@@ -92,34 +100,37 @@ void jump_cache_switch(struct vcpu *v, bool flushed)
     struct engine_vcpu *ev = v->engine;
     if (!flushed || bt_pcid_of(v, ev->jc_cr3) != bt_pcid_of(v, v->cr3))
         save_user_half(v);
+    else
+        jump_cache_flush_half(v, 0);
     if (flushed)
         jump_cache_flush_pcid(v, bt_pcid_of(v, v->cr3));
-    jump_cache_flush(v, true);
     if (!(ev->key_seen[0] & KEY_LEGACY)) /* the half is empty: it may serve the other kind of code */
         ev->key_seen[0] = (ev->key_seen[0] & ~(uint32_t)KEY_YOUNG) | (ev->young.now ? KEY_YOUNG : 0);
     ev->jc_cr3 = v->cr3;
-    for (unsigned i = 0; i < AS_RECORDS && !flushed; i++) {
-        struct as_record *r = &ev->as[i];
-        if (!r->stamp || r->cr3 != v->cr3)
-            continue;
-        if (r->epoch == atomic_load(&ev->bt->user_epoch) && r->key == ev->key_seen[0] &&
-            r->cs == ev->cs_seen[0]) {
-            for (unsigned k = 0; k < r->n; k++) {
-                ev->jc_used[0][k] = r->idx[k];
-                v->jump_cache[0][r->idx[k]] = r->host[k];
-            }
-            ev->jc_n[0] = r->n;
-        }
-        r->stamp = ++ev->as_clock;
-        break;
+    ev->jc_saved = false;
+    struct as_record *r = record_of(v, v->cr3);
+    uint32_t n = r->n;
+    if (!n || r->cr3 != v->cr3)
+        return;
+    if (r->epoch != atomic_load(&ev->bt->user_epoch) || r->key != ev->key_seen[0] ||
+        r->cs != ev->cs_seen[0]) {
+        r->n = 0;
+        return;
     }
+    for (uint32_t k = 0; k < n; k++) {
+        uint32_t idx = r->idx[k];
+        ev->jc_used[0][k] = idx;
+        v->jump_cache[0][idx] = r->host[k];
+    }
+    ev->jc_n[0] = n;
+    ev->jc_saved = true;
 }
 
 void jump_cache_flush(struct vcpu *v, bool user_only)
 {
     if (!user_only)
         for (unsigned i = 0; i < AS_RECORDS; i++)
-            v->engine->as[i].stamp = 0;
+            v->engine->as[i].n = 0;
     jump_cache_flush_half(v, 0);
     if (!user_only)
         jump_cache_flush_half(v, 1);
@@ -138,12 +149,14 @@ void jump_cache_flush_half(struct vcpu *v, unsigned sup)
             v->jump_cache[sup][ev->jc_used[sup][i]] = miss;
     }
     ev->jc_n[sup] = 0;
+    ev->jc_saved &= sup;
 }
 
 void jump_cache_flush_page(struct vcpu *v, uint64_t gva)
 {
     struct bt_engine *bt = v->engine->bt;
     uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
+    v->engine->jc_saved = false;
     /* Blocks of this page, and one that straddles into it from the page before. Other pages whose
      * addresses end alike keep theirs. */
     for (unsigned way = 0; way < 4; way++) {
@@ -165,6 +178,7 @@ void jump_cache_flush_page(struct vcpu *v, uint64_t gva)
 void jump_cache_forget(struct vcpu *v, struct tb *tb)
 {
     unsigned sup = tb->key & KEY_USER ? 0 : 1, place[2], n = places_of(v->engine->bt, tb, place);
+    v->engine->jc_saved &= sup;
     for (unsigned i = 0; i < n; i++) {
         uint64_t *e = &v->jump_cache[sup][place[i]];
         if (*e == tb->entry_ind || (tb->side_door && *e == tb->side_door))

@@ -90,6 +90,13 @@ static inline int translate(struct vcpu *v, uint64_t gva, unsigned access, struc
                 : mmu_translate(v, gva, access, false, host, &gpa);
 }
 
+/* A few bytes, one after the other: the host's REP takes longer to get going than this takes. */
+static void copy_bytes(uint8_t *dst, const uint8_t *src, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        *(volatile uint8_t *)(dst + i) = *(const volatile uint8_t *)(src + i);
+}
+
 /* Page by page, as far as they are plain RAM.  What is left is the long way's: the registers say where
  * it begins. */
 static bool string(struct vcpu *v, const struct callout *c)
@@ -116,7 +123,9 @@ static bool string(struct vcpu *v, const struct callout *c)
         if (!n || (movs && translate(v, v->gpr[RSI], MMU_READ, from, &src) != MMU_RAM) ||
             translate(v, v->gpr[RDI], MMU_WRITE, to, &dst) != MMU_RAM)
             return false;
-        if (movs)
+        if (movs && in->op_size == 1 && n <= 16)
+            copy_bytes(dst, src, n);
+        else if (movs)
             host_movs(in->op_size, dst, src, n);
         else
             host_stos(in->op_size, dst, v->gpr[RAX], n);

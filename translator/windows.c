@@ -49,11 +49,65 @@ static unsigned current_pcid(const struct vcpu *v)
     return bt_pcid_of(v, v->cr3);
 }
 
+/* -- What the tables say in other address spaces -------------------------------------------------- */
+
+/*
+ * To find the windows of an address space takes a look at a PML4 entry for each of the ids in use, and one
+ * at the window.  So what came out is kept, until a window is opened or given to another, or a flush may have
+ * changed it: what has not been flushed may be as it was (SDM vol. 3, 4.10.3), and no window that is stale
+ * can be among them.
+ */
+static void forget_all_deltas(struct engine_vcpu *ev)
+{
+    for (unsigned i = 0; i < AS_RECORDS; i++)
+        ev->as_deltas[i].cr3 = ~0ull;
+    ev->deltas_now = NULL;
+}
+
+static void forget_deltas(const struct vcpu *v, unsigned pcid)
+{
+    struct engine_vcpu *ev = v->engine;
+    if (bt_pcid_of(v, ev->as_deltas[pcid % AS_RECORDS].cr3) == pcid)
+        ev->as_deltas[pcid % AS_RECORDS].cr3 = ~0ull;
+}
+
+static void keep_deltas(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->engine;
+    ev->deltas_now = NULL;
+    if (ev->n_ids > AS_DELTAS)
+        return;
+    ev->deltas_now = &ev->as_deltas[current_pcid(v) % AS_RECORDS];
+    ev->deltas_now->cr3 = v->cr3;
+    for (unsigned i = 0; i < ev->n_ids; i++)
+        ev->deltas_now->delta[i] = v->window_delta[user_id(ev->ids[i]) ? 0 : 1][ev->ids[i]];
+}
+
+/* True if the tables are right for CR3 now. Every now and then it is done the long way, which notes that
+ * the windows are in use. */
+static bool use_deltas(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->engine;
+    const uint64_t *old = ev->deltas_now ? ev->deltas_now->delta : NULL;
+    unsigned r = current_pcid(v) % AS_RECORDS;
+    const uint64_t *new = ev->as_deltas[r].delta;
+    if (ev->as_deltas[r].cr3 != v->cr3 || !(++ev->deltas_used & 63))
+        return false;
+    for (unsigned i = 0; i < ev->n_ids; i++)
+        if (!old || old[i] != new[i])
+            set_delta(v, ev->ids[i], new[i]);
+    ev->deltas_now = &ev->as_deltas[r];
+    return true;
+}
+
+/* -- Following the guest -------------------------------------------------------------------------- */
+
 /* A host range is about to stand for something else. */
 static void on_released(void *opaque, struct window *w)
 {
     struct vcpu *v = opaque;
     struct engine_vcpu *ev = v->engine;
+    forget_all_deltas(ev);
     if (flat_window(w))
         flat_released(v, w);
     for (unsigned i = 0; i < ev->n_ids && !flat_window(w); i++) {
@@ -84,6 +138,7 @@ int windows_init(struct vcpu *v, unsigned vma_budget)
     if (ev->bt->cfg.huge_pages)
         huge_pages_init(&ev->huge, v->ram);
     ev->windows_on = true;
+    forget_all_deltas(ev);
     flat_init(v);
     return 0;
 }
@@ -170,6 +225,7 @@ void windows_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
         struct window *w = current_window(v, (unsigned)(gva >> WINDOW_SHIFT) & 0xffff);
         if (w)
             window_flush_page(&ev->ws, w, gva, window_probe_vcpu, v);
+        forget_deltas(v, current_pcid(v)); /* a new PML4 entry is to be seen then */
         return;
     }
     /* What is not reachable now is looked at when it becomes reachable. */
@@ -180,9 +236,18 @@ void windows_on_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
                                     : w->key.tag == pcid && w->key.pml4_index < 256)
             ev->stale[i] = true;
     }
+    if (kind == MMU_FLUSHED_ALL)
+        forget_all_deltas(ev);
+    else if (kind != MMU_SWITCHED)
+        forget_deltas(v, pcid);
     if (kind == MMU_FLUSHED_PCID)
         return;
+    if (kind == MMU_SWITCHED && use_deltas(v))
+        return;
+    ev->deltas_now = NULL;
     reload(v);
+    if (kind == MMU_SWITCHED)
+        keep_deltas(v);
     if (kind == MMU_FLUSHED_NONGLOBAL)
         for (unsigned i = 0; i < ev->n_ids; i++) {
             struct window *w = user_id(ev->ids[i]) ? NULL : current_window(v, ev->ids[i]);
@@ -207,6 +272,7 @@ static bool open_window(struct vcpu *v, uint64_t gva)
         if (ev->n_ids == sizeof ev->ids / sizeof ev->ids[0])
             return false;
         ev->ids[ev->n_ids++] = (uint16_t)id;
+        forget_all_deltas(ev); /* they say nothing of this one */
     }
     struct window *w = window_get(&ev->ws, &key, NULL);
     if (!w)
@@ -214,6 +280,7 @@ static bool open_window(struct vcpu *v, uint64_t gva)
     if (ev->stale[w - ev->ws.window])
         revalidate(v, w, false);
     set_delta(v, id, w->delta);
+    forget_all_deltas(ev);
     return true;
 }
 

@@ -57,16 +57,19 @@ static struct young_space *slot(struct engine_vcpu *ev, uint64_t table)
 void young_switch(struct vcpu *v, bool flushed)
 {
     struct engine_vcpu *ev = v->engine;
-    uint64_t now = __builtin_ia32_rdtsc(), table = table_of(v), left;
+    uint64_t now = 0, table = table_of(v), left;
     enum mem_mode mode = ev->bt->cfg.mem_mode;
     if (!ev->bt->native_stack || mode == MEM_WINDOW || table == ev->young.table)
         return;
     struct young_space *s = slot(ev, ev->young.table);
-    *s = (struct young_space){
-        .table = ev->young.table,
-        .print = fingerprint(v, ev->young.table),
-        .left = ev->young.now && ev->young.until > now ? ev->young.until - now : 0,
-    };
+    /* Of one that comes and goes without a flush the fingerprint is not asked for, and takes longer than all
+     * the rest. */
+    if (flushed || ev->young.now || s->table != ev->young.table)
+        s->print = fingerprint(v, ev->young.table);
+    s->table = ev->young.table;
+    if (ev->young.now)
+        now = __builtin_ia32_rdtsc();
+    s->left = ev->young.now && ev->young.until > now ? ev->young.until - now : 0;
     s = slot(ev, table);
     if (s->table != table)
         left = life(v);
@@ -76,7 +79,7 @@ void young_switch(struct vcpu *v, bool flushed)
         left = s->left;
     ev->young.table = table;
     ev->young.now = left;
-    ev->young.until = now + left;
+    ev->young.until = left ? (now ? now : __builtin_ia32_rdtsc()) + left : 0;
     ev->bt->stats.young += !!left;
 }
 

@@ -517,6 +517,115 @@ TEST(hot, address_spaces)
     }
 }
 
+/* The entry for a page in another address space. */
+static u64 *pte_in(u64 *top, u64 va)
+{
+    u64 *t = top;
+    for (unsigned shift = 39; shift > 12; shift -= 9)
+        t = (u64 *)(t[va >> shift & 511] & ~0xffful);
+    return &t[va >> 12 & 511];
+}
+
+/* A page with: mov eax, n; add rax, [rbx]; inc qword [rbx + 8]; int 80h */
+static u64 number_page(u32 n)
+{
+    u64 page = page_alloc();
+    static const u8 text[] = {0xb8, 0, 0, 0, 0, 0x48, 0x03, 0x03, 0x48, 0xff, 0x43, 0x08, 0xcd, 0x80};
+    memcpy((void *)page, text, sizeof text);
+    memcpy((u8 *)page + 1, &n, 4);
+    return page;
+}
+
+#define SPACES 20u
+struct number_space {
+    u64 *top, code[2], data[2], visits[2];
+    unsigned now;
+};
+
+static void visit(struct number_space *s, unsigned pcid, u64 keep)
+{
+    struct regs r = regs_for(3);
+    write_cr3((u64)s->top | pcid | keep);
+    r.rip = UVA, r.rbx = UVA + 4096;
+    run(&r);
+    expect(DONE, 0);
+    EQ(T.r.rax, pcid * 1000 + 1 + s->now * 110);
+    EQ(*(u64 *)(s->data[s->now] + 8), ++s->visits[s->now]);
+}
+
+TEST(hot, address_spaces_revisited)
+{
+    /* More address spaces than anybody remembers, each with code and data of its own at the same addresses,
+     * gone back to without a flush; then other pages there, and each kind of flush on its own. */
+    if (!feat.pcid || !feat.invpcid)
+        SKIP("no PCID or no INVPCID");
+    static struct number_space space[SPACES + 1];
+    static const u8 some[] = {1, 17, 6, 20};
+    u64 home = read_cr3(), keep = 1ul << 63;
+    for (unsigned i = 1; i <= SPACES; i++) {
+        struct number_space *s = &space[i];
+        *s = (struct number_space){.now = 0};
+        for (unsigned k = 0; k < 2; k++) {
+            s->code[k] = number_page(i * 1000 + k * 100);
+            s->data[k] = page_alloc();
+            *(u64 *)s->data[k] = 1 + k * 10;
+        }
+        s->top = space_with(UVA, s->code[0] | PG_P | PG_U);
+        *pte_in(s->top, UVA + 4096) = s->data[0] | PG_URW;
+    }
+    write_cr4(default_cr4 | CR4_PCIDE | CR4_PGE);
+    for (unsigned round = 0; round < 80; round++) {
+        context("round %u", round);
+        for (unsigned i = 1; i <= (round < 3 ? SPACES : 4); i++)
+            visit(&space[i], i, round ? keep : 0);
+        for (unsigned i = 0; i < sizeof some; i++)
+            visit(&space[some[i]], some[i], keep);
+    }
+    for (unsigned kind = 0; kind < 14; kind++)
+        for (unsigned i = 0; i < sizeof some; i++) {
+            struct number_space *s = &space[some[i]];
+            struct {
+                u64 pcid, address;
+            } d = {some[i], UVA};
+            context("flush %u, PCID %u", kind % 7, some[i]);
+            visit(s, some[i], keep);
+            write_cr3(home | keep);
+            s->now ^= 1;
+            *pte_in(s->top, UVA) = s->code[s->now] | PG_P | PG_U;
+            *pte_in(s->top, UVA + 4096) = s->data[s->now] | PG_URW;
+            switch (kind % 7) {
+            case 0:
+                asm volatile("invpcid %0, %1" ::"m"(d), "r"(0ul) : "memory");
+                d.address += 4096;
+                asm volatile("invpcid %0, %1" ::"m"(d), "r"(0ul) : "memory");
+                break;
+            case 1:
+                asm volatile("invpcid %0, %1" ::"m"(d), "r"(1ul) : "memory");
+                break;
+            case 2: /* INVLPG by way of another table with this PCID */
+                write_cr3(home | some[i] | keep);
+                invlpg(UVA);
+                invlpg(UVA + 4096);
+                write_cr3(home | keep);
+                break;
+            case 3:
+                asm volatile("invpcid %0, %1" ::"m"(d), "r"(3ul) : "memory");
+                break;
+            case 4:
+                asm volatile("invpcid %0, %1" ::"m"(d), "r"(2ul) : "memory");
+                break;
+            case 5:
+                write_cr4(default_cr4 | CR4_PCIDE);
+                write_cr4(default_cr4 | CR4_PCIDE | CR4_PGE);
+            }
+            visit(s, some[i], kind % 7 == 6 ? 0 : keep);
+            visit(&space[2], 2, keep);
+            visit(s, some[i], keep);
+        }
+    write_cr3(home);
+    write_cr4(default_cr4);
+}
+
 /* How long it takes until a translator may believe that an address space is here to stay. */
 #define YOUTH_ROUNDS 60
 

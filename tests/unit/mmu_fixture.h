@@ -36,7 +36,7 @@ static struct vcpu *const v = &vcpu_storage;
 static uint64_t next_table; /* bump allocator of page-table pages, from GPA 4K up */
 
 /* The engine's hook, as a recorder. Weak: the real one wins where the translator is linked in. */
-static unsigned flush_count[3];
+static unsigned flush_count[MMU_FLUSHED_PCID + 1];
 static uint64_t flush_gva;
 void __attribute__((weak))
 engine_on_mmu_flush(struct vcpu *vcpu, enum mmu_flush_kind kind, uint64_t gva)

@@ -207,6 +207,84 @@ Test(tlb, flush_nonglobal_keeps_global)
     cr_expect_null(probe(0xffff800000000000, false, false, 1));
 }
 
+/* CR3 = this table and PCID, with or without a flush of that PCID. */
+static void load_cr3(uint64_t table, unsigned pcid, bool flush)
+{
+    v->cr3 = table | pcid;
+    if (flush)
+        mmu_flush_nonglobal(v);
+    else
+        mmu_switch(v);
+}
+
+/* Who comes back to a PCID without a flush finds translations again; whatever may have changed them meanwhile
+ * has taken them away. */
+Test(tlb, pcids)
+{
+    uint64_t a = v->cr3, b = new_table(), big = 0x40000000;
+
+    v->cr4 |= CR4_PCIDE;
+    map_page(big, 0x200000, RWU, 2);
+    for (unsigned how = 0; how < 10; how++) {
+        load_cr3(a, 1, true);
+        v->cpl = 3;
+        cr_assert_eq(translate(0x400000, MMU_WRITE), MMU_RAM);
+        cr_assert_eq(translate(big + 0x7000, MMU_WRITE), MMU_RAM);
+        load_cr3(b, 2, how == 9);
+        cr_expect_null(probe(0x400000, true, false, 1), "of another address space");
+        cr_expect_null(probe(big + 0x7000, true, false, 1));
+        bool kept = false;
+        switch (how) {
+        case 0:
+            kept = true;
+            break;
+        case 1:
+            mmu_flush_pcid(v, 1);
+            break;
+        case 2:
+            mmu_flush_all(v);
+            break;
+        case 3:
+            mmu_stlb_protect_gpa(v, 0x101000);
+            break;
+        case 4:
+            mmu_stlb_drop_gpa(v, 0x100000, 0x1000);
+            break;
+        case 5: /* INVLPG goes by the PCID, not by the table */
+            load_cr3(b, 1, false);
+            mmu_flush_page(v, 0x400000);
+            load_cr3(b, 2, false);
+            break;
+        case 6: /* not another's flushes */
+            mmu_flush_pcid(v, 3);
+            mmu_flush_page(v, 0x400000);
+            mmu_flush_nonglobal(v);
+            kept = true;
+            break;
+        case 7: /* other rights for all */
+            v->cr4 ^= CR4_SMEP;
+            mmu_flush_all(v);
+            break;
+        case 8:
+            break; /* and a flush on the way back */
+        default:
+            kept = true;
+        }
+        load_cr3(a, 1, how == 8);
+        cr_expect_eq(probe(0x400000, true, true, 1) != NULL, kept, "%u", how);
+        cr_expect_eq(probe(big + 0x7000, true, true, 1) != NULL, kept, "%u", how);
+        mmu_flush_page(v, big);
+        cr_expect_null(probe(big + 0x7000, true, false, 1), "INVLPG finds pieces of big pages");
+    }
+    /* The same PCID with another table: a flush or not, nothing of the first one's is to be seen there. */
+    load_cr3(a, 1, true);
+    translate(0x400000, MMU_READ);
+    load_cr3(b, 1, false);
+    load_cr3(b, 2, false);
+    load_cr3(a, 1, false);
+    cr_expect_null(probe(0x400000, true, false, 1));
+}
+
 /* A slot that is taken by another page forgets all the properties of the first. */
 Test(tlb, replaced_entries)
 {
@@ -426,7 +504,7 @@ Test(tlb, random_against_walk)
                                      0xffff800040000000};
     unsigned hits = 0;
 
-    v->cr4 |= CR4_SMAP;
+    v->cr4 |= CR4_SMAP | CR4_PCIDE;
     for (unsigned n = 0; n < 4000000; n++) {
         uint64_t gva = bases[rnd() % 5] + (rnd() % 8 << 12) + (rnd() % 3 << 21) + (rnd() & 0xff8);
         uint64_t half = gva >> 63;
@@ -448,6 +526,9 @@ Test(tlb, random_against_walk)
             /* INVLPG of one address of a table that was replaced is not enough for the others. */
             for (unsigned i = 0; i < 8; i++)
                 mmu_flush_page(v, (gva & ~0x1fffffull) + i * 4096);
+            for (unsigned pcid = 0; pcid < 4; pcid++)
+                if (pcid != (v->cr3 & 0xfff))
+                    mmu_flush_pcid(v, pcid);
             break;
         }
         case 1:
@@ -465,8 +546,7 @@ Test(tlb, random_against_walk)
             break;
         }
         case 4:
-            if (rnd() % 8 == 0)
-                mmu_flush_nonglobal(v);
+            load_cr3(v->cr3 & ~0xfffull, rnd() % 4, rnd() % 8 == 0);
             break;
         default: {
             unsigned access = rnd() & 1 ? MMU_WRITE : MMU_READ;

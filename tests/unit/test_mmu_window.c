@@ -460,6 +460,70 @@ Test(window, fault_around)
     check_host_mappings();
 }
 
+/* After a flush that goes by what the prober remembers, all that is mapped is what the tables say, whatever
+ * bit of them has changed, on whatever level, and whatever mode the processor is in. */
+Test(window, random_flush_against_walk)
+{
+    static const uint64_t bits[] = {PTE_P, PTE_RW, PTE_US, PTE_A, PTE_D, PTE_G, PTE_XD, 1ull << 12,
+                                    1ull << 21, 1ull << 39, 1ull << 41, 1ull << 51, 1ull << 58};
+    enum { PAGES = 600 }; /* over two of the last level's tables */
+
+    for (unsigned half = 0; half < 2; half++) {
+        uint64_t base = half ? KERN : USER + 300 * 4096;
+        unsigned checked = 0;
+        setup();
+        struct window_key key = key_of(base, 0x5000);
+        struct window *w = window_get(ws, &key, NULL);
+        for (unsigned round = 0; round < 600; round++) {
+            uint64_t flags = PTE_P | PTE_A | PTE_RW | PTE_D | (half ? 0 : PTE_US);
+            for (unsigned i = 0; i < (round % 20 ? 3 : PAGES); i++) {
+                uint64_t n = round % 20 ? rnd() % PAGES : i;
+                map_page(base + n * 4096, 0x400000 + n * 4096 + (rnd() % 8 ? 0 : 0x800000),
+                         flags | (rnd() % 4 ? 0 : PTE_G), 1);
+            }
+            for (unsigned l = 2; l <= 4; l++)
+                for (unsigned i = 0; i < 2; i++) {
+                    uint64_t *e = entry_of(base + i * (PAGES - 1) * 4096, l);
+                    *e = (*e | RWU) & ~(PTE_D | PTE_XD | (half && l == 2 ? PTE_US : 0));
+                }
+            v->cr4 |= CR4_PGE;
+            v->efer |= EFER_NX;
+            for (unsigned i = 0; i < (round % 20 ? 40u : 400u); i++) {
+                uint64_t gva = base + rnd() % PAGES * 4096;
+                struct window_pte p;
+                window_probe_vcpu(v, gva, &p);
+                if (p.valid && p.gpa < 64 * MB)
+                    cr_assert_eq(window_install(ws, w, gva, &p, window_probe_vcpu, v), 0);
+            }
+            for (unsigned i = rnd() % 30; i; i--)
+                *entry_of(base + rnd() % PAGES * 4096, 1) ^= bits[rnd() % (sizeof bits / 8)];
+            if (rnd() % 4 == 0) /* not what would lead to other tables */
+                *entry_of(base + rnd() % PAGES * 4096, 2 + rnd() % 3) ^= bits[1 + rnd() % 3];
+            if (rnd() % 8 == 0)
+                v->cr4 ^= CR4_PGE;
+            if (rnd() % 8 == 0)
+                v->efer ^= EFER_NX;
+            struct window_prober prober = {.vcpu = v};
+            window_flush(ws, w, false, window_probe_near, &prober);
+
+            struct window_run_info r;
+            for (uint64_t at = 0; window_next_run(ws, at, &r); at = r.end)
+                for (uint64_t hva = r.hva; hva < r.end; hva += 4096) {
+                    struct window_pte p;
+                    window_probe_vcpu(v, hva - w->delta, &p);
+                    checked++;
+                    cr_assert(p.valid, "round %u, page %#lx", round, hva - w->delta);
+                    cr_assert_eq(p.gpa, r.gpa + (hva - r.hva));
+                    cr_assert(p.writable || !r.writable);
+                    cr_assert_eq(p.global, r.global);
+                }
+        }
+        cr_expect_gt(checked, 20000, "%u", checked);
+        window_space_destroy(ws);
+        ram_destroy(&ram);
+    }
+}
+
 Test(window, revalidation)
 {
     setup();
@@ -481,6 +545,11 @@ Test(window, revalidation)
     cr_expect_eq(ws->stats.unmaps, before.unmaps);
     cr_expect_eq(ws->stats.installs, before.installs);
     cr_expect_eq(ws->stats.kept - before.kept, 400);
+    struct window_prober prober = {.vcpu = v};
+    before = ws->stats;
+    window_flush(ws, w, false, window_probe_near, &prober);
+    cr_expect_eq(ws->stats.kept - before.kept, 400);
+    cr_expect_eq(ws->stats.probes - before.probes, 1, "the rest by the last level's table");
     cr_expect_eq(load(w, USER + 7 * 4096), ram.base[0x400000 + 7 * 8192]);
 
     /* What is kept between two pages that go, or is global, is not touched. */
