@@ -191,6 +191,11 @@ struct tb {
     uint64_t table_form, soft_form;
     uint64_t not_ahead;  /* the same, of checks ahead: they do not hold every time           */
     uint64_t check_divisor; /* divisions by zero, or that overflow, were met here              */
+    uint16_t *reloc;     /* n_reloc of them (emit.h); NULL: it cannot be moved (move.c)      */
+    uint16_t n_reloc;
+    uint32_t meta_size;  /* with reloc: of all its metadata, which begins with this          */
+    int16_t return_off;  /* with reloc: from gva to where the call returns to that it ends with; 0: none */
+    bool model;          /* cache_model() has it                                             */
     bool dead;
     bool probing;        /* jumps come in by the door that probes                            */
     bool missed;         /* a jump to another block has come there                           */
@@ -294,9 +299,13 @@ struct cache_region {
     uint32_t meta_size, meta_used;
     struct tb **tbs;      /* in address order: host address -> block          */
     uint32_t n_tbs, max_tbs;
+    uint8_t use;          /* enum cache_use                                   */
+    uint64_t stamp;       /* when it was begun; 0: never                      */
 };
 
+enum cache_use { CACHE_TRANSLATED, CACHE_MOVED, CACHE_USES };
 #define CACHE_REGIONS 8u
+#define MOVED_REGIONS 2u
 /* Small enough that a booting kernel evicts all the time, large enough that a program the size of gdb
  * still gets somewhere. */
 #define CHAOS_CACHE (8u << 20)
@@ -323,6 +332,7 @@ struct bt_stats {
     uint64_t rejected; /* blocks that the verifier refused */
     uint64_t signals_kick, signals_step, signals_fault, exceptions[32], interrupts;
     uint64_t flushes[3];
+    uint64_t moved;    /* blocks made of others by move.c */
     uint64_t door_misses, hot_blocks, wfaults, wmisses, soft_sites, window_retries, young, grown;
     uint64_t huge_made, huge_refused; /* pieces of guest RAM as huge host pages */
     uint64_t callouts[OP_COUNT];
@@ -338,14 +348,22 @@ struct exec_tlb_entry {
 };
 #define EXEC_TLB_SIZE 256u
 
-/* What has been learnt of an instruction's accesses, by its address. */
 /* The user half of the jump cache of an address space that is not current. Of those whose PCIDs are the same
  * modulo AS_RECORDS only one is remembered. */
 #define AS_RECORDS 16u
 #define AS_ENTRIES 1536u
+/* Pages with jump-cache entries, hashed: INVLPG of any other page need not look. */
+#define EXEC_WORDS 64u
+struct exec_pages {
+    uint64_t bits[1024];
+    uint16_t word[EXEC_WORDS]; /* those that are not 0                   */
+    unsigned n;                /* more than there is room for: any may be */
+};
 struct as_record {
     uint64_t cr3, epoch, cs;
-    uint32_t key, n; /* n 0: nothing */
+    uint32_t key, n, n_words;  /* n 0: nothing */
+    uint16_t word[EXEC_WORDS]; /* its struct exec_pages */
+    uint64_t bits[EXEC_WORDS];
     uint16_t idx[AS_ENTRIES];
     uint32_t host[AS_ENTRIES];
 };
@@ -361,6 +379,7 @@ struct young_space {
     uint64_t left;  /* TSC cycles that it will be young; 0: is old */
 };
 
+/* What has been learnt of an instruction's accesses, by its address. */
 struct site_info {
     uint64_t rip;
     uint32_t last_install; /* TSC / 256 */
@@ -416,7 +435,8 @@ struct bt_engine {
     struct guest_ram *ram;
     _Atomic uint32_t lock;
     struct cache_region region[CACHE_REGIONS];
-    unsigned cur_region;
+    struct cache_region *current[CACHE_USES]; /* being filled; NULL: none yet */
+    uint64_t regions_begun;
     int code_fd;
     bool bmi2;
     bool native_stack; /* there are windows: 64-bit code has the host's RSP (native_stack.c) */
@@ -428,6 +448,7 @@ struct bt_engine {
     _Atomic uint64_t code_write_gen; /* counts writes to code pages */
     uint8_t *meta;
     struct tb_table table;   /* of live blocks */
+    struct tb_table models;  /* those that can be moved, by physical address and key (move.c) */
     struct tb **page_tbs;    /* by GPA page */
     uint64_t n_pages;
     struct vcpu *vcpus[64];
@@ -460,10 +481,7 @@ struct engine_vcpu {
     uint32_t jc_used[2][4096];
     uint32_t jc_n[2];
     bool jc_sup_nonglobal; /* some supervisor entry is of a non-global page */
-    /* Pages with jump-cache entries, hashed: INVLPG of any other page need not look. */
-    uint64_t exec_pages[2][1024];
-    uint16_t exec_words[64]; /* words of exec_pages that are not 0 */
-    unsigned n_exec_words;   /* more than there is room for: any may be */
+    struct exec_pages exec_pages[2]; /* of user code, of the supervisor's */
     struct as_record as[AS_RECORDS]; /* by PCID */
     uint64_t jc_cr3; /* address space of the user half */
     /* The user half's entries are those of its record, or fewer, and none of them has gone back to the
@@ -547,8 +565,8 @@ static inline void bt_unlock(struct bt_engine *bt)
 /* cache.c */
 int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen);
 void cache_destroy(struct bt_engine *bt);
-/* Room for one block of the largest size in the current region, evicting the oldest if needed. */
-struct cache_region *cache_reserve(struct bt_engine *bt);
+/* Room for one block of the largest size in the current region for this use, evicting the oldest if needed. */
+struct cache_region *cache_reserve(struct bt_engine *bt, enum cache_use use);
 void *cache_meta_alloc(struct cache_region *r, uint32_t size);
 /* The block whose code contains host address x, or NULL. */
 struct tb *cache_find_pc(struct bt_engine *bt, uint64_t x);
@@ -557,6 +575,10 @@ static inline bool cache_contains(const struct bt_engine *bt, uint64_t x)
     return x >= bt->code_x && x < bt->code_x + bt->code_size;
 }
 struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32_t key, uint64_t cs);
+/* A block of the same code with this key, at whatever address, that can be moved; or NULL. */
+struct tb *cache_model(struct bt_engine *bt, uint64_t gpa, uint32_t key);
+/* Would inserting a block take no larger table? */
+bool cache_tables_roomy(const struct bt_engine *bt);
 void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb);
 void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb);
 /* guest_ram.code_write: drops blocks that overlap [gpa, gpa+len). */
@@ -643,6 +665,13 @@ void stubs_emit(struct bt_engine *bt, struct cache_region *r);
  * instruction at v->rip): for the second tier, in place of that one. */
 struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, uint64_t gpa,
                            uint32_t key, struct tb *replace);
+
+/* move.c: may a block be moved? */
+bool move_possible(uint32_t key, uint64_t gva, uint64_t gpa2);
+/* The block at gva made of one that was translated for another address, where there is one; or NULL. With it
+ * come those on its page that the other was linked to, and they, `most` blocks in all, linked; if that is 1,
+ * it is as it comes from the translator, without links. Takes and releases the lock; light. */
+struct tb *move_block(struct vcpu *v, uint64_t gva, uint64_t gpa, uint32_t key, unsigned most);
 
 /* slow_mem.c: called from stubs. They return the host address to resume at, or 0 to leave with
  * bt.exit_reason, which is EXIT_FAULT unless they have set it. */

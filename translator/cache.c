@@ -2,7 +2,8 @@
  * The code cache: where translated blocks live and how they are found, linked and dropped.
  *
  * One memfd is mapped twice: writable anywhere, executable below 2 GiB (never both, W^X).  It is
- * cut into regions that fill in turn; when the last is full the oldest is evicted whole.  Within a
+ * cut into regions that fill in turn, one at a time with translations and one with blocks that were
+ * moved (move.c); when the last is full the oldest is evicted whole.  Within a
  * region blocks are laid out in allocation order, so "which block is this host address in" is a
  * binary search.  A dropped block's code and side table stay readable until its region is evicted,
  * because a vCPU may still be inside it; eviction is only done by a vCPU that is in C code.
@@ -28,7 +29,8 @@
 
 /* -- Blocks by address and key -------------------------------------------------------------------- */
 
-#define TABLE_MIN_BITS 16u
+#define TABLE_MIN_BITS  16u
+#define MODELS_MIN_BITS 12u
 
 static uint32_t tag_of(uint64_t gva, uint64_t gpa, uint32_t key, uint64_t cs)
 {
@@ -73,11 +75,16 @@ static void table_destroy(struct tb_table *t)
     t->slot = NULL;
 }
 
+static bool table_roomy(const struct tb_table *t)
+{
+    return t->n < 1u << (t->bits - 1);
+}
+
 /* Where memory for a larger table is refused, the one there is gets fuller. When it is full the
  * block is in no table, and never found again; it dies with its page or its region. */
-static void table_insert(struct tb_table *t, struct tb *tb)
+static void table_insert(struct tb_table *t, uint32_t tag, struct tb *tb)
 {
-    if (t->n >= 1u << (t->bits - 1)) {
+    if (!table_roomy(t)) {
         struct tb_table bigger = {.n = t->n};
         if (!table_init(&bigger, t->bits + 1)) {
             for (uint32_t i = 0; i < 1u << t->bits; i++)
@@ -90,13 +97,13 @@ static void table_insert(struct tb_table *t, struct tb *tb)
         }
     }
     t->n++;
-    table_put(t, (struct tb_slot){tag_of_tb(tb), (uint32_t)(uintptr_t)tb});
+    table_put(t, (struct tb_slot){tag, (uint32_t)(uintptr_t)tb});
 }
 
 /* Closes the gap, so that no search ends before what it looks for. */
-static void table_remove(struct tb_table *t, const struct tb *tb)
+static void table_remove(struct tb_table *t, uint32_t tag, const struct tb *tb)
 {
-    uint32_t mask = (1u << t->bits) - 1, i = tag_of_tb(tb) >> (32 - t->bits);
+    uint32_t mask = (1u << t->bits) - 1, i = tag >> (32 - t->bits);
     while (t->slot[i].tb && t->slot[i].tb != (uint32_t)(uintptr_t)tb)
         i = (i + 1) & mask;
     if (!t->slot[i].tb)
@@ -123,6 +130,55 @@ struct tb *cache_lookup(struct bt_engine *bt, uint64_t gva, uint64_t gpa, uint32
             return tb;
     }
     return NULL;
+}
+
+/* -- Models ---------------------------------------------------------------------------------------
+ *
+ * Of the blocks of the same code, with the same key, at different addresses one is the model that
+ * move.c copies: the one that was translated last, of the second tier if there is one of that.
+ */
+
+static uint32_t tag_of_model(uint64_t gpa, uint32_t key)
+{
+    return tag_of(0, gpa, key, 0);
+}
+
+static struct tb_slot *model_slot(struct bt_engine *bt, uint64_t gpa, uint32_t key)
+{
+    const struct tb_table *t = &bt->models;
+    uint32_t tag = tag_of_model(gpa, key), mask = (1u << t->bits) - 1;
+    for (uint32_t i = tag >> (32 - t->bits); t->slot[i].tb; i = (i + 1) & mask) {
+        const struct tb *tb = (struct tb *)(uintptr_t)t->slot[i].tb;
+        if (t->slot[i].tag == tag && tb->gpa == gpa && tb->key == key)
+            return &t->slot[i];
+    }
+    return NULL;
+}
+
+struct tb *cache_model(struct bt_engine *bt, uint64_t gpa, uint32_t key)
+{
+    const struct tb_slot *slot = model_slot(bt, gpa, key);
+    return slot ? (struct tb *)(uintptr_t)slot->tb : NULL;
+}
+
+bool cache_tables_roomy(const struct bt_engine *bt)
+{
+    return table_roomy(&bt->table) && table_roomy(&bt->models);
+}
+
+static void offer_model(struct bt_engine *bt, struct tb *tb)
+{
+    struct tb_slot *slot = model_slot(bt, tb->gpa, tb->key);
+    struct tb *now = slot ? (struct tb *)(uintptr_t)slot->tb : NULL;
+    if (now && now->hot && !tb->hot)
+        return;
+    tb->model = true;
+    if (now) {
+        now->model = false;
+        slot->tb = (uint32_t)(uintptr_t)tb;
+    } else {
+        table_insert(&bt->models, tag_of_model(tb->gpa, tb->key), tb);
+    }
 }
 
 /* -- Memory --------------------------------------------------------------------------------------- */
@@ -198,7 +254,8 @@ int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
     bt->page_tbs = mmap(NULL, bt->n_pages * sizeof *bt->page_tbs, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     bt->far = far_links_new();
-    if (!bt->far || table_init(&bt->table, TABLE_MIN_BITS) || bt->code_w == MAP_FAILED ||
+    if (!bt->far || table_init(&bt->table, TABLE_MIN_BITS) ||
+        table_init(&bt->models, MODELS_MIN_BITS) || bt->code_w == MAP_FAILED ||
         x == MAP_FAILED || meta == MAP_FAILED ||
         bt->page_tbs == MAP_FAILED) {
         snprintf(err, errlen,
@@ -221,12 +278,15 @@ int cache_init(struct bt_engine *bt, uint64_t size, char *err, unsigned errlen)
         r->meta_size = (rm - r->max_tbs * (uint32_t)sizeof(struct tb *)) & ~63u;
         r->tbs = (struct tb **)(r->meta + r->meta_size);
     }
+    bt->current[CACHE_TRANSLATED] = &bt->region[0];
+    bt->region[0].stamp = bt->regions_begun = 1;
     return 0;
 }
 
 void cache_destroy(struct bt_engine *bt)
 {
     table_destroy(&bt->table);
+    table_destroy(&bt->models);
     far_links_free(bt->far);
     if (bt->code_w && bt->code_w != MAP_FAILED)
         munmap(bt->code_w, bt->code_size);
@@ -256,13 +316,44 @@ static bool region_has_room(const struct cache_region *r)
            r->meta_size - r->meta_used >= MAX_TB_META && r->n_tbs < r->max_tbs;
 }
 
-struct cache_region *cache_reserve(struct bt_engine *bt)
+static struct cache_region *older(struct cache_region *a, struct cache_region *b)
 {
-    struct cache_region *r = &bt->region[bt->cur_region];
-    if (region_has_room(r))
+    return !a || b->stamp < a->stamp ? b : a;
+}
+
+/*
+ * The region to fill next: one that was never used, else the one that was begun first.  Copies get
+ * MOVED_REGIONS at most, so that they, which come with each process, do not drive out what they are
+ * copies of.
+ */
+static struct cache_region *choose_region(struct bt_engine *bt, enum cache_use use)
+{
+    struct cache_region *any = NULL, *copies = NULL;
+    unsigned n_copies = 0;
+    for (unsigned i = 0; i < CACHE_REGIONS; i++) {
+        struct cache_region *r = &bt->region[i];
+        bool holds_copies = r->stamp && r->use == CACHE_MOVED;
+        n_copies += holds_copies;
+        if (holds_copies)
+            copies = older(copies, r);
+        if (r != bt->current[CACHE_TRANSLATED])
+            any = older(any, r);
+    }
+    return use == CACHE_MOVED && n_copies == MOVED_REGIONS ? copies : any;
+}
+
+struct cache_region *cache_reserve(struct bt_engine *bt, enum cache_use use)
+{
+    struct cache_region *r = bt->current[use];
+    if (r && region_has_room(r))
         return r;
-    bt->cur_region = (bt->cur_region + 1) % CACHE_REGIONS;
-    r = &bt->region[bt->cur_region];
+    r = choose_region(bt, use);
+    for (unsigned i = 0; i < CACHE_USES; i++)
+        if (bt->current[i] == r)
+            bt->current[i] = NULL;
+    bt->current[use] = r;
+    r->use = use;
+    r->stamp = ++bt->regions_begun;
     if (r->n_tbs) {
         for (uint32_t i = 0; i < r->n_tbs; i++)
             if (!r->tbs[i]->dead)
@@ -270,7 +361,7 @@ struct cache_region *cache_reserve(struct bt_engine *bt)
         bt->stats.evictions++;
     }
     r->code_used = r->meta_used = r->n_tbs = 0;
-    if (bt->cur_region == 0) { /* the stubs stay */
+    if (r == &bt->region[0]) { /* the stubs stay */
         r->code_used = bt->stubs_end - bt->stubs_x;
         r->code_used = (r->code_used + 63) & ~63u;
     }
@@ -349,7 +440,9 @@ static void page_list_remove(struct bt_engine *bt, struct tb *tb, uint64_t page)
 void cache_insert(struct bt_engine *bt, struct cache_region *r, struct tb *tb)
 {
     r->tbs[r->n_tbs++] = tb;
-    table_insert(&bt->table, tb);
+    table_insert(&bt->table, tag_of_tb(tb), tb);
+    if (tb->reloc && r->use == CACHE_TRANSLATED)
+        offer_model(bt, tb);
     page_list_add(bt, tb, tb->gpa >> GUEST_PAGE_SHIFT);
     if (two_pages(tb))
         page_list_add(bt, tb, tb->gpa2 >> GUEST_PAGE_SHIFT);
@@ -423,7 +516,9 @@ void cache_invalidate_tb(struct bt_engine *bt, struct tb *tb)
     if (tb->key & KEY_USER)
         atomic_fetch_add(&bt->user_epoch, 1);
     bt->stats.invalidations++;
-    table_remove(&bt->table, tb);
+    table_remove(&bt->table, tag_of_tb(tb), tb);
+    if (tb->model)
+        table_remove(&bt->models, tag_of_model(tb->gpa, tb->key), tb);
     page_list_remove(bt, tb, tb->gpa >> GUEST_PAGE_SHIFT);
     if (two_pages(tb))
         page_list_remove(bt, tb, tb->gpa2 >> GUEST_PAGE_SHIFT);

@@ -136,7 +136,7 @@ static void emit_distance(struct xlate *x, unsigned reg)
     if ((int64_t)minus == (int32_t)minus) {
         e_lea(e, reg, R10, 0xff, 1, (int32_t)minus);
     } else {
-        e_mov_imm(e, reg, minus);
+        e_mov_gva(e, reg, minus, RELOC_MINUS_GVA);
         e_lea(e, reg, reg, R10, 1, 0);
     }
 }
@@ -173,14 +173,16 @@ void door_emit_side(struct xlate *x)
     x->tb->side_door = (uint32_t)emit_here(e);
     emit_branching_door(x);
     e_op_mem(e, false, 0x8b, RCX, 0xff, 0xff, 1, (int32_t)heat);
+    e_reloc(e, RELOC_META, 4);
     e_lea32(e, RCX, RCX, 0xff, 1, -1);
     e_op_mem(e, false, 0x89, RCX, 0xff, 0xff, 1, (int32_t)heat);
+    e_reloc(e, RELOC_META, 4);
     e8(e, 0xe3);
     e8(e, 3 + 5);
     e_mov_rr(e, RCX, R11);
     e_jmp(e, x->tb->entry);
     e_mov_rr(e, RCX, R11);
-    e_mov_imm(e, R11, (uintptr_t)x->tb);
+    e_mov_meta(e, R11, x->tb, RELOC_META);
     e_jmp(e, x->bt->stub_door_hot);
 }
 
@@ -188,7 +190,7 @@ void door_emit(struct xlate *x)
 {
     struct emitter *e = &x->e;
     if (!x->hot) {
-        e_mov_imm(e, R11, (uintptr_t)x->tb);
+        e_mov_meta(e, R11, x->tb, RELOC_META);
         e_jmp(e, x->bt->stub_door);
     } else if (x->tb->side_door) {
         emit_probe(x);

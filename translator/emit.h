@@ -14,16 +14,47 @@
 
 #include "cpu/vcpu.h"
 
+/* What a field of a block's code is that changes when the block is moved (move.c). */
+enum reloc_kind {
+    RELOC_REL32,     /* of a jump out of the block                                           */
+    RELOC_GVA,       /* 64 bits: an address as far from the block's as it was                */
+    RELOC_MINUS_GVA, /* 64 bits: the negative of one                                         */
+    RELOC_EA,        /* as RELOC_GVA, of an operand in the window that the code says         */
+    RELOC_PLACE,     /* displacement: where the jump cache has the address before it (jump_by_cache) */
+    RELOC_SITE,      /* address of a struct mem_site of the block's                          */
+    RELOC_CALLOUT,   /* of a struct callout                                                  */
+    RELOC_META,      /* of anything else in the block's metadata                             */
+    RELOC_ID,        /* a byte: the id of a window, in a check                               */
+    RELOC_DELTA,     /* displacement: where the delta of a window with a known id is         */
+};
+#define RELOC_OFF_BITS 12 /* a record is kind << 12 | offset from the block's first byte */
+#define RELOC_MAX      768u
+
 struct emitter {
     uint8_t *p;      /* next byte, writable alias                */
     uint8_t *end;    /* first byte that must not be written      */
     int64_t rx_bias; /* executable address = writable address + bias */
     bool overflow;
+    uint16_t *reloc; /* RELOC_MAX records; NULL: the block cannot be moved */
+    unsigned n_reloc;
+    uint64_t block;  /* with reloc: executable address that records are relative to */
 };
 
 static inline uint64_t emit_here(const struct emitter *e)
 {
     return (uint64_t)((int64_t)(uintptr_t)e->p + e->rx_bias);
+}
+
+/* The field that begins `back` bytes before the next byte is of this kind. */
+static inline void e_reloc(struct emitter *e, enum reloc_kind kind, unsigned back)
+{
+    uint64_t off = emit_here(e) - back - e->block;
+    if (!e->reloc)
+        return;
+    if (e->n_reloc == RELOC_MAX || off >> RELOC_OFF_BITS)
+        e->reloc = NULL;
+    else
+        e->reloc[e->n_reloc++] = (uint16_t)((unsigned)kind << RELOC_OFF_BITS | off);
 }
 
 static inline void e8(struct emitter *e, uint8_t b)
@@ -157,6 +188,21 @@ static inline void e_mov_imm(struct emitter *e, unsigned reg, uint64_t v)
     }
 }
 
+/* The same for an address that is as far from the block's as it is now wherever that is moved to. Of
+ * blocks that can be moved it has more than 32 bits (reloc_possible()). */
+static inline void e_mov_gva(struct emitter *e, unsigned reg, uint64_t v, enum reloc_kind kind)
+{
+    e_mov_imm(e, reg, v);
+    e_reloc(e, kind, 8);
+}
+
+/* The same for the address of metadata of the block's. */
+static inline void e_mov_meta(struct emitter *e, unsigned reg, const void *p, enum reloc_kind kind)
+{
+    e_mov_imm(e, reg, (uintptr_t)p);
+    e_reloc(e, kind, 4);
+}
+
 /*
  * ModRM + SIB + displacement of [base + index*scale + disp] for an already emitted opcode. The
  * caller emitted REX with R/X/B of (reg, index, base). base or index may be 0xff (none).
@@ -239,16 +285,22 @@ static inline void e_rorx(struct emitter *e, unsigned dst, unsigned src, unsigne
 }
 
 /* jmp rel32 / jcc rel32 to a known executable address. */
+static inline void e_rel32(struct emitter *e, uint64_t target)
+{
+    if (e->reloc && (target < e->block || target > emit_here(e)))
+        e_reloc(e, RELOC_REL32, 0);
+    e32(e, (uint32_t)(target - (emit_here(e) + 4)));
+}
 static inline void e_jmp(struct emitter *e, uint64_t target)
 {
     e8(e, 0xe9);
-    e32(e, (uint32_t)(target - (emit_here(e) + 4)));
+    e_rel32(e, target);
 }
 static inline void e_jcc(struct emitter *e, unsigned cc, uint64_t target)
 {
     e8(e, 0x0f);
     e8(e, (uint8_t)(0x80 | cc));
-    e32(e, (uint32_t)(target - (emit_here(e) + 4)));
+    e_rel32(e, target);
 }
 /* Forward jcc rel32: returns the place to fix with e_fix_here(). */
 static inline uint8_t *e_jcc_fwd(struct emitter *e, unsigned cc)

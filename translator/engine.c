@@ -210,41 +210,6 @@ static bool exec_page_known(const struct vcpu *v, uint64_t gva)
            ((gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1)) | (v->cpl == 3));
 }
 
-/* A filter: pages with jump-cache entries, by half of the address space. */
-static uint64_t *exec_page_word(struct vcpu *v, uint64_t gva, uint64_t *bit)
-{
-    unsigned h = (unsigned)(gva >> GUEST_PAGE_SHIFT ^ gva >> 28) & 65535;
-    *bit = 1ull << (h & 63);
-    return &v->engine->exec_pages[gva >> 63][h >> 6];
-}
-
-static void note_exec_page(struct vcpu *v, uint64_t gva)
-{
-    struct engine_vcpu *ev = v->engine;
-    uint64_t bit, *word = exec_page_word(v, gva, &bit);
-    if (!*word && ev->n_exec_words++ < sizeof ev->exec_words / sizeof ev->exec_words[0])
-        ev->exec_words[ev->n_exec_words - 1] = (uint16_t)(word - ev->exec_pages[0]);
-    *word |= bit;
-}
-
-static void forget_exec_pages(struct engine_vcpu *ev)
-{
-    uint64_t *words = ev->exec_pages[0];
-    if (ev->n_exec_words <= sizeof ev->exec_words / sizeof ev->exec_words[0])
-        for (unsigned i = 0; i < ev->n_exec_words; i++)
-            words[ev->exec_words[i]] = 0;
-    else
-        for (unsigned i = 0; i < sizeof ev->exec_pages / sizeof *words; i++)
-            words[i] = 0;
-    ev->n_exec_words = 0;
-}
-
-static bool maybe_exec_page(struct vcpu *v, uint64_t gva)
-{
-    uint64_t bit, *word = exec_page_word(v, gva, &bit);
-    return *word & bit;
-}
-
 void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
 {
     struct engine_vcpu *ev = v->engine;
@@ -267,8 +232,7 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
         struct exec_tlb_entry *e = &ev->exec_tlb[(gva >> GUEST_PAGE_SHIFT) & (EXEC_TLB_SIZE - 1)];
         if ((e->gva_page & ~1ull) == page)
             e->gva_page = ~0ull;
-        if (maybe_exec_page(v, page) || maybe_exec_page(v, page - 1))
-            jump_cache_flush_page(v, page);
+        jump_cache_flush_page(v, page);
         return;
     }
     uint32_t user_key = ev->key_seen[0];
@@ -286,7 +250,6 @@ void engine_on_mmu_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
         jump_cache_flush(v, false);
         ev->jc_cr3 = v->cr3;
         ev->jc_sup_nonglobal = false;
-        forget_exec_pages(ev);
     } else {
         jump_cache_switch(v, kind == MMU_FLUSHED_NONGLOBAL);
     }
@@ -345,11 +308,19 @@ static struct tb *find_block(struct vcpu *v, uint64_t gva, uint32_t key)
         }
         if (tb)
             return tb;
-        vcpu_fp_save(v);
-        if (bt->cfg.reached && gva == bt->cfg.reached_gva)
-            bt->cfg.reached(bt->cfg.reached_opaque);
+        bool reached = bt->cfg.reached && gva == bt->cfg.reached_gva;
         enum host_cause was = host_time_switch(v, HOST_TRANSLATE);
-        tb = translate_block(bt, v, gva, gpa, key, NULL);
+        bool watched = bt->cfg.verify || (bt->cfg.trace_mask & TRACE_BLOCKS);
+        tb = reached ? NULL : move_block(v, gva, gpa, key, watched ? 1 : ~0u);
+        if (tb && !watched) {
+            host_time_switch(v, was);
+            return tb;
+        }
+        vcpu_fp_save(v);
+        if (reached)
+            bt->cfg.reached(bt->cfg.reached_opaque);
+        if (!tb)
+            tb = translate_block(bt, v, gva, gpa, key, NULL);
         host_time_switch(v, was);
         if (!tb)
             return NULL;
@@ -373,7 +344,6 @@ static void remember_block(struct vcpu *v, struct tb *tb)
     struct engine_vcpu *ev = v->engine;
     bool global = on_global_page(v, tb);
     jump_cache_insert(v, tb);
-    note_exec_page(v, tb->gva);
     far_links_seen(v, tb, global);
     if (!(tb->key & KEY_USER) && !global)
         ev->jc_sup_nonglobal = true;
@@ -1205,6 +1175,7 @@ static void bt_print_stats(struct engine *e, FILE *out)
             (unsigned long long)s->window_retries);
     fprintf(out, "huge pages:   %llu pieces of RAM, %llu refused by the host\n",
             (unsigned long long)s->huge_made, (unsigned long long)s->huge_refused);
+    fprintf(out, "moved:        %llu blocks to other addresses\n", (unsigned long long)s->moved);
     fprintf(out, "young:        %llu address spaces, %llu grew old\n", (unsigned long long)s->young,
             (unsigned long long)s->grown);
     struct window_stats w = s->windows;

@@ -26,6 +26,41 @@ void jump_cache_init(struct vcpu *v)
     }
 }
 
+/* -- Pages with entries ---------------------------------------------------------------------------- */
+
+static unsigned page_hash(uint64_t gva)
+{
+    return (unsigned)(gva >> GUEST_PAGE_SHIFT ^ gva >> 28) & 65535;
+}
+
+static void add_pages(struct exec_pages *p, unsigned word, uint64_t bits)
+{
+    if (!p->bits[word] && p->n++ < EXEC_WORDS)
+        p->word[p->n - 1] = (uint16_t)word;
+    p->bits[word] |= bits;
+}
+
+static void forget_pages(struct exec_pages *p)
+{
+    if (p->n <= EXEC_WORDS)
+        for (unsigned i = 0; i < p->n; i++)
+            p->bits[p->word[i]] = 0;
+    else
+        for (unsigned i = 0; i < sizeof p->bits / sizeof p->bits[0]; i++)
+            p->bits[i] = 0;
+    p->n = 0;
+}
+
+/* Of this page, or of a block that straddles into it from the page before. */
+static bool may_have_entries(const struct vcpu *v, unsigned sup, uint64_t page)
+{
+    const uint64_t *bits = v->engine->exec_pages[sup].bits;
+    unsigned h = page_hash(page), before = page_hash(page - 1);
+    return (bits[h >> 6] >> (h & 63) | bits[before >> 6] >> (before & 63)) & 1;
+}
+
+/* -- Entries --------------------------------------------------------------------------------------- */
+
 /* The places of a block: for jumps, and for returns. */
 static unsigned places_of(const struct bt_engine *bt, const struct tb *tb, unsigned place[2])
 {
@@ -49,6 +84,8 @@ void jump_cache_insert(struct vcpu *v, struct tb *tb)
         }
         *e = tb->side_door && !tb->probing ? tb->side_door : tb->entry_ind;
     }
+    unsigned h = page_hash(tb->gva);
+    add_pages(&ev->exec_pages[sup], h >> 6, 1ull << (h & 63));
 }
 
 /* The record of a PCID, or of another that shares its place. */
@@ -71,8 +108,9 @@ static void save_user_half(struct vcpu *v)
     struct as_record *r = record_of(v, ev->jc_cr3);
     uint64_t miss = ev->bt->stub_lookup, epoch = atomic_load(&ev->bt->user_epoch);
     uint32_t n = ev->jc_n[0], kept = 0;
+    const struct exec_pages *pages = &ev->exec_pages[0];
     bool saved = ev->jc_saved && r->cr3 == ev->jc_cr3 && r->n == n && r->epoch == epoch;
-    if (!(v->cr4 & CR4_PCIDE) || !n || n > AS_ENTRIES || saved) {
+    if (!(v->cr4 & CR4_PCIDE) || !n || n > AS_ENTRIES || pages->n > EXEC_WORDS || saved) {
         if (!saved && r->cr3 == ev->jc_cr3)
             r->n = 0; /* what it is has lost entries since, by INVLPG perhaps */
         jump_cache_flush_half(v, 0);
@@ -82,6 +120,11 @@ static void save_user_half(struct vcpu *v)
     r->epoch = epoch;
     r->key = ev->key_seen[0];
     r->cs = ev->cs_seen[0];
+    r->n_words = pages->n;
+    for (unsigned i = 0; i < pages->n; i++) {
+        r->word[i] = pages->word[i];
+        r->bits[i] = pages->bits[pages->word[i]];
+    }
     for (uint32_t k = 0; k < n; k++) {
         uint32_t idx = ev->jc_used[0][k];
         uint64_t *e = &v->jump_cache[0][idx], host = *e;
@@ -93,6 +136,7 @@ static void save_user_half(struct vcpu *v)
     }
     r->n = kept;
     ev->jc_n[0] = 0;
+    forget_pages(&ev->exec_pages[0]);
 }
 
 void jump_cache_switch(struct vcpu *v, bool flushed)
@@ -123,6 +167,8 @@ void jump_cache_switch(struct vcpu *v, bool flushed)
         v->jump_cache[0][idx] = r->host[k];
     }
     ev->jc_n[0] = n;
+    for (uint32_t k = 0; k < r->n_words; k++)
+        add_pages(&ev->exec_pages[0], r->word[k], r->bits[k]);
     ev->jc_saved = true;
 }
 
@@ -150,17 +196,20 @@ void jump_cache_flush_half(struct vcpu *v, unsigned sup)
     }
     ev->jc_n[sup] = 0;
     ev->jc_saved &= sup;
+    forget_pages(&ev->exec_pages[sup]);
 }
 
 void jump_cache_flush_page(struct vcpu *v, uint64_t gva)
 {
     struct bt_engine *bt = v->engine->bt;
     uint64_t page = gva & ~(uint64_t)(GUEST_PAGE_SIZE - 1);
-    v->engine->jc_saved = false;
     /* Blocks of this page, and one that straddles into it from the page before. Other pages whose
      * addresses end alike keep theirs. */
     for (unsigned way = 0; way < 4; way++) {
         bool sup = way & 1, low = way & 2;
+        if (!may_have_entries(v, sup, page))
+            continue;
+        v->engine->jc_saved &= sup;
         if (sup && low && gva >> 32) /* that place is for 32-bit code, and for returns of user code */
             continue;
         for (uint64_t a = page - 15; a != page + GUEST_PAGE_SIZE; a++) {

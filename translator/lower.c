@@ -107,7 +107,12 @@ void lower_ea(struct xlate *x, const struct insn *in, const struct insn_mem *m, 
             e_mov32_rr(e, R10, R10);
     } else if (base == BASE_RIP) {
         uint64_t a = x->cur_rip + in->len + disp;
-        e_mov_imm(e, R10, addr_size == 4 ? (uint32_t)a : a);
+        if (addr_size == 4) {
+            e_mov_imm(e, R10, (uint32_t)a);
+            e->reloc = NULL;
+        } else {
+            e_mov_gva(e, R10, a, RELOC_GVA);
+        }
     } else if (base == REG_NONE && index == REG_NONE) {
         if (addr_size == 4)
             disp = (uint32_t)disp;
@@ -181,9 +186,9 @@ static void lower_segment(struct xlate *x, struct slow_path *s, unsigned seg, un
     e_lea32(e, R10, R10, R11, 1, 0);
 }
 
-static void to_stub(struct xlate *x, const void *arg, unsigned reg, uint32_t stub)
+static void to_stub(struct xlate *x, const struct mem_site *arg, unsigned reg, uint32_t stub)
 {
-    e_mov_imm(&x->e, reg, (uintptr_t)arg);
+    e_mov_meta(&x->e, reg, arg, RELOC_SITE);
     e_jmp(&x->e, stub);
 }
 
@@ -501,8 +506,10 @@ static uint32_t delta_off(const struct xlate *x, unsigned id)
  * in C code, and whatever comes back from C says that R11 is lost. */
 void lower_load_delta(struct xlate *x, unsigned id)
 {
-    if (x->r11_id != id + 1)
+    if (x->r11_id != id + 1) {
         e_load_gs(&x->e, R11, delta_off(x, id));
+        e_reloc(&x->e, RELOC_DELTA, 4);
+    }
     x->r11_id = id + 1;
 }
 
@@ -547,6 +554,7 @@ static void compare_id(struct xlate *x, unsigned reg, unsigned id)
         x->r11_id = 0;
     e_rorx(&x->e, tmp, reg, WINDOW_SHIFT);
     e_bytes(&x->e, (const uint8_t[]){0x41, 0x80, (uint8_t)(0xf8 | (tmp & 7)), (uint8_t)id}, 4);
+    e_reloc(&x->e, RELOC_ID, 1);
 }
 
 /* R11 = delta, having checked that `reg` (not R11) is in window id. Uses R10 unless reg is R10. */
@@ -727,6 +735,7 @@ static bool lower_bounded_index(struct xlate *x, const struct insn *in, const st
         if (!window_id_ok(x->key & KEY_USER, id) || !bounded(x, index, table))
             return false;
         lower_load_delta(x, id);
+        e->reloc = NULL; /* as above */
         a->ref = (struct memref){
             .base = R11, .index = (uint8_t)index, .disp = disp, .scale = m->scale};
         return true;
@@ -794,6 +803,8 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         uint64_t ea = (uint64_t)disp + (m->base == BASE_RIP ? x->cur_rip + in->len : 0);
         if (addr_size == 4)
             ea = (uint32_t)ea;
+        if (addr_size == 4 || m->base != BASE_RIP)
+            e->reloc = NULL; /* its window is not one that moves with the block */
         unsigned id = (unsigned)(ea >> WINDOW_SHIFT) & 0xffff;
         if (!mmu_canonical(ea) || !window_id_ok(user, id))
             return false;
@@ -801,7 +812,7 @@ static bool lower_window(struct xlate *x, const struct insn *in, const struct in
         if ((int64_t)ea == (int32_t)ea) {
             a.ref = (struct memref){.base = R11, .index = KEEP, .disp = (int32_t)ea};
         } else {
-            e_mov_imm(e, R10, ea);
+            e_mov_gva(e, R10, ea, RELOC_EA);
             if (needs_scratch(x, in, body)) {
                 e_lea(e, R11, R10, R11, 1, 0);
                 x->r11_id = 0;

@@ -123,6 +123,7 @@ struct xlate {
     struct pending_link link[TB_MAX_LINKS];
     struct side_entry side[TB_MAX_SIDE];
     struct slow_path slow[TB_MAX_SLOW];
+    uint16_t reloc[RELOC_MAX];
 };
 
 /* What code from here on is: enum side_kind. */

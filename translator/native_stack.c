@@ -134,7 +134,7 @@ void stack_push_imm(struct xlate *x, uint64_t imm, unsigned scratch)
 {
     struct emitter *e = &x->e;
     if ((int64_t)imm != (int32_t)imm) {
-        e_mov_imm(e, scratch, imm);
+        e_mov_gva(e, scratch, imm, RELOC_GVA); /* a return address: PUSH has 32 bits */
         if (scratch == R11)
             x->r11_id = 0;
         stack_push(x, scratch);

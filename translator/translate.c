@@ -308,8 +308,9 @@ static bool linkable(const struct xlate *x, uint64_t target)
 static void jump_by_cache(struct xlate *x, uint64_t target)
 {
     struct emitter *e = &x->e;
-    e_mov_imm(e, R10, target);
+    e_mov_gva(e, R10, target, RELOC_GVA);
     e_bytes(e, (const uint8_t[]){0x65, 0xff, 0x24, 0x25}, 4); /* jmp gs:[off] */
+    e_reloc(e, RELOC_PLACE, 0);
     e32(e, jump_cache_off(x) + jump_cache_index(x->bt, target, is_legacy(x)) * 8);
 }
 
@@ -380,7 +381,7 @@ static void finish_links(struct xlate *x)
                            .stub = (uint32_t)emit_here(e), .known = p->known};
         uint32_t rel = l->stub - (l->patch_x + 4);
         memcpy(p->patch, &rel, 4);
-        e_mov_imm(e, R10, (uintptr_t)l);
+        e_mov_meta(e, R10, l, RELOC_META);
         e_jmp(e, x->bt->stub_exit_link);
     }
 }
@@ -448,7 +449,7 @@ static struct callout *emit_callout(struct xlate *x, const struct insn *in, bool
     c->insn = *in;
     c->rip = x->cur_rip;
     c->tb = x->tb;
-    e_mov_imm(e, R10, (uintptr_t)c);
+    e_mov_meta(e, R10, c, RELOC_CALLOUT);
     c->light = x->key & KEY_ONE_INSN ? 0 : bt_light_kind(in, is_legacy(x));
     for (unsigned r = 0; c->light && r < 16; r++)
         if (in->gpr_read & BT_LIGHT_KEPT & (1u << r))
@@ -823,7 +824,7 @@ static void body_push_imm(struct xlate *x, const struct insn *in, const struct a
         e32(e, (uint32_t)a->imm);
         return;
     }
-    e_mov_imm(e, a->scratch, a->imm);
+    e_mov_gva(e, a->scratch, a->imm, RELOC_GVA); /* a return address: others are in the code as they are */
     e_ref_store(e, a->size, &a->ref, a->scratch);
 }
 
@@ -2190,7 +2191,7 @@ static void emit_count(struct xlate *x, unsigned i)
     }
     *site = (struct mem_site){
         .rip = x->cur_rip, .tb = x->tb, .flags = SITE_COUNT, .heat = x->heat};
-    e_mov_imm(&x->e, R11, (uintptr_t)site);
+    e_mov_meta(&x->e, R11, site, RELOC_SITE);
     e_jmp(&x->e, x->bt->stub_count[live_at(x, i)]);
     site->resume = (uint32_t)emit_here(&x->e);
 }
@@ -2264,7 +2265,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         bt_unlock(bt);
     } while (true);
 
-    struct cache_region *r = cache_reserve(bt);
+    struct cache_region *r = cache_reserve(bt, CACHE_TRANSLATED);
     if (replace && replace->dead) /* evicted: its memory is about to be used again */
         replace = NULL;
     struct tb *tb = cache_meta_alloc(r, sizeof *tb);
@@ -2298,6 +2299,8 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->failed = false;
         compute_liveness(x);
         tb->entry_ind = (uint32_t)emit_here(&x->e);
+        x->e.block = tb->entry_ind;
+        x->e.reloc = move_possible(key, gva, tb->gpa2) ? x->reloc : NULL;
         /* Where it is is not known yet. In chaos some have no other. */
         tb->side_door = replace && door_probes(bt, key) && !(bt->cfg.chaos && (gva & 16));
         door_emit(x);
@@ -2359,6 +2362,15 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
     tb->n_side = x->n_side;
     tb->side = cache_meta_alloc(r, x->n_side * (uint32_t)sizeof *tb->side);
     memcpy(tb->side, x->side, x->n_side * sizeof *tb->side);
+    if (x->e.reloc) {
+        tb->n_reloc = (uint16_t)x->e.n_reloc;
+        tb->reloc = cache_meta_alloc(r, tb->n_reloc * (uint32_t)sizeof *tb->reloc);
+        memcpy(tb->reloc, x->reloc, tb->n_reloc * sizeof *tb->reloc);
+        tb->meta_size = (uint32_t)(r->meta + r->meta_used - (uint8_t *)tb);
+        const struct insn *last = &x->insn[x->n - 1];
+        if (last->op == OP_CALL || last->op == OP_CALL_IND)
+            tb->return_off = (int16_t)(x->rip[x->n - 1] + last->len - gva);
+    }
     r->code_used = ((uint32_t)(x->e.p - r->code_w) + 15) & ~15u;
     cache_insert(bt, r, tb);
     if (replace) { /* not before: a page without blocks is no code page any more */
