@@ -186,6 +186,8 @@ struct known ahead_known(const struct xlate *x)
 uint32_t ahead_entrance(const struct link *l, const struct tb *to)
 {
     const struct known *has = &l->known, *wants = &to->known;
+    if (l->inlined && l->thunk == to->thunk)
+        return l->inlined;
     if (!wants->r11 || has->user != !!(to->key & KEY_USER))
         return to->entry;
     for (unsigned i = 0; i < KNOWN_IDS; i++)

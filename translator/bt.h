@@ -142,6 +142,10 @@ struct link {
     uint64_t target;       /* GVA */
     uint32_t patch_x;      /* executable address of the rel32 */
     uint32_t stub;         /* executable address of the exit stub */
+    /* Of a call that looks as if it led to a block with tb.thunk: where to go if it is this one, to code of
+     * `from` that does the same. Else 0. */
+    uint32_t inlined;
+    uint8_t thunk;
     struct known known;    /* where it leaves */
 };
 
@@ -180,6 +184,7 @@ struct tb {
     struct link *out;    /* n_out of them */
     struct far_link *far; /* n_far of them */
     uint8_t n_out, n_far;
+    uint8_t thunk;       /* all that it does is `mov reg, [esp]; ret`: 1 + reg; else 0 */
     uint64_t minus_gva;  /* what the door of the first tier adds to R10: 0 if this is the block */
     uint64_t door;       /* where it goes then: entry                                        */
     uint32_t door_heat;  /* jumps through the side door up to door_hot()                     */
@@ -586,7 +591,8 @@ void cache_code_write(void *opaque, uint64_t gpa, uint64_t len);
 void cache_link(struct bt_engine *bt, struct link *l, struct tb *to);
 /* The jump leads to its exit stub again. */
 void cache_unlink(struct bt_engine *bt, struct link *l);
-/* ahead.c: the entrance of the block that what this link hands on is good for. */
+/* ahead.c: the entrance of the block that what this link hands on is good for; or what does the same as
+ * the block (link.inlined). */
 uint32_t ahead_entrance(const struct link *l, const struct tb *to);
 /* Sets where the jump goes, a host address. */
 void cache_patch(struct bt_engine *bt, struct link *l, uint32_t target);

@@ -67,11 +67,18 @@ struct pending_link {
     uint64_t target;
     uint8_t *patch; /* writable alias of the rel32 */
     uint32_t patch_x;
+    uint32_t inlined; /* as in struct link */
+    uint8_t thunk;
     struct known known;
 };
 
 /* How a trace goes on behind a branch in it. */
-enum follow { FOLLOW_NOT, FOLLOW_NEXT, FOLLOW_TARGET };
+enum follow {
+    FOLLOW_NOT,
+    FOLLOW_NEXT,
+    FOLLOW_TARGET,
+    FOLLOW_THUNK, /* plus a register: a call that does nothing but load it with the return address */
+};
 
 #define R11_OF_REGS ~0u
 #define R11_FLAT    (R11_OF_REGS - 1) /* in xlate.r11_id: R11 is the flat window's base */
@@ -114,7 +121,7 @@ struct xlate {
     unsigned n;           /* instructions */
     struct insn insn[TB_MAX_INSNS];
     uint64_t rip[TB_MAX_INSNS];
-    uint8_t follow[TB_MAX_INSNS];    /* enum follow, of branches; the last one's is FOLLOW_NOT */
+    uint8_t follow[TB_MAX_INSNS];    /* enum follow, of branches and calls; the last one's is FOLLOW_NOT */
     uint32_t live[TB_MAX_INSNS + 1]; /* arithmetic flags live before instruction i */
     int16_t guest_off;    /* of the instruction being emitted */
     uint64_t cur_rip;

@@ -232,7 +232,9 @@ static void compute_liveness(struct xlate *x)
         const struct insn *in = &x->insn[i];
         enum insn_rule r = rule_of(in, x->key);
         uint64_t rip = x->rip[i] + in->len;
-        if (x->follow[i] && in->op == OP_JCC) /* live where the trace is left, too */
+        if (x->follow[i] >= FOLLOW_THUNK)
+            live = FL_ARITH; /* the callee may be another by then */
+        else if (x->follow[i] && in->op == OP_JCC) /* live where the trace is left, too */
             live |= peek_live(x, x->follow[i] == FOLLOW_NEXT ? branch_target(x, in, rip)
                                                              : linear_of(x, rip));
         if (r == RULE_CALLOUT || r == RULE_CALLOUT_END || in->op == OP_INVALID)
@@ -378,7 +380,8 @@ static void finish_links(struct xlate *x)
             x->tb->n_out++;
         }
         *l = (struct link){.from = x->tb, .target = p->target, .patch_x = p->patch_x,
-                           .stub = (uint32_t)emit_here(e), .known = p->known};
+                           .stub = (uint32_t)emit_here(e), .inlined = p->inlined,
+                           .thunk = p->thunk, .known = p->known};
         uint32_t rel = l->stub - (l->patch_x + 4);
         memcpy(p->patch, &rel, 4);
         e_mov_meta(e, R10, l, RELOC_META);
@@ -1642,6 +1645,21 @@ static void branch_on_cx(struct xlate *x, const struct insn *in, uint64_t target
     jump_to(x, loop ? next : target);
 }
 
+/*
+ * 32-bit code finds its data by calling a function that loads a register with its return address.  The link
+ * to that function leads here while it is what is there (ahead_entrance()), and the trace goes on.
+ */
+static void inline_thunk(struct xlate *x, unsigned reg, uint64_t next_rip)
+{
+    struct pending_link *l = &x->link[x->n_links - 1];
+    l->inlined = (uint32_t)emit_here(&x->e);
+    l->thunk = (uint8_t)(reg + 1);
+    side_mark(x, SIDE_INSIDE);
+    e_mov_imm(&x->e, reg, next_rip);
+    add_rsp(x, 4);
+    x->r11_kept = true;
+}
+
 static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct emitter *e = &x->e;
@@ -1713,6 +1731,8 @@ static void emit_branch(struct xlate *x, const struct insn *in, unsigned i)
         settle_esp(x);
         stack_settle_late(x, false);
         jump_to(x, target);
+        if (x->follow[i] >= FOLLOW_THUNK && !x->failed)
+            inline_thunk(x, x->follow[i] - FOLLOW_THUNK, next_rip);
         break;
     case OP_JMP_IND: case OP_CALL_IND: {
         unsigned reg = in->rm;
@@ -2011,6 +2031,38 @@ static bool may_follow(const struct xlate *x, uint64_t gva, const struct tb *the
     return true;
 }
 
+/* 32-bit code with a flat stack, where nothing that RET checks can be wrong? */
+static bool plain_stack32(const struct xlate *x)
+{
+    return (x->key & KEY_CODE32) && !(x->key & (KEY_STACK16 | KEY_ONE_INSN | KEY_SLOW_MEM)) &&
+           key_seg_class(x->key, SEG_SS) == SEG_FLAT && !past_limit(x, 0xffffffff);
+}
+
+/* 1 + reg if this is all of `mov reg, [esp]; ret`, else 0. */
+static uint8_t thunk_register(const uint8_t *code)
+{
+    unsigned reg = code[1] >> 3;
+    return code[0] == 0x8b && (code[1] & 0xc7) == 0x04 && code[2] == 0x24 && code[3] == 0xc3 && reg != RSP
+               ? (uint8_t)(reg + 1)
+               : 0;
+}
+
+/* Does the call just decoded seem to lead to such a function?  ahead_entrance() will see what is there. */
+static enum follow follow_call(const struct xlate *x, uint64_t target, uint64_t next)
+{
+    struct mmu_xlat t;
+    const uint8_t *p;
+    uint8_t code[4], reg = 0;
+    if (x->insn[x->n - 1].op_size == 4 && plain_stack32(x) && x->window && linkable(x, target) &&
+        (target & (GUEST_PAGE_SIZE - 1)) <= GUEST_PAGE_SIZE - 4 && may_follow(x, next, NULL) &&
+        !mmu_peek(x->v, target, &t) && (p = ram_read_ptr(x->v->ram, t.gpa, 4))) {
+        for (unsigned i = 0; i < 4; i++)
+            code[i] = ((const volatile uint8_t *)p)[i];
+        reg = thunk_register(code);
+    }
+    return reg ? (enum follow)(FOLLOW_THUNK + reg - 1) : FOLLOW_NOT;
+}
+
 /*
  * Whether a trace goes on behind the branch just decoded.  Code on it counts no executions, so the
  * choice at a condition is made by what there is: a side that was never executed is not followed.
@@ -2020,12 +2072,14 @@ static enum follow follow_branch(struct xlate *x)
     const struct insn *in = &x->insn[x->n - 1];
     uint64_t rip = x->rip[x->n - 1] + in->len;
     enum follow how = FOLLOW_NOT;
-    if ((in->op != OP_JMP && in->op != OP_JCC) || x->n > TB_MAX_INSNS - 4 ||
+    if ((in->op != OP_JMP && in->op != OP_JCC && in->op != OP_CALL) || x->n > TB_MAX_INSNS - 4 ||
         x->tb->gpa2 != ~0ull)
         return FOLLOW_NOT;
     uint64_t taken = branch_target(x, in, rip), next = linear_of(x, rip);
     if (past_limit(x, truncate_rip(in, rip + (uint64_t)in->imm)))
         return FOLLOW_NOT;
+    if (in->op == OP_CALL)
+        return follow_call(x, taken, next);
     bt_lock(x->bt);
     struct tb *there = known_block(x, taken);
     bool by_target = may_follow(x, taken, there);
@@ -2283,6 +2337,10 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
                                 .rx_bias = (int64_t)r->code_x - (int64_t)(uintptr_t)r->code_w};
         r->meta_used = meta_mark;
         x->n_side = x->n_slow = x->n_links = x->n_miss = 0;
+        tb->thunk = x->n == 2 && plain_stack32(x) && x->insn[0].len == 3 && x->insn[1].len == 1
+                        ? thunk_register((uint8_t[]){x->insn[0].raw[0], x->insn[0].raw[1],
+                                                     x->insn[0].raw[2], x->insn[1].raw[0]})
+                        : 0;
         x->native_stack = stack_is_native(bt, key);
         x->stack_ok = stack_likely(x, v->gpr[RSP]);
         x->stack_written = false;

@@ -785,6 +785,32 @@ static int access_stub(const struct verifier *v, uint64_t to)
     return -1;
 }
 
+/* One of the block's links. */
+static const struct link *link_at(const struct verifier *v, uint64_t address)
+{
+    for (unsigned i = 0; i < v->tb->n_out; i++)
+        if ((uint64_t)(uintptr_t)&v->tb->out[i] == address)
+            return &v->tb->out[i];
+    for (unsigned i = 0; i < v->tb->n_far; i++)
+        if ((uint64_t)(uintptr_t)&v->tb->far[i].link == address)
+            return &v->tb->far[i].link;
+    return NULL;
+}
+
+/* The jump that leads to the exit stub of this link may be made to lead to what does the same as its
+ * target. */
+static bool flow_inlined(struct verifier *v, const struct link *l, const struct state *s)
+{
+    struct state there = *s;
+    if (!l->inlined)
+        return true;
+    if (!boundary(v, l->inlined))
+        return reject(v, "a link to no instruction");
+    forget(v, &there, R10);
+    flow(v, (uint32_t)(l->inlined - v->tb->entry_ind), &there);
+    return true;
+}
+
 static const struct far_link *far_link_at(const struct verifier *v, uint64_t address)
 {
     for (unsigned i = 0; i < v->tb->n_far; i++)
@@ -830,7 +856,8 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
     if (to == bt->stub_exit_link) {
         for (unsigned i = 0; i < v->tb->n_out; i++)
             if (r10->meaning == M_CONST && r10->a == (uint64_t)(uintptr_t)&v->tb->out[i])
-                return holds(v, s, &v->tb->out[i].known) || reject(v, "a link that knows too much");
+                return holds(v, s, &v->tb->out[i].known) ? flow_inlined(v, &v->tb->out[i], s)
+                                                         : reject(v, "a link that knows too much");
         const struct far_link *f = r10->meaning == M_CONST ? far_link_at(v, r10->a) : NULL;
         if (!f || !boundary(v, f->closed))
             return reject(v, "R10 is none of the block's links");
@@ -840,7 +867,7 @@ static bool jump_to_stub(struct verifier *v, const struct state *s, uint64_t to)
         struct state there = *s;
         forget(v, &there, R10);
         flow(v, (uint32_t)(f->closed - v->tb->entry_ind), &there);
-        return true;
+        return flow_inlined(v, &f->link, s);
     }
     if (to == bt->stub_door || to == bt->stub_door_hot) {
         if (r11->meaning != M_CONST || r11->a != (uint64_t)(uintptr_t)v->tb)
@@ -1834,8 +1861,11 @@ static unsigned successors(struct verifier *v, uint32_t off, uint32_t *to)
                 host[n++] = t == v->bt->stub_commit ? s->resume_done : s->resume_bounce;
             if (t != v->bt->stub_commit)
                 host[n++] = s->resume;
-        } else if (t == v->bt->stub_exit_link && far_link_at(v, arg)) {
-            host[n++] = far_link_at(v, arg)->closed;
+        } else if (t == v->bt->stub_exit_link && link_at(v, arg)) {
+            if (link_at(v, arg)->inlined)
+                host[n++] = link_at(v, arg)->inlined;
+            if (far_link_at(v, arg))
+                host[n++] = far_link_at(v, arg)->closed;
         } else {
             host[n++] = t;
         }

@@ -133,6 +133,49 @@ TEST(flat, string_wraps)
     }
 }
 
+/*
+ * Functions that load a register with their return address, on the page of the caller and on another one,
+ * called so often that it is hot, and written to meanwhile.
+ */
+TEST(flat, return_address)
+{
+    static const u32 main_at = 0x1001000;
+    static const u32 function_at[2] = {0x1001f00, 0x1800040};
+    EACH_MODE(m, FLAT)
+    {
+        for (unsigned k = 0; k < 2; k++) {
+            const u32 many = 2000000, half = 1000000, f = function_at[k];
+            struct regs r = regs_for(m);
+            u8 *p = (u8 *)f;
+            PUT(p, 0x8b, 0x1c, 0x24, 0xc3); /* mov ebx, [esp]; ret */
+            p = (u8 *)main_at;
+            PUT(p, 0x31, 0xdb, 0x31, 0xd2, 0xf9); /* xor ebx, ebx; xor edx, edx; stc */
+            PUT(p, 0xe8);
+            p = put32(p, f - ((u32)p + 4));
+            u32 ret = (u32)p;
+            PUT(p, 0x11, 0xd8, 0x01, 0xd6, 0x51, 0x59); /* adc eax, ebx; add esi, edx; push ecx; pop ecx */
+            PUT(p, 0x81, 0xf9);                         /* cmp ecx, half */
+            p = put32(p, half);
+            PUT(p, 0x75, 7, 0xc6, 5); /* jne 1f; mov byte [f + 1], 14h: it is edx from now on */
+            p = put32(p, f + 1);
+            PUT(p, 0x14, 0x49, 0x75); /* 1: dec ecx; jnz */
+            PUT(p, (u8)(main_at - ((u32)p + 1)));
+            PUT(p, 0xcc);
+            r.eax = r.esi = 0;
+            r.ecx = many;
+            context("%s, function %u", mode_name(m), k);
+            if (!done(&r, (u8 *)main_at))
+                continue;
+            /* The one that has written it had called it before. */
+            EQ(T.r.eax, (many - half + 1) * ret + many);
+            EQ(T.r.esi, (half - 1) * ret);
+            EQ(T.r.ebx, 0);
+            EQ(T.r.edx, ret);
+            EQ(T.r.esp, r.esp);
+        }
+    }
+}
+
 TEST(flat, alike_targets)
 {
     /* 4 MiB apart: code there may share its place in tables that go by the lower bits. */
