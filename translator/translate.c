@@ -2219,9 +2219,9 @@ static enum accesses accesses_of(const struct xlate *x, const struct insn *in)
 }
 
 /*
- * Whose accesses count the block's executions.  If there are none, nothing would ever count them, and
- * both tiers are the same but for the door: it gets the fast one at once.  If they are all the host's
- * own, the first of them is at *first.
+ * Whose accesses count the block's executions.  If they are all the host's own, or there are none, code of
+ * its own does: at the first access, which is at *first, or at the first instruction.  A block without
+ * any, as it often stands behind a call (TEST, Jcc), gains by the second tier, too: it goes on as a trace.
  */
 static enum accesses block_accesses(const struct xlate *x, unsigned *first)
 {
@@ -2235,7 +2235,7 @@ static enum accesses block_accesses(const struct xlate *x, unsigned *first)
     return most;
 }
 
-/* In a block whose accesses are all the host's own: counts its executions, as helpers of accesses do. */
+/* In a block without accesses but the host's own: counts its executions, as helpers of accesses do. */
 static void emit_count(struct xlate *x, unsigned i)
 {
     struct mem_site *site = cache_meta_alloc(x->r, sizeof *site);
@@ -2345,9 +2345,9 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
         x->stack_ok = stack_likely(x, v->gpr[RSP]);
         x->stack_written = false;
         x->stack_slack = STACK_SLACK;
-        unsigned hot_at = 0, count_at = ~0u;
+        unsigned hot_at = 0, count_at = 0;
         enum accesses accesses = block_accesses(x, &count_at);
-        x->hot = tb->hot = replace || accesses == ACCESS_NONE;
+        x->hot = tb->hot = replace || (accesses == ACCESS_NONE && x->heat == INT32_MAX);
         for (unsigned i = 0; i < x->n && x->window; i++)
             if (x->rip[i] == v->rip)
                 hot_at = i;
@@ -2378,7 +2378,7 @@ struct tb *translate_block(struct bt_engine *bt, struct vcpu *v, uint64_t gva, u
             bool r11 = leaves_r11_to_operands(&x->insn[i]);
             if (!r11)
                 x->r11_id = 0;
-            if (i == count_at && accesses == ACCESS_STACK && !x->hot)
+            if (i == count_at && accesses != ACCESS_MEMORY && !x->hot)
                 emit_count(x, i);
             emit_insn(x, i);
             if (!r11 || !x->r11_kept)
