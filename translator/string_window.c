@@ -128,9 +128,12 @@ enum string_form lower_string(struct xlate *x, const struct insn *in)
         return STRING_IN_C;
     if (!x->window)
         return x->hot ? STRING_IN_C : STRING_COUNTED;
-    if (is_legacy(x) ? x->tb->table_form >> x->index & 1 /* it has wrapped */
-                     : (src && !may_have_window(x, RSI)) || (dst && !may_have_window(x, RDI)))
+    if (is_legacy(x) && (x->tb->table_form >> x->index & 1)) /* it has wrapped */
         return STRING_IN_C;
+    /* A guess by what the registers hold now: the kernel that patches its text copies to addresses that
+     * are for users otherwise, and its memcpy is in C ever after. */
+    if (!is_legacy(x) && ((src && !may_have_window(x, RSI)) || (dst && !may_have_window(x, RDI))))
+        return STRING_RETRIED;
     if (lower_soft_site(x))
         return STRING_RETRIED;
     if (is_legacy(x)) {
