@@ -668,3 +668,104 @@ Test(translator_verify, refuses_a_wrong_side_table)
     cr_expect_gt(seen, 10);
     diff_guest_stop(&guest);
 }
+
+/* -- 32-bit code ----------------------------------------------------------------------------------- */
+
+/* String instructions, and a call of a function that loads its return address. */
+static const uint8_t flat_code[] = {
+    0x8b, 0x03,                   /* mov eax, [ebx]     */
+    0xf3, 0xa5,                   /* rep movsd          */
+    0xb9, 0x40, 0,    0,    0,    /* mov ecx, 40h       */
+    0xf3, 0xaa,                   /* rep stosb          */
+    0xb9, 0x10, 0,    0,    0,    /* mov ecx, 10h       */
+    0xf3, 0xa6,                   /* repe cmpsb         */
+    0xad, 0xae,                   /* lodsd; scasb       */
+    0xe8, 0x04, 0,    0,    0,    /* call 1f            */
+    0x01, 0xd8,                   /* add eax, ebx       */
+    0xeb, 0x04,                   /* jmp 2f             */
+    0x8b, 0x1c, 0x24, 0xc3,       /* 1: mov ebx, [esp]; ret */
+    0x40,                         /* 2: inc eax         */
+};
+
+static void setup_flat(void)
+{
+    struct engine_config cfg = {.mem_mode = MEM_WINDOW, .verify = true, .hot_threshold = 1};
+    diff_legacy = true;
+    diff_guest_start(&guest, &cfg);
+    guest.patience_ms = 20000;
+    for (unsigned i = 0; i < 3; i++) {
+        struct diff_case c = {
+            .cpl = 3, .bits = 32, .start = 0x100, .len = sizeof flat_code, .world = DIFF_COMPAT};
+        memcpy(c.code, flat_code, sizeof flat_code);
+        for (unsigned s = 0; s < SEG_COUNT; s++)
+            c.seg[s] = DIFF_SEL(s == SEG_CS ? 0 : 6);
+        for (unsigned r = 0; r < 8; r++)
+            c.gpr[r] = DIFF_LDATA + 0x100 * r;
+        c.gpr[RSP] = DIFF_LSTACK + 0x1000;
+        c.gpr[RCX] = 3;
+        diff_guest_run(&guest, &c, &result);
+    }
+}
+
+static unsigned n_inlined;
+
+/* The link of the call may lead to instructions only, and to those that leave the stack as it should be. */
+static void misled_links(const struct tb *tb, uint8_t *copy, uint32_t size)
+{
+    cr_expect(bt_verify_bytes(engine(), tb, copy, false));
+    for (unsigned i = 0; i < tb->n_out; i++) {
+        uint32_t inlined = tb->out[i].inlined;
+        if (!inlined)
+            continue;
+        n_inlined++;
+        tb->out[i].inlined = inlined + 1;
+        cr_expect_not(bt_verify_bytes(engine(), tb, copy, true));
+        tb->out[i].inlined = tb->host_end;
+        cr_expect_not(bt_verify_bytes(engine(), tb, copy, true));
+        tb->out[i].inlined = inlined;
+    }
+}
+
+Test(translator_verify, accepts_flat_code)
+{
+    setup_flat();
+    cr_expect_eq(engine()->stats.rejected, 0);
+    each_block(misled_links);
+    cr_expect_gt(n_inlined, 0);
+    diff_guest_stop(&guest);
+}
+
+static const struct damage flat_damage[] = {
+    {"RSI that is not in the window", FIND(0x4a, 0x8d, 0x34, 0x1e), PUT(0x0f, 0x1f, 0x40, 0)},
+    {"RDI that is not in the window", FIND(0x4a, 0x8d, 0x3c, 0x1f), PUT(0x0f, 0x1f, 0x40, 0)},
+    {"a sum of 32 bits", FIND(0x4a, 0x8d, 0x34, 0x1e), PUT(0x42)},
+    {"an index times 2", FIND(0x4a, 0x8d, 0x3c, 0x1f), PUT(-1, -1, -1, 0x5f)},
+    {"ESI stays the host's", FIND(0x42, 0x8d, 0x74, 0x1e, 0x01), PUT(0x0f, 0x1f, 0x44, 0, 0)},
+    {"EDI stays the host's", FIND(0x42, 0x8d, 0x7c, 0x1f, 0x01), PUT(0x0f, 0x1f, 0x44, 0, 0)},
+    {"ESI with 64 bits", FIND(0x42, 0x8d, 0x74, 0x1e, 0x01), PUT(0x4a)},
+    {"one less than the guest's", FIND(0x42, 0x8d, 0x74, 0x1e, 0x01), PUT(-1, -1, -1, -1, 0)},
+    {"ESI from RDI", FIND(0x42, 0x8d, 0x74, 0x1e, 0x01), PUT(-1, -1, -1, 0x1f)},
+    {"the window's base added again", FIND(0x49, 0xf7, 0xd3), PUT(0x0f, 0x1f, 0x00)},
+    {"elements of eight bytes", FIND(0xf3, 0xa6), PUT(0x48)},
+    {"another string instruction", FIND(0xf3, 0xa6), PUT(-1, 0xaa)},
+    {"one with 32-bit addresses", FIND(0xf3, 0xa6), PUT(0x67)},
+};
+
+Test(translator_verify, refuses_damaged_flat_code)
+{
+    setup_flat();
+    list = flat_damage;
+    n_list = sizeof flat_damage / sizeof flat_damage[0];
+    each_block(apply);
+    for (unsigned i = 0; i < n_list; i++)
+        cr_expect_gt(applied_to[i], 0, "%s: no place for it was found", list[i].what);
+    diff_guest_stop(&guest);
+}
+
+Test(translator_verify, refuses_a_wrong_side_table_of_flat_code)
+{
+    setup_flat();
+    each_block(wrong_side_table);
+    cr_expect_gt(seen, 4);
+    diff_guest_stop(&guest);
+}
