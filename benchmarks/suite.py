@@ -54,6 +54,11 @@ PROGRAMS = [
     ("openssl-aes-gcm", "compute64 float", "16 KiB", "speed +F: -evp aes-256-gcm"),
     ("openssl-sha256", "compute64 float", "16 KiB", "speed +F: -evp sha256"),
     ("openssl-rsa-sign", "compute64 float", "signature", "speed +F2: rsa2048"),
+    # Dynamically linked programs that do nothing: what their libraries cost each process.
+    ("start-perl", "system", "5 processes",
+     "sh {seconds} for i in 1 2 3 4 5; do LC_ALL=C perl -e 'print 1'; done"),
+    ("start-lua", "system", "5 processes",
+     "sh {seconds} for i in 1 2 3 4 5; do lua5.4 -e 'print(1)'; done"),
     ("make", "system", "project",
      "sh {seconds} rm -rf /tmp/m && mkdir /tmp/m && make -s -f /data/Makefile OUT=/tmp/m && "
      "md5sum < /tmp/m/libstb.a"),

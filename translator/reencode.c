@@ -87,6 +87,21 @@ void reencode_mem(struct emitter *e, const struct insn *in, const struct memref 
     emit_operand(e, in, reg3, ref);
 }
 
+void reencode_state(struct emitter *e, const struct insn *in, uint32_t off)
+{
+    unsigned rex = in->rex & 0x4c;
+    e8(e, 0x65);
+    emit_prefixes(e, in);
+    if (rex)
+        e8(e, (uint8_t)(rex | 0x40));
+    e_bytes(e, in->raw + in->prefix_len, in->opcode_off - in->prefix_len + 1u);
+    e8(e, (uint8_t)((in->modrm & 0x38) | 4));
+    e8(e, 0x25);
+    e32(e, off);
+    if (in->imm_size)
+        e_bytes(e, in->raw + in->imm_off, in->imm_size);
+}
+
 void reencode_plain(struct emitter *e, const struct insn *in)
 {
     emit_prefixes(e, in);

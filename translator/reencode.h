@@ -24,6 +24,9 @@ struct memref {
 void reencode_mem(struct emitter *e, const struct insn *in, const struct memref *ref, unsigned reg,
                   unsigned vvvv);
 
+/* An instruction of ENC_LEGACY on registers with gs:[off] in place of the one in ModRM.rm. */
+void reencode_state(struct emitter *e, const struct insn *in, uint32_t off);
+
 /* The instruction as it is but without segment and address-size prefixes (implicit operands). */
 void reencode_plain(struct emitter *e, const struct insn *in);
 

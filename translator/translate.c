@@ -672,6 +672,27 @@ static void rule_divide(struct xlate *x, const struct insn *in, unsigned i)
     e_with_r11(e, in, in->opcode, in->modrm >> 3 & 7);
 }
 
+/* Is an instruction of registers, with R10 or R11 as the one in ModRM.rm, the same with eight bytes of memory
+ * in place of that?  Not where 32 bits are written, which clears the others, nor where a memory operand means
+ * more (BT, XCHG), or gives other undefined flags (shifts by more than 1, multiplications). */
+static bool same_on_memory(const struct insn *in)
+{
+    unsigned op = in->opcode, ext = in->modrm >> 3 & 7;
+    bool written = in->gpr_written >> in->rm & 1;
+    if (in->enc != ENC_LEGACY || !(in->flags & INSN_RM_GPR) || in->mod != 3 ||
+        (in->rm != R10 && in->rm != R11) || (written && in->map == MAP_ONE && in->op_size == 4 && (op & 1)) ||
+        ((in->flags & INSN_REG_GPR) && (in->reg == R10 || in->reg == R11)) ||
+        ((in->gpr_read | in->gpr_written) >> (in->rm ^ R10 ^ R11) & 1))
+        return false;
+    if (in->map == MAP_ONE)
+        return (op < 0x40 && (op & 7) < 4) || op == 0x63 || op == 0x69 || op == 0x6b || op == 0x80 ||
+               op == 0x81 || op == 0x83 || op == 0x84 || op == 0x85 || (op >= 0x88 && op <= 0x8b) ||
+               op == 0xc6 || op == 0xc7 || op == 0xd0 || op == 0xd1 ||
+               ((op == 0xf6 || op == 0xf7) && ext < 4) || ((op == 0xfe || op == 0xff) && ext < 2);
+    return in->map == MAP_0F && ((op >= 0x40 && op <= 0x4f) || (op >= 0x90 && op <= 0x9f) || op == 0xaf ||
+                                 op == 0xb6 || op == 0xb7 || op == 0xbe || op == 0xbf);
+}
+
 static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
 {
     struct emitter *e = &x->e;
@@ -717,6 +738,11 @@ static void rule_copy(struct xlate *x, const struct insn *in, unsigned i)
     }
     if (x->native_stack && ((in->gpr_read | in->gpr_written) >> RSP & 1)) {
         stack_copy(x, in, !(x->live[i + 1] & in->flags_written));
+        return;
+    }
+    if (same_on_memory(in)) {
+        reencode_state(e, in, GPR_OFF(in->rm));
+        x->r11_kept = true;
         return;
     }
     /* Registers only: verbatim, around the two registers that live in memory. */
@@ -768,6 +794,32 @@ void lower_write_gpr(struct xlate *x, unsigned reg, unsigned src, unsigned size)
     }
 }
 
+static bool lives_in_memory(unsigned reg)
+{
+    return reg == R10 || reg == R11;
+}
+
+/* LEA of a sum with R10 or R11 in it to another register: as it is, with that in a scratch register. */
+static bool lea_of_away(struct xlate *x, const struct insn *in)
+{
+    struct emitter *e = &x->e;
+    unsigned base = in->mem.base, index = in->mem.index;
+    if (in->addr_size != 8 || in->op_size < 4 || in->mem.disp != (int32_t)in->mem.disp ||
+        base >= 16 || lives_in_memory(in->reg) || lives_in_memory(base) == lives_in_memory(index))
+        return false;
+    e_load_gs(e, R10, GPR_OFF(lives_in_memory(base) ? base : index));
+    if (lives_in_memory(base))
+        base = R10;
+    else
+        index = R10;
+    if (in->op_size == 4)
+        e_lea32(e, in->reg, base, index, in->mem.scale, (int32_t)in->mem.disp);
+    else
+        e_lea(e, in->reg, base, index, in->mem.scale, (int32_t)in->mem.disp);
+    x->r11_kept = true;
+    return true;
+}
+
 static void rule_lea(struct xlate *x, const struct insn *in)
 {
     if (is_legacy(x)) {
@@ -787,6 +839,8 @@ static void rule_lea(struct xlate *x, const struct insn *in)
         stack_lea(x, in);
         return;
     }
+    if (lea_of_away(x, in))
+        return;
     if (in->mem.base == BASE_RIP || in->mem.base == R10 || in->mem.base == R11 ||
         in->mem.index == R10 || in->mem.index == R11 || in->reg == R10 || in->reg == R11) {
         lower_ea(x, in, &in->mem, in->addr_size, 0, false);
