@@ -41,6 +41,7 @@ struct move {
     int64_t meta;  /* metadata */
     uint32_t code; /* code */
     uint8_t id[2]; /* window of the block: before, after */
+    bool as_new;   /* it is to be as the translator leaves it, for the verifier */
 };
 
 static void *meta_of(const struct move *m, const void *p)
@@ -189,7 +190,7 @@ static bool fill_in(const struct move *m, uint8_t *code)
         f->prev = NULL;
         f->closed += m->code;
         /* In a young address space links to other pages do not come to be open: they need not try. */
-        if (tb->key & KEY_YOUNG)
+        if ((tb->key & KEY_YOUNG) && !m->as_new)
             set_jump(m, &f->link, code, f->closed);
     }
     for (unsigned i = 0; i < tb->n_reloc; i++)
@@ -209,7 +210,7 @@ static uint32_t links_taken(const struct tb *tb)
 }
 
 /* With the lock held. The model may be dead afterwards. */
-static struct tb *move_one(struct vcpu *v, struct tb *model, uint64_t gva)
+static struct tb *move_one(struct vcpu *v, struct tb *model, uint64_t gva, bool as_new)
 {
     struct bt_engine *bt = v->engine->bt;
     /* Larger tables take a system call, which is for the translator. */
@@ -231,6 +232,7 @@ static struct tb *move_one(struct vcpu *v, struct tb *model, uint64_t gva)
         .meta = (intptr_t)tb - (intptr_t)model,
         .code = r->code_x + r->code_used - model->entry_ind,
         .id = {(uint8_t)(model->gva >> WINDOW_SHIFT), (uint8_t)(gva >> WINDOW_SHIFT)},
+        .as_new = as_new,
     };
     copy(tb, model, model->meta_size);
     copy(code, bt->code_w + (model->entry_ind - bt->code_x), size);
@@ -262,7 +264,7 @@ static struct tb *neighbour(struct vcpu *v, struct batch *b, const struct tb *tb
     if (there || b->n >= b->most || !(model = cache_model(bt, gpa, tb->key)))
         return there;
     b->taken[b->n] = links_taken(model);
-    there = move_one(v, model, gva);
+    there = move_one(v, model, gva, false);
     if (there)
         b->tb[b->n++] = there;
     return there;
@@ -304,7 +306,7 @@ struct tb *move_block(struct vcpu *v, uint64_t gva, uint64_t gpa, uint32_t key, 
     model = cache_model(bt, gpa, key);
     if (model) {
         b.taken[0] = links_taken(model);
-        b.tb[0] = move_one(v, model, gva);
+        b.tb[0] = move_one(v, model, gva, most == 1);
         b.n = !!b.tb[0];
     }
     for (unsigned i = 0; i < b.n && most > 1; i++)

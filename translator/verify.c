@@ -1050,6 +1050,25 @@ static void proves(struct state *s, const struct state *before, const cs_x86_op 
     }
 }
 
+/* Is this a value of the guest's, of which less may be known without harm? What the host's addresses are made
+ * of stays that. */
+static bool guest_value(const struct value *x, unsigned reg)
+{
+    switch (x->meaning) {
+    case M_NONE:
+    case M_NEAR:
+    case M_CONST:
+        return true;
+    case M_BOUND:
+    case M_NOT:
+    case M_ROTATED:
+    case M_ID:
+        return reg != R10 && reg != R11;
+    default:
+        return false;
+    }
+}
+
 /* The state on the edge of a conditional jump where the condition does not hold. */
 static void not_taken(struct state *s, unsigned id)
 {
@@ -1065,8 +1084,7 @@ static void not_taken(struct state *s, unsigned id)
     } else if (id == X86_INS_JNE && s->cmp == CMP_SIGNED) {
         for (unsigned r = 0; r < 16; r++)
             if (s->reg[r].vn == s->cmp_vn && s->reg[r].drift == s->cmp_drift &&
-                (s->reg[r].meaning == M_NONE || s->reg[r].meaning == M_NEAR ||
-                 s->reg[r].meaning == M_CONST))
+                guest_value(&s->reg[r], r))
                 s->reg[r] = (struct value){.vn = s->cmp_vn,
                                            .drift = s->cmp_drift,
                                            .narrow = s->reg[r].narrow,

@@ -163,6 +163,23 @@ TEST(moved, calls_and_operands)
         }
 }
 
+/* Address spaces that have just come up, which an engine may treat in another way. */
+TEST(moved, new_address_spaces)
+{
+    u64 *before = pml4;
+    make_pages();
+    for (unsigned i = 0; i < BASES; i++)
+        map_at(bases[i]);
+    for (unsigned n = 0; n < 3 * BASES; n++) {
+        u64 *space = (u64 *)page_alloc();
+        memcpy(space, before, 4096);
+        write_cr3((u64)space);
+        check_main(bases[n % BASES], 300);
+        check_main(bases[(n + 1) % BASES], 2);
+        write_cr3((u64)before);
+    }
+}
+
 static void check_fault(u64 base, const u8 *label, unsigned off, unsigned vector, u64 error)
 {
     struct regs r = regs_at(base, label);

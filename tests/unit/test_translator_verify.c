@@ -116,6 +116,22 @@ static const uint8_t loop[] = {
     0x75, 0xe8,                         /* jne 1b              */
 };
 
+/* Indexes that are no more than 32 bits by a check, whatever has been done to them before. */
+static const uint8_t indexes[] = {
+    0x48, 0xc7, 0xc0, 0xfe, 0xff, 0xff, 0xff, /* mov rax, -2          */
+    0x48, 0xf7, 0xd0,                         /* not rax              */
+    0x48, 0x8b, 0x0c, 0xc3,                   /* mov rcx, [rbx+rax*8] */
+    0x31, 0xc0,                               /* xor eax, eax         */
+    0x48, 0x89, 0xc2,                         /* mov rdx, rax         */
+    0x48, 0x21, 0xda,                         /* and rdx, rbx         */
+    0x48, 0x29, 0xd2,                         /* sub rdx, rdx         */
+    0x48, 0x83, 0xe2, 0xf0,                   /* and rdx, -16         */
+    0x48, 0x8b, 0x0c, 0x93,                   /* mov rcx, [rbx+rdx*4] */
+    0x85, 0xc0,                               /* test eax, eax        */
+    0x74, 0x01,                               /* je +1                */
+    0x90,
+};
+
 /* What is known of RDX is known behind operations of bytes, which leave it alone. */
 static const uint8_t bytes[] = {
     0x48, 0x89, 0xda,             /* mov rdx, rbx  */
@@ -229,6 +245,8 @@ static void setup(unsigned mode)
         run(3, loop, sizeof loop);
     for (unsigned i = 0; i < 3; i++)
         run(3, bytes, sizeof bytes);
+    for (unsigned i = 0; i < 3; i++)
+        run(3, indexes, sizeof indexes);
     for (unsigned cpl = 0; cpl <= 3; cpl += 3)
         for (unsigned i = 0; i < 3; i++)
             run(cpl, stack, sizeof stack);
