@@ -58,8 +58,9 @@ def arguments():
     parser.add_argument("--seconds", type=float, help="least time for each benchmark, default 0.5")
     parser.add_argument("--short", action="store_true", help="the form for CI; fails on a bound")
     parser.add_argument("--turns", type=float, metavar="SECONDS",
-                        help="run all environments in turns of 150 ms, for so many seconds each, and "
-                             "print CPU time a round: tells effects of 3 %% on a busy machine")
+                        help="run all environments in turns of a fraction of a second, for so many seconds "
+                             "each, and print CPU time a round (of rsbench's programs what they say): "
+                             "tells effects of 3 %% on a busy machine")
     parser.add_argument("--against", metavar="OLD.json", help="show the change since that run")
     parser.add_argument("--json", metavar="FILE", help="write every sample and the medians")
     parser.add_argument("--html", metavar="FILE", help="write a page with plots")

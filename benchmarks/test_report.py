@@ -142,6 +142,13 @@ class Turns(unittest.TestCase):
         self.assertAlmostEqual(out["e1"][0] / out["e0"][0], 2, delta=0.4)
         self.assertIn(f"({out['e0'][1]})", "\n".join(turns.table({"b": out}, ["e0", "e1"])))
 
+    def test_figures_of_the_program(self):
+        line = "RESULT b {} 9 0000000000000000 1\\nGUEST-END b 0"
+        out = self.play(*(f"while True: work(0.02); print('{line.format(n)}')" for n in (10.5, 21)))
+        self.assertAlmostEqual(out["e0"][0], 10.5e-9)
+        self.assertAlmostEqual(out["e1"][0], 21e-9)
+        self.assertIn("10.50 ns", "\n".join(turns.table({"b": out}, ["e0", "e1"])))
+
     def test_what_fails_says_so(self):
         self.assertIn("e0: ended", self.play("work(0.01)"))
         self.assertIn("failed", self.play("print('GUEST-END b signal 11'); work(100)"))
