@@ -188,12 +188,16 @@ static inline void e_mov_imm(struct emitter *e, unsigned reg, uint64_t v)
     }
 }
 
-/* The same for an address that is as far from the block's as it is now wherever that is moved to. Of
- * blocks that can be moved it has more than 32 bits (reloc_possible()). */
+/* The same for an address that is as far from the block's as it is now wherever that is moved to.  One of 32
+ * bits has been cut (66H before a jump, on AMD's processors), for blocks that can be moved lie above those
+ * (move_possible()). */
 static inline void e_mov_gva(struct emitter *e, unsigned reg, uint64_t v, enum reloc_kind kind)
 {
     e_mov_imm(e, reg, v);
-    e_reloc(e, kind, 8);
+    if (v <= 0xffffffffu || (int64_t)v == (int32_t)v)
+        e->reloc = NULL;
+    else
+        e_reloc(e, kind, 8);
 }
 
 /* The same for the address of metadata of the block's. */
