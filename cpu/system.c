@@ -259,7 +259,7 @@ static enum cpu_result set_cr3(struct vcpu *v, uint64_t value)
         return CPU_EXCEPTION;
     /* With another table than the PCID had before this is a flush, which is allowed: what is remembered of
      * a PCID is always of one table, and INVLPG there finds it. */
-    uint64_t *last = &v->pcid_cr3[v->cr4 & CR4_PCIDE ? value & 0xfff : 0];
+    uint64_t *last = &v->pcid_cr3[vcpu_pcid_of(v, value)];
     bool same = value == v->cr3, flush = !keep || *last != value;
     v->cr3 = *last = value;
     if (flush)
@@ -455,7 +455,7 @@ enum cpu_result cpu_invpcid(struct vcpu *v, uint64_t type, const uint64_t desc[2
         return gp0(v);
     if (type == 0 && !mmu_canonical(desc[1]))
         return gp0(v);
-    bool current = pcid == (v->cr4 & CR4_PCIDE ? v->cr3 & 0xfff : 0);
+    bool current = pcid == vcpu_pcid_of(v, v->cr3);
     switch (type) {
     case 0:
         if (current)

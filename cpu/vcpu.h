@@ -318,6 +318,12 @@ void vcpu_free(struct vcpu *v);
 
 /* -- The mode (SDM vol. 1, 3.1 and vol. 3, 2.2). ------------------------------------------------- */
 
+/* The PCID that a value of CR3 stands for (SDM vol. 3, 4.10.1). */
+static inline unsigned vcpu_pcid_of(const struct vcpu *v, uint64_t cr3)
+{
+    return v->cr4 & CR4_PCIDE ? cr3 & 0xfff : 0;
+}
+
 /* 64-bit mode. */
 static inline bool vcpu_long64(const struct vcpu *v)
 {

@@ -216,11 +216,6 @@ int mmu_translate_near(struct vcpu *v, uint64_t gva, unsigned access, struct mmu
 
 /* -- Other PCIDs ------------------------------------------------------------------------------- */
 
-static unsigned pcid_of(const struct vcpu *v, uint64_t cr3)
-{
-    return v->cr4 & CR4_PCIDE ? cr3 & 0xfff : 0;
-}
-
 static void forget_kept(struct vcpu *v)
 {
     for (unsigned i = 0; i < STLB_KEPT_SPACES; i++)
@@ -231,7 +226,7 @@ static void forget_kept_pcid(struct vcpu *v, unsigned pcid)
 {
     uint64_t *cr3 = &v->stlb_kept_cr3[pcid % STLB_KEPT_SPACES];
 
-    if (pcid_of(v, *cr3) == pcid)
+    if (vcpu_pcid_of(v, *cr3) == pcid)
         *cr3 = ~0ull;
 }
 
@@ -241,12 +236,12 @@ static void keep_user(struct vcpu *v)
     const struct soft_tlb_map *map = &v->stlb_map[0];
     struct stlb_kept *k = NULL;
 
-    if (pcid_of(v, v->stlb_cr3) == pcid_of(v, v->cr3))
+    if (vcpu_pcid_of(v, v->stlb_cr3) == vcpu_pcid_of(v, v->cr3))
         return;
     for (unsigned word = 0; word < MAP_WORDS; word++)
         for (uint64_t bits = map->filled[word] & ~map->global[word]; bits; bits &= bits - 1) {
             if (!k) {
-                unsigned i = pcid_of(v, v->stlb_cr3) % STLB_KEPT_SPACES;
+                unsigned i = vcpu_pcid_of(v, v->stlb_cr3) % STLB_KEPT_SPACES;
                 v->stlb_kept_cr3[i] = v->stlb_cr3;
                 k = &v->stlb_kept[i];
                 k->n = 0;
@@ -288,7 +283,7 @@ static void bring_back(struct vcpu *v, const struct stlb_kept *k)
 /* After that, if the new PCID's translations are as they were when it was left. */
 static void return_user(struct vcpu *v)
 {
-    unsigned pcid = pcid_of(v, v->cr3);
+    unsigned pcid = vcpu_pcid_of(v, v->cr3);
 
     if (v->stlb_kept_cr3[pcid % STLB_KEPT_SPACES] == v->cr3)
         bring_back(v, &v->stlb_kept[pcid % STLB_KEPT_SPACES]);
@@ -352,7 +347,7 @@ void mmu_flush_nonglobal(struct vcpu *v)
 {
     keep_user(v);
     drop_nonglobal(v);
-    forget_kept_pcid(v, pcid_of(v, v->cr3));
+    forget_kept_pcid(v, vcpu_pcid_of(v, v->cr3));
     v->stlb_cr3 = v->cr3;
     engine_on_mmu_flush(v, MMU_FLUSHED_NONGLOBAL, 0);
 }

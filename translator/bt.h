@@ -830,11 +830,6 @@ void system_calls_emit(struct bt_engine *bt, struct emitter *e);
 /* Translates an instruction address to a GPA through the exec TLB. 0 or -1 with v->exc. */
 int exec_translate(struct vcpu *v, uint64_t gva, uint64_t *gpa);
 uint32_t bt_current_key(const struct vcpu *v);
-/* The PCID that a value of CR3 stands for. */
-static inline unsigned bt_pcid_of(const struct vcpu *v, uint64_t cr3)
-{
-    return v->cr4 & CR4_PCIDE ? cr3 & 0xfff : 0;
-}
 static inline uint64_t bt_current_cs(const struct vcpu *v)
 {
     const struct segment *cs = &v->seg[SEG_CS];

@@ -172,7 +172,7 @@ static uint32_t spaces_of(const struct vcpu *v, const struct far_links *f, unsig
 {
     uint32_t mask = 0;
     for (unsigned as = 0; as < AS_GLOBAL; as++)
-        if (f->owner[as].stamp && bt_pcid_of(v, f->owner[as].cr3) == pcid)
+        if (f->owner[as].stamp && vcpu_pcid_of(v, f->owner[as].cr3) == pcid)
             mask |= 1u << as;
     return mask;
 }
@@ -228,7 +228,7 @@ void far_links_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
         break;
     }
     case MMU_FLUSHED_NONGLOBAL:
-        forget_pcid(v, f, bt_pcid_of(v, v->cr3));
+        forget_pcid(v, f, vcpu_pcid_of(v, v->cr3));
         use_space(v, f);
         close_unknown(bt);
         break;
@@ -246,7 +246,7 @@ void far_links_flush(struct vcpu *v, enum mmu_flush_kind kind, uint64_t gva)
             struct far_page *p = &f->page[i];
             if ((p->gva & ~1ull) != page || !p->known)
                 continue;
-            forget_page(f, p, spaces_of(v, f, bt_pcid_of(v, v->cr3)) | 1u << AS_GLOBAL);
+            forget_page(f, p, spaces_of(v, f, vcpu_pcid_of(v, v->cr3)) | 1u << AS_GLOBAL);
             if (p->open) {
                 set_open(bt, p, false);
                 f->unstable = true;

@@ -103,7 +103,7 @@ static bool key_of_view(const struct vcpu *v, bool user, struct window_key *key)
     uint64_t e = __atomic_load_n((uint64_t *)(v->ram->base + gpa), __ATOMIC_RELAXED);
     if (!(e & 1))
         return false;
-    unsigned pcid = v->cr4 & CR4_PCIDE ? v->cr3 & 0xfff : 0;
+    unsigned pcid = vcpu_pcid_of(v, v->cr3);
     *key = (struct window_key){.pdpt_gpa = e & 0x000ffffffffff000ull,
                                .tag = (uint16_t)(FLAT_COMPAT | pcid)};
     return true;

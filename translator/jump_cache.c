@@ -91,13 +91,13 @@ void jump_cache_insert(struct vcpu *v, struct tb *tb)
 /* The record of a PCID, or of another that shares its place. */
 static struct as_record *record_of(const struct vcpu *v, uint64_t cr3)
 {
-    return &v->engine->as[bt_pcid_of(v, cr3) % AS_RECORDS];
+    return &v->engine->as[vcpu_pcid_of(v, cr3) % AS_RECORDS];
 }
 
 void jump_cache_flush_pcid(struct vcpu *v, unsigned pcid)
 {
     struct as_record *r = &v->engine->as[pcid % AS_RECORDS];
-    if (bt_pcid_of(v, r->cr3) == pcid)
+    if (vcpu_pcid_of(v, r->cr3) == pcid)
         r->n = 0;
 }
 
@@ -142,12 +142,12 @@ static void save_user_half(struct vcpu *v)
 void jump_cache_switch(struct vcpu *v, bool flushed)
 {
     struct engine_vcpu *ev = v->engine;
-    if (!flushed || bt_pcid_of(v, ev->jc_cr3) != bt_pcid_of(v, v->cr3))
+    if (!flushed || vcpu_pcid_of(v, ev->jc_cr3) != vcpu_pcid_of(v, v->cr3))
         save_user_half(v);
     else
         jump_cache_flush_half(v, 0);
     if (flushed)
-        jump_cache_flush_pcid(v, bt_pcid_of(v, v->cr3));
+        jump_cache_flush_pcid(v, vcpu_pcid_of(v, v->cr3));
     if (!(ev->key_seen[0] & KEY_LEGACY)) /* the half is empty: it may serve the other kind of code */
         ev->key_seen[0] = (ev->key_seen[0] & ~(uint32_t)KEY_YOUNG) | (ev->young.now ? KEY_YOUNG : 0);
     ev->jc_cr3 = v->cr3;

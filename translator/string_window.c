@@ -96,9 +96,12 @@ static void e_string(struct emitter *e, const struct insn *in)
     e8(e, in->opcode);
 }
 
-static unsigned side_kind_of(bool src, bool dst)
+/* The same while its registers, those of the operands it has, hold host addresses. */
+static void on_host_addresses(struct xlate *x, const struct insn *in, bool src, bool dst)
 {
-    return src && dst ? SIDE_STRING_BOTH : src ? SIDE_STRING_RSI : SIDE_STRING_RDI;
+    side_mark(x, src && dst ? SIDE_STRING_BOTH : src ? SIDE_STRING_RSI : SIDE_STRING_RDI);
+    e_string(&x->e, in);
+    side_mark(x, SIDE_INSIDE);
 }
 
 static void string_in_flat_window(struct xlate *x, const struct insn *in, bool src, bool dst)
@@ -109,9 +112,7 @@ static void string_in_flat_window(struct xlate *x, const struct insn *in, bool s
         e_lea(e, RSI, RSI, R11, 1, 0);
     if (dst)
         e_lea(e, RDI, RDI, R11, 1, 0);
-    side_mark(x, side_kind_of(src, dst));
-    e_string(e, in);
-    side_mark(x, SIDE_INSIDE);
+    on_host_addresses(x, in, src, dst);
     e_not(e, R11);
     x->r11_id = 0;
     if (src)
@@ -151,9 +152,7 @@ enum string_form lower_string(struct xlate *x, const struct insn *in)
         e_lea(e, RSI, RSI, of_src, 1, 0);
     if (dst)
         e_lea(e, RDI, RDI, R11, 1, 0);
-    side_mark(x, side_kind_of(src, dst));
-    e_string(e, in);
-    side_mark(x, SIDE_INSIDE);
+    on_host_addresses(x, in, src, dst);
     if (src && dst)
         e_not(e, R10);
     e_not(e, R11);

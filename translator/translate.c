@@ -841,8 +841,8 @@ static void rule_lea(struct xlate *x, const struct insn *in)
     }
     if (lea_of_away(x, in))
         return;
-    if (in->mem.base == BASE_RIP || in->mem.base == R10 || in->mem.base == R11 ||
-        in->mem.index == R10 || in->mem.index == R11 || in->reg == R10 || in->reg == R11) {
+    if (in->mem.base == BASE_RIP || lives_in_memory(in->mem.base) || lives_in_memory(in->mem.index) ||
+        lives_in_memory(in->reg)) {
         lower_ea(x, in, &in->mem, in->addr_size, 0, false);
         lower_write_gpr(x, in->reg, R10, in->op_size);
     } else {

@@ -46,7 +46,7 @@ static void set_delta(struct vcpu *v, unsigned id, uint64_t delta)
 
 static unsigned current_pcid(const struct vcpu *v)
 {
-    return bt_pcid_of(v, v->cr3);
+    return vcpu_pcid_of(v, v->cr3);
 }
 
 /* -- What the tables say in other address spaces -------------------------------------------------- */
@@ -67,7 +67,7 @@ static void forget_all_deltas(struct engine_vcpu *ev)
 static void forget_deltas(const struct vcpu *v, unsigned pcid)
 {
     struct engine_vcpu *ev = v->engine;
-    if (bt_pcid_of(v, ev->as_deltas[pcid % AS_RECORDS].cr3) == pcid)
+    if (vcpu_pcid_of(v, ev->as_deltas[pcid % AS_RECORDS].cr3) == pcid)
         ev->as_deltas[pcid % AS_RECORDS].cr3 = ~0ull;
 }
 
